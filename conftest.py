@@ -1,0 +1,12 @@
+"""Names that the examples in docstrings and in the README use without importing them."""
+
+import pytest
+import torch
+
+from lorentzkit import ops
+
+
+@pytest.fixture(autouse=True)
+def _doctest_names(doctest_namespace: dict[str, object]) -> None:
+    doctest_namespace["torch"] = torch
+    doctest_namespace.update({name: getattr(ops, name) for name in ops.__all__})

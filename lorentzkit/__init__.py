@@ -1,0 +1,12 @@
+"""Differentiable hyperbolic geometry for PyTorch.
+
+`lorentzkit.ops` holds the geometry as plain functions of tensors. `lorentzkit.manifolds` makes it
+a geoopt manifold for Riemannian optimisers, and is imported only when asked for: importing
+`lorentzkit` loads nothing beyond PyTorch.
+"""
+
+from lorentzkit import ops
+
+__version__ = "0.1.0"
+
+__all__ = ["__version__", "ops"]

@@ -1,0 +1,143 @@
+"""Argument handling: errors that name the argument, promotion, the clamp to the dtype's range.
+
+Checks of types and shapes always run. Checks of *values* need the numbers: they run in eager mode
+and are left out under ``torch.compile`` and ``torch.func``, where an invalid value gives NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lorentzkit._numerics import dot, largest_radius, scale_of
+
+SMALLEST_CURV, LARGEST_CURV = 1e-20, 1e20
+
+
+def floating(name: str, value: object) -> Tensor:
+    """``value`` if it is a floating-point tensor with at least one dimension."""
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name}: expected a floating-point torch.Tensor, got {type(value).__name__}; "
+            f"convert it with torch.as_tensor"
+        )
+    if not value.is_floating_point():
+        raise TypeError(
+            f"{name}: expected a floating-point tensor, got {value.dtype}; "
+            f"convert it with .float() or .double()"
+        )
+    return value
+
+
+def vectors(**tensors: object) -> list[Tensor]:
+    """Floating tensors ``(..., D)`` with one and the same D >= 1."""
+    checked = [floating(name, value) for name, value in tensors.items()]
+    for name, tensor in zip(tensors, checked, strict=True):
+        if tensor.dim() == 0 or tensor.shape[-1] == 0:
+            raise ValueError(
+                f"{name}: expected space components (..., D) with D >= 1, "
+                f"got shape {tuple(tensor.shape)}"
+            )
+    if len({tensor.shape[-1] for tensor in checked}) > 1:
+        got = ", ".join(f"{n} {tuple(t.shape)}" for n, t in zip(tensors, checked, strict=True))
+        raise ValueError(
+            f"{', '.join(tensors)}: expected one trailing size D, got {got}; "
+            f"points are their D space components (drop_time converts D + 1 components)"
+        )
+    return checked
+
+
+def values_known(tensor: Tensor) -> bool:
+    """Whether a check may look at the numbers: not while compiling, not inside ``torch.func``."""
+    if torch.compiler.is_compiling() or tensor.is_meta:
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is None
+
+
+def require(condition: Tensor, message: str) -> None:
+    """Raise ValueError unless every element of ``condition`` holds; needs known values."""
+    if values_known(condition) and not bool(condition.all()):
+        raise ValueError(message)
+
+
+def curvature(curv: object, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``curv`` as a tensor ``(..., 1)``, broadcast against the leading dimensions of the points."""
+    if isinstance(curv, Tensor):
+        c = floating("curv", curv).to(device if curv.dim() == 0 else curv.device, dtype)
+        c = c.unsqueeze(-1)
+        valid = (c >= SMALLEST_CURV) & (c <= LARGEST_CURV)
+        # On an accelerator the check would stop the queue at every op: invalid values are NaN.
+        if c.device.type == "cpu" and values_known(c) and not bool((valid | c.isnan()).all()):
+            raise ValueError(_bad_curvature(f"a tensor with minimum {float(curv.min()):g}"))
+        return torch.where(valid, c, torch.nan)
+    if isinstance(curv, bool) or not isinstance(curv, (int, float)):
+        raise TypeError(f"curv: expected a float or a floating tensor, got {type(curv).__name__}")
+    if not SMALLEST_CURV <= curv <= LARGEST_CURV:
+        raise ValueError(_bad_curvature(repr(curv)))
+    return torch.full((1,), float(curv), dtype=dtype, device=device)
+
+
+def _bad_curvature(got: str) -> str:
+    return (
+        f"curv: expected a positive number in [{SMALLEST_CURV:g}, {LARGEST_CURV:g}], got {got}; "
+        f"curv is the negative of the sectional curvature"
+    )
+
+
+def working_dtype(*values: object) -> torch.dtype:
+    """The dtype to compute in: torch's promotion of the tensors, but at least float32."""
+    dtype = torch.float32
+    for value in values:
+        # Like torch: a 0-dim tensor (a learnable curvature) does not widen those with dimensions.
+        if isinstance(value, Tensor) and value.dim() > 0:
+            dtype = torch.promote_types(dtype, value.dtype)
+    return dtype
+
+
+def points_and(
+    curv: object, points: Mapping[str, object], others: Mapping[str, object] | None = None
+) -> list[Tensor]:
+    """Checked, promoted ``[*points, *others, c]``: points clamped, ``c`` of shape ``(..., 1)``."""
+    named = {**points, **(others or {})}
+    tensors = vectors(**named)
+    dtype = working_dtype(*tensors, curv)
+    c = curvature(curv, dtype, tensors[0].device)
+    tensors = [tensor.to(dtype) for tensor in tensors]
+    if values_known(c):
+        _check_broadcast([*named, "curv"], [t.shape[:-1] for t in (*tensors, c)])
+    count = len(points)
+    return [*(clamp_norm(x, norm_limit(c)) for x in tensors[:count]), *tensors[count:], c]
+
+
+def _check_broadcast(names: list[str], shapes: list[torch.Size]) -> None:
+    try:
+        torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+    except RuntimeError:
+        got = ", ".join(f"{n} {tuple(s)}" for n, s in zip(names, shapes, strict=True))
+        raise ValueError(
+            f"{', '.join(names)}: leading dimensions do not broadcast: {got}; "
+            f"curv broadcasts against the leading dimensions (no trailing 1)"
+        ) from None
+
+
+def norm_limit(c: Tensor) -> Tensor:
+    """The largest Euclidean norm of a point: ``sinh(max_radius)/sqrt(c)``.
+
+    A hair more, so that the rounding of a point at that radius does not clamp it; and less for tiny
+    curvature, so that the cubes of lengths in derivatives with respect to ``c`` stay finite.
+    """
+    radius = math.sinh(largest_radius(c.dtype)) * (1 + 2.0**-12)
+    cube = 2.0**500 if c.dtype == torch.float64 else 2.0**62
+    return torch.minimum(radius / c.sqrt(), cube * c.sqrt().sqrt())
+
+
+def clamp_norm(x: Tensor, limit: Tensor) -> Tensor:
+    """``x`` shortened to Euclidean norm ``limit`` where it is longer; else ``x`` itself."""
+    scale = scale_of(x)
+    z = x / scale
+    n = dot(z, z).clamp_min(1.0).sqrt()  # >= 1 for all but denormal vectors, which never clamp
+    beyond = n > limit / scale
+    return torch.where(beyond, z / n * torch.where(beyond, limit, 1.0), x)

@@ -1,0 +1,158 @@
+"""Scalar functions and norms with exact values and exact derivatives.
+
+Two devices make every op of :mod:`lorentzkit.ops` exact, and both start here.
+
+*Analytic functions of squares.* ``sinh(t)/t`` and its relatives are analytic in ``z = t**2``;
+written in ``z``, with a series near 0, they have exact derivatives of every order at ``t = 0``,
+where the textbook form is ``0/0``.
+
+*A value and a derivative from different formulas.* The form of an expression that has no
+cancellation in its value is often not smooth (it uses polar coordinates), while the smooth one
+cancels. `carry` joins the value of the first with the derivatives, of every order, of the second.
+It needs no ``autograd.Function``: forward mode, ``torch.func`` and ``torch.compile`` see plain
+operations.
+
+All functions here keep the last dimension: scalars are of shape ``(..., 1)``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# Taylor coefficients in z, highest order first; enough for float64 where they are used (z <= 1).
+_SINHC = [1 / math.factorial(2 * k + 1) for k in range(10, -1, -1)]
+_COSH = [1 / math.factorial(2 * k) for k in range(10, -1, -1)]
+_COSH_LESS_SINHC = [2 * k / math.factorial(2 * k + 1) for k in range(11, 0, -1)]
+# asinh(sqrt z)/sqrt z; used for z <= 0.04 only, since it converges for |z| < 1.
+_ASINHC = [(-1) ** k * math.comb(2 * k, k) / (4**k * (2 * k + 1)) for k in range(12, -1, -1)]
+
+
+def largest_radius(dtype: torch.dtype) -> float:
+    """The largest ``sqrt(curv) * dist0(x, curv)`` of a point in this dtype (`ops.max_radius`)."""
+    return 300.0 if dtype == torch.float64 else 40.0
+
+
+def smallest_length(dtype: torch.dtype) -> float:
+    """Lengths under this one are not divided by: the gradient of a direction would overflow."""
+    return 2.0**-900 if dtype == torch.float64 else 2.0**-100
+
+
+def dot(x: Tensor, y: Tensor) -> Tensor:
+    """Euclidean inner product over the last dimension, kept: ``(..., D), (..., D) -> (..., 1)``."""
+    return (x * y).sum(-1, keepdim=True)
+
+
+def carry(value: Tensor, derivative: Tensor) -> Tensor:
+    """The value of the first argument with the derivatives, of all orders, of the second."""
+    return value.detach() + (derivative - derivative.detach())
+
+
+def scale_of(x: Tensor) -> Tensor:
+    """A positive constant ``(..., 1)`` to divide ``x`` by before squaring it; no gradient."""
+    return x.detach().abs().amax(-1, keepdim=True).clamp_min(smallest_length(x.dtype))
+
+
+def norm(x: Tensor) -> Tensor:
+    """Euclidean norm ``(..., D) -> (..., 1)`` without overflow or underflow; gradient 0 at 0."""
+    return polar(x)[0]
+
+
+def polar(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Norm ``(..., 1)`` and unit vector ``(..., D)``; the unit vector of 0 is 0, with gradient 0.
+
+    ``x`` is divided by its largest entry itself, not by a power of two: vectors that are exact
+    multiples of one another then get identical unit vectors, and an angle of exactly 0 or pi.
+    """
+    scale = scale_of(x)
+    z = x / scale
+    square = dot(z, z)
+    nonzero = square > 0
+    n = torch.where(nonzero, square, 1.0).sqrt()
+    r = torch.where(nonzero, scale * n, 0.0)
+    unit = z / n
+    # The derivative of a direction is 1/r: where that overflows the direction is held constant.
+    return r, torch.where(r > smallest_length(x.dtype), unit, unit.detach())
+
+
+def hypot(a: Tensor, b: Tensor) -> Tensor:
+    """``sqrt(a**2 + b**2)`` without overflow; gradient 0 at (0, 0), where torch's is NaN."""
+    zero = (a == 0) & (b == 0)
+    return torch.where(zero, 0.0, torch.hypot(torch.where(zero, 1.0, a), b))
+
+
+def _series(coefficients: Sequence[float], z: Tensor) -> Tensor:
+    total = torch.full_like(z, coefficients[0])
+    for coefficient in coefficients[1:]:
+        total = total * z + coefficient
+    return total
+
+
+def cosh_sinhc(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``cosh(t) e**-k``, ``sinh(t)/t e**-k`` and ``k`` for ``t = sqrt(z)``, ``z >= 0``.
+
+    ``k`` is 0 for ``z <= 1`` (there the functions are smooth in ``z``) and ``t`` beyond, so that
+    nothing overflows however large ``z`` is.
+    """
+    small = z <= 1
+    near = torch.where(small, z, 0.0)
+    t = torch.where(small, 1.0, z).sqrt()
+    decay = torch.exp(-2 * t)
+    cosh = torch.where(small, _series(_COSH, near), (1 + decay) / 2)
+    sinhc = torch.where(small, _series(_SINHC, near), (1 - decay) / (2 * t))
+    return cosh, sinhc, torch.where(small, 0.0, t)
+
+
+def sinhc(z: Tensor) -> Tensor:
+    """``sinh(sqrt z) / sqrt z`` for ``z >= 0``; 1 at 0."""
+    _, scaled, k = cosh_sinhc(z)
+    return scaled * torch.exp(k)
+
+
+def coth_excess(z: Tensor) -> Tensor:
+    """``(t coth t - 1) / t**2`` for ``t = sqrt(z)``, ``z >= 0``; 1/3 at 0."""
+    small = z <= 1
+    near, far = torch.where(small, z, 0.0), torch.where(small, 1.0, z)
+    t = far.sqrt()
+    return torch.where(
+        small, _series(_COSH_LESS_SINHC, near) / _series(_SINHC, near), (t / t.tanh() - 1) / far
+    )
+
+
+def asinhc(z: Tensor) -> Tensor:
+    """``asinh(sqrt z) / sqrt z`` for ``z >= 0``; 1 at 0."""
+    small = z <= 1
+    near = torch.where(small, z, 0.0)
+    # asinh t = 2 asinh(t / sqrt(2 (1 + sqrt(1 + t^2)))), twice: z <= 1 becomes z <= 0.05.
+    stretch = torch.ones_like(z)
+    for _ in range(2):
+        half = (1 + (1 + near).sqrt()) / 2
+        near = near / (4 * half)
+        stretch = stretch / half.sqrt()
+    t = torch.where(small, 1.0, z).sqrt()
+    return torch.where(small, stretch * _series(_ASINHC, near), torch.asinh(t) / t)
+
+
+def arsinh_length(r: Tensor, c: Tensor) -> Tensor:
+    """``asinh(sqrt(c) r) / sqrt(c)``: the geodesic distance that goes with the chord ``r``.
+
+    Small arguments use ``r * asinhc(c r**2)``, whose derivative in ``c`` does not cancel; large
+    ones the plain form, whose derivative in ``r`` does not.
+    """
+    z = c * r * r
+    small = z <= 1
+    root = c.sqrt()
+    plain = torch.asinh(root * torch.where(small, 0.0, r)) / root
+    return torch.where(small, r * asinhc(torch.where(small, z, 0.0)), plain)
+
+
+def exp_clamped(v: Tensor, k: Tensor, limit: Tensor) -> Tensor:
+    """``v * exp(k)``, shortened to Euclidean norm ``limit`` where it is longer; never overflows."""
+    k = k.clamp_max(2 * largest_radius(v.dtype) + 1)  # no two points are farther apart
+    growth = torch.exp(k)
+    n = norm(v)
+    beyond = n * growth > limit
+    return v * torch.where(beyond, limit / torch.where(beyond, n, 1.0), growth)

@@ -1,0 +1,142 @@
+"""Angles at the apex of a hyperbolic triangle with the origin, and entailment cones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lorentzkit._checks import points_and
+from lorentzkit._numerics import norm
+from lorentzkit._pairs import cosh_of, polar_pair, sinh_difference
+
+
+def exterior_angle(x: Tensor, y: Tensor, curv: float | Tensor = 1.0) -> Tensor:
+    r"""Exterior angle at the apex ``x`` of the triangle origin, x, y: pi - angle(O, x, y).
+
+    ``atan2(sinh b sin(theta), -sinh(a - b) - cosh a sinh b (1 - cos(theta)))`` with a, b the radii
+    times ``sqrt(curv)`` and theta the angle at the origin. It is 0 where y lies straight behind x.
+
+    Args:
+        x: apex, space components, ``(..., D)``.
+        y: space components, ``(..., D)``.
+        curv: positive, broadcasts against ``(...)``.
+
+    Returns:
+        ``(...)``, radians in [0, pi]. By convention 0, with gradient 0, where ``x = y`` (entailment
+        is reflexive) and where ``x = 0`` (the origin entails everything); pi where ``y = 0``.
+        Where the points are exactly aligned the transverse part of the gradient is 0.
+
+    Source: Desai et al. 2023, "Hyperbolic Image-Text Representations" (MERU), eq. 6; the form is
+    the hyperbolic law of sines and cosines, docs/numerics.md.
+
+    >>> x = torch.tensor([1.0, 0.0])
+    >>> exterior_angle(x, 2 * x), exterior_angle(x, torch.tensor([1.0, 1e-6]))
+    (tensor(0.), tensor(1.5708))
+    """
+    sine, cosine = _apex(*points_and(curv, {"x": x, "y": y}))
+    return torch.atan2(sine, cosine).squeeze(-1)
+
+
+def interior_angle(x: Tensor, y: Tensor, curv: float | Tensor = 1.0) -> Tensor:
+    r"""Interior angle at ``x`` of the triangle origin, x, y: ``pi - exterior_angle(x, y)``.
+
+    Computed directly, so that small angles keep their relative accuracy.
+
+    Args:
+        x: apex, space components, ``(..., D)``.
+        y: space components, ``(..., D)``.
+        curv: positive, broadcasts against ``(...)``.
+
+    Returns:
+        ``(...)``, radians in [0, pi]; pi, with gradient 0, where ``x = y`` or ``x = 0``.
+
+    Source: as `exterior_angle`.
+
+    >>> interior_angle(torch.tensor([2.0, 0.0]), torch.tensor([1.0, 0.0]))
+    tensor(0.)
+    """
+    sine, cosine = _apex(*points_and(curv, {"x": x, "y": y}))
+    return torch.atan2(sine, -cosine).squeeze(-1)
+
+
+def half_aperture(x: Tensor, curv: float | Tensor = 1.0, *, min_radius: float = 0.1) -> Tensor:
+    r"""Half aperture of the entailment cone at ``x``: ``asin(2 min_radius / (sqrt(curv) |x|))``.
+
+    Args:
+        x: apex, space components, ``(..., D)``.
+        curv: positive, broadcasts against ``(...)``.
+        min_radius: the constant K of the cones; points with ``sqrt(curv) |x| <= 2 K`` have none.
+
+    Returns:
+        ``(...)``, radians in (0, pi/2]; pi/2, with gradient 0, at and inside that radius.
+
+    Raises:
+        ValueError: if ``min_radius`` is not positive.
+
+    Source: Ganea et al. 2018, "Hyperbolic Entailment Cones", in MERU's form (eq. 5, K = 0.1).
+
+    >>> half_aperture(torch.tensor([[0.4, 0.0], [0.1, 0.0]]))
+    tensor([0.5236, 1.5708])
+    """
+    x, c = points_and(curv, {"x": x})
+    return _half_aperture(x, c, min_radius).squeeze(-1)
+
+
+def entailment_residual(
+    x: Tensor,
+    y: Tensor,
+    curv: float | Tensor = 1.0,
+    *,
+    min_radius: float = 0.1,
+    aperture_scale: float = 1.0,
+) -> Tensor:
+    r"""How far ``y`` is outside the cone at ``x``: ``max(0, exterior - scale * half_aperture)``.
+
+    Args:
+        x: apex of the cone (the general concept), space components, ``(..., D)``.
+        y: the point to be entailed, space components, ``(..., D)``.
+        curv: positive, broadcasts against ``(...)``.
+        min_radius: see `half_aperture`.
+        aperture_scale: factor on the half aperture, positive; less than 1 narrows the cones.
+
+    Returns:
+        ``(...)``, radians; 0, with gradient 0, inside the cone.
+
+    Raises:
+        ValueError: if ``min_radius`` or ``aperture_scale`` is not positive.
+
+    Source: Desai et al. 2023, eq. 7.
+
+    >>> x = torch.tensor([1.0, 0.0])
+    >>> entailment_residual(x, 2 * x), entailment_residual(2 * x, x)
+    (tensor(0.), tensor(3.0414))
+    """
+    if not aperture_scale > 0:
+        raise ValueError(f"aperture_scale: expected a positive number, got {aperture_scale!r}")
+    x, y, c = points_and(curv, {"x": x, "y": y})
+    outside = torch.atan2(*_apex(x, y, c)) - aperture_scale * _half_aperture(x, c, min_radius)
+    return outside.clamp_min(0.0).squeeze(-1)
+
+
+def _apex(x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """Sine and cosine of the exterior angle at x, up to a common positive factor."""
+    p = polar_pair(x, y)
+    cosh_x, cosh_y = cosh_of(x, c), cosh_of(y, c)
+    sine = p.ry * norm(p.w) * norm(p.u + p.v) / 2
+    cosine = -sinh_difference(p, cosh_x, cosh_y) - cosh_x * p.ry * p.h
+    size = torch.maximum(sine, cosine.abs()).detach()
+    angle = (size > 0) & (p.rx > 0)
+    size = torch.where(angle, size, 1.0)
+    return torch.where(angle, sine / size, 0.0), torch.where(angle, cosine / size, 1.0)
+
+
+def _half_aperture(x: Tensor, c: Tensor, min_radius: float) -> Tensor:
+    if not min_radius > 0:
+        raise ValueError(f"min_radius: expected a positive number, got {min_radius!r}")
+    s, k2 = c.sqrt() * norm(x), 2 * min_radius
+    cone = s > k2
+    cosine = torch.where(cone, (s - k2) * (s + k2), 1.0).sqrt()
+    return torch.where(cone, torch.atan2(torch.full_like(s, k2), cosine), torch.pi / 2)
+
+
+__all__ = ["entailment_residual", "exterior_angle", "half_aperture", "interior_angle"]

@@ -1,0 +1,308 @@
+"""Exponential and logarithmic maps, geodesics, parallel transport."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lorentzkit._checks import clamp_norm, norm_limit, points_and
+from lorentzkit._numerics import (
+    asinhc,
+    cosh_sinhc,
+    dot,
+    exp_clamped,
+    largest_radius,
+    norm,
+    scale_of,
+)
+from lorentzkit._pairs import (
+    cosh_excess,
+    cosh_of,
+    polar_pair,
+    sinh_difference,
+    split,
+    tangent_product_increment,
+    tangent_time,
+    time_of,
+)
+
+
+def expmap(x: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
+    r"""Exponential map: the point reached from ``x`` along the geodesic of initial velocity ``u``.
+
+    ``cosh(l) x + sinh(l)/l u`` with ``l = sqrt(curv) tangent_norm(x, u)``. A result beyond
+    `max_radius` is moved to it along its ray.
+
+    Args:
+        x: base point, space components, ``(..., D)``.
+        u: tangent vector at ``x``, space components, ``(..., D)``.
+        curv: positive, broadcasts against ``(...)``.
+
+    Returns:
+        Space components ``(..., D)``. Smooth at ``u = 0``, where it is ``x``.
+
+    Source: Nickel & Kiela 2018, eq. 9.
+
+    >>> expmap(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
+    tensor([1.5431, 1.1752])
+    """
+    x, u, c = points_and(curv, {"x": x}, {"u": u})
+    return _expmap(x, u, c)
+
+
+def logmap(x: Tensor, y: Tensor, curv: float | Tensor = 1.0) -> Tensor:
+    r"""Logarithmic map: the tangent vector at ``x`` whose `expmap` is ``y``.
+
+    Args:
+        x: base point, space components, ``(..., D)``.
+        y: space components, ``(..., D)``.
+        curv: positive, broadcasts against ``(...)``.
+
+    Returns:
+        Space components ``(..., D)`` of a tangent vector at ``x`` of length ``dist(x, y)``.
+        Smooth at ``x = y``, where it is 0.
+
+    Source: Nickel & Kiela 2018, eq. 10.
+
+    >>> logmap(torch.tensor([1.0, 0.0]), torch.tensor([1.5431, 1.1752]))
+    tensor([1.7226e-05, 1.0000e+00])
+    """
+    x, y, c = points_and(curv, {"x": x, "y": y})
+    excess = cosh_excess(x, y, c)
+    factor = _arc_over_sinh(excess)
+    # factor * excess first: their product is a distance, while excess * x would overflow.
+    return factor * (y - x) - (factor * excess) * x
+
+
+def expmap0(u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
+    r"""Exponential map at the origin: ``u sinh(sqrt(curv)|u|) / (sqrt(curv)|u|)``.
+
+    A vector with ``sqrt(curv)|u| > max_radius(dtype)`` is shortened to that length first.
+
+    Args:
+        u: tangent vector at the origin, ``(..., D)``.
+        curv: positive, broadcasts against ``(...)``.
+
+    Returns:
+        Space components ``(..., D)``. Smooth at 0; beyond the clamp the gradient is 0 radially.
+
+    Source: Desai et al. 2023 (MERU), eq. 3.
+
+    >>> expmap0(torch.tensor([1.0, 0.0]))
+    tensor([1.1752, 0.0000])
+    """
+    u, c = points_and(curv, {}, {"u": u})
+    u = clamp_norm(u, largest_radius(u.dtype) / c.sqrt())
+    _, sinhc, k = cosh_sinhc(c * dot(u, u))
+    return exp_clamped(u * sinhc, k, norm_limit(c))
+
+
+def logmap0(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
+    r"""Logarithmic map at the origin: ``x asinh(sqrt(curv)|x|) / (sqrt(curv)|x|)``.
+
+    Args:
+        x: space components, ``(..., D)``.
+        curv: positive, broadcasts against ``(...)``.
+
+    Returns:
+        Tangent vector at the origin ``(..., D)``, of Euclidean norm ``dist0(x)``. Smooth at 0.
+
+    Source: inverse of `expmap0`.
+
+    >>> logmap0(torch.tensor([1.1752, 0.0]))
+    tensor([1.0000, 0.0000])
+    """
+    x, c = points_and(curv, {"x": x})
+    return x * asinhc(c * dot(x, x))
+
+
+def geodesic(t: float | Tensor, x: Tensor, y: Tensor, curv: float | Tensor = 1.0) -> Tensor:
+    r"""The point at parameter ``t`` of the geodesic with value ``x`` at 0 and ``y`` at 1.
+
+    ``[sinh((1 - t) s) x + sinh(t s) y] / sinh(s)`` with ``s = sqrt(curv) dist(x, y)``: constant
+    speed ``dist(x, y)``. Other ``t`` extrapolate; a result beyond `max_radius` is moved to it.
+
+    Args:
+        t: parameter, a number or ``(...)``.
+        x, y: space components, ``(..., D)``.
+        curv: positive, broadcasts against ``(...)``.
+
+    Returns:
+        Space components ``(..., D)``. Smooth at ``x = y``.
+
+    Source: Lee 2018, ch. 5, in the form of a spherical linear interpolation (Shoemake 1985).
+
+    >>> geodesic(0.5, torch.tensor([2.0, 0.0]), torch.tensor([-2.0, 0.0]))
+    tensor([0., 0.])
+    """
+    x, y, c = points_and(curv, {"x": x, "y": y})
+    t = torch.as_tensor(t, dtype=x.dtype, device=x.device).unsqueeze(-1)
+    t = t.clamp(-(2.0**50), 2.0**50)  # its square must not overflow
+    excess = cosh_excess(x, y, c)
+    s2 = 2 * excess * asinhc(excess / 2) ** 2
+    _, whole, k = cosh_sinhc(s2)
+    _, first, kx = cosh_sinhc((1 - t) ** 2 * s2)
+    _, second, ky = cosh_sinhc(t**2 * s2)
+    # Both weights over the larger of their exponentials, which then cannot overflow.
+    most = torch.maximum(kx, ky)
+    weight_x = (1 - t) * first / whole * torch.exp(kx - most)
+    weight_y = t * second / whole * torch.exp(ky - most)
+    return exp_clamped(weight_x * x + weight_y * y, most - k, norm_limit(c))
+
+
+def transp(x: Tensor, y: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
+    r"""Parallel transport of ``u`` from ``x`` to ``y`` along their geodesic.
+
+    ``u + curv <y, u> / (1 - curv <x, y>) (x + y)`` with the Lorentzian inner product.
+
+    Args:
+        x: start, space components, ``(..., D)``.
+        y: end, space components, ``(..., D)``.
+        u: tangent vector at ``x``, space components, ``(..., D)``.
+        curv: positive, broadcasts against ``(...)``.
+
+    Returns:
+        Space components ``(..., D)`` of a tangent vector at ``y`` with the same inner products.
+        Smooth; the identity where ``x = y``.
+
+    Source: Law et al. 2019, "Lorentzian Distance Learning"; Ungar's gyrations in other words.
+
+    >>> x, y = torch.tensor([1.0, 0.0]), torch.tensor([1.5431, 1.1752])
+    >>> transp(x, y, torch.tensor([0.0, 1.0]))
+    tensor([1.1752, 1.5431])
+    """
+    x, y, u, c = points_and(curv, {"x": x, "y": y}, {"u": u})
+    scale = scale_of(u)
+    u = u / scale
+    slope = -_scaled_inner(x, y, u, c) / (2 + cosh_excess(x, y, c))
+    return scale * (u + slope * (x + y))
+
+
+def transp0(y: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
+    r"""Parallel transport of ``u`` from the origin to ``y``: ``u + curv (y.u) y / (1 + cosh a)``.
+
+    Args:
+        y: end, space components, ``(..., D)``.
+        u: tangent vector at the origin, ``(..., D)``.
+        curv: positive, broadcasts against ``(...)``.
+
+    Returns:
+        Space components ``(..., D)`` of a tangent vector at ``y``: the radial part grows by
+        ``cosh a``, the transverse part stays. An orthonormal basis goes to an orthonormal frame.
+
+    Source: Nagano et al. 2019, "A Wrapped Normal Distribution on Hyperbolic Space", eq. 6.
+
+    >>> transp0(torch.tensor([3.0, 0.0]), torch.tensor([1.0, 1.0]), curv=16 / 9)
+    tensor([4.1231, 1.0000])
+    """
+    y, u, c = points_and(curv, {"y": y}, {"u": u})
+    return _transp0(y, u, c)
+
+
+def transp0back(x: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
+    r"""Parallel transport of ``u`` from ``x`` to the origin; the inverse of `transp0`.
+
+    Args:
+        x: start, space components, ``(..., D)``.
+        u: tangent vector at ``x``, space components, ``(..., D)``.
+        curv: positive, broadcasts against ``(...)``.
+
+    Returns:
+        Tangent vector at the origin ``(..., D)``; its Euclidean norm is ``tangent_norm(x, u)``.
+
+    Source: Nagano et al. 2019, eq. 6, inverted.
+
+    >>> transp0back(torch.tensor([3.0, 0.0]), torch.tensor([4.1231, 1.0]), curv=16 / 9)
+    tensor([1.0000, 1.0000])
+    """
+    x, u, c = points_and(curv, {"x": x}, {"u": u})
+    return _transp0back(x, u, c)
+
+
+def egrad2rgrad(x: Tensor, g: Tensor, curv: float | Tensor = 1.0) -> Tensor:
+    r"""Riemannian gradient of a function whose gradient in space components is ``g``.
+
+    The inverse metric applied to it: ``g + curv x (x.g)``.
+
+    Args:
+        x: point, space components, ``(..., D)``.
+        g: gradient with respect to the space components, ``(..., D)``.
+        curv: positive, broadcasts against ``(...)``.
+
+    Returns:
+        Space components ``(..., D)`` of a tangent vector at ``x``.
+
+    Source: the inverse of the induced metric ``I - x x^T / x_0^2`` (Sherman-Morrison).
+
+    >>> egrad2rgrad(torch.tensor([3.0, 0.0]), torch.tensor([1.0, 1.0]))
+    tensor([10.,  1.])
+    """
+    x, g, c = points_and(curv, {"x": x}, {"g": g})
+    return g + c * x * dot(x, g)
+
+
+def _expmap(x: Tensor, u: Tensor, c: Tensor) -> Tensor:
+    u = _within_reach(x, u, c)
+    cosh, sinhc, k = cosh_sinhc(_squared_arc(x, u, c))
+    return exp_clamped(cosh * x + sinhc * u, k, norm_limit(c))
+
+
+def _within_reach(x: Tensor, u: Tensor, c: Tensor) -> Tensor:
+    """``u``, shortened if longer than any two points are apart: it ends at the clamp anyway."""
+    reach = (2 * largest_radius(u.dtype) + 1) / c.sqrt()
+    scale = scale_of(u)
+    a = split(x.detach(), u.detach() / scale)
+    length = torch.hypot(norm(a.transverse), a.radial / cosh_of(x.detach(), c.detach()))
+    beyond = length > reach / scale
+    return torch.where(beyond, (u / scale) * (reach / torch.where(beyond, length, 1.0)), u)
+
+
+def _squared_arc(x: Tensor, u: Tensor, c: Tensor) -> Tensor:
+    """``c tangent_norm(x, u)**2``; its derivative in c does not cancel, thanks to the time."""
+    x_, u_ = x.detach(), u.detach()
+    a = split(x_, u_)
+    value = c * dot(a.transverse, a.transverse) + (a.radial / time_of(x_, c)) ** 2
+    return value + c * tangent_product_increment(x, u, u, c)
+
+
+def _arc_over_sinh(excess: Tensor) -> Tensor:
+    """``s / sinh(s)`` from ``excess = cosh(s) - 1``; 1 at 0."""
+    half = excess / 2
+    return asinhc(half) / (1 + half).sqrt()
+
+
+def _scaled_inner(x: Tensor, y: Tensor, u: Tensor, c: Tensor) -> Tensor:
+    """``-c <y, u>`` of a point y and a tangent vector u at x, as a sum that does not cancel."""
+    x_, y_, u_ = x.detach(), y.detach(), u.detach()
+    p, a = polar_pair(x_, y_), split(x_, u_)
+    x0_, y0_ = time_of(x_, c), time_of(y_, c)
+    value = c * p.ry * dot(u_, p.w) + a.radial * (sinh_difference(p, x0_, y0_) / x0_)
+    # the increment of (x.u / x0) y0 - y.u
+    time, rise = tangent_time(x, u, c)
+    y0 = time_of(y, c)
+    y_rise = dot(y - y_, y + y_) / (y0 + y0_)
+    product = dot(y, u)
+    return value + c * (rise * y0 + time * y_rise - (product - product.detach()))
+
+
+def _transp0(y: Tensor, u: Tensor, c: Tensor) -> Tensor:
+    return u + c * dot(y, u) / (1 + cosh_of(y, c)) * y
+
+
+def _transp0back(x: Tensor, u: Tensor, c: Tensor) -> Tensor:
+    # 1/(x0 (x0 + 1/sqrt c)) is c/(cosh (1 + cosh)), with a derivative in c that does not cancel.
+    x0 = time_of(x, c)
+    return u - dot(x, u) / (x0 * (x0 + c.rsqrt())) * x
+
+
+__all__ = [
+    "egrad2rgrad",
+    "expmap",
+    "expmap0",
+    "geodesic",
+    "logmap",
+    "logmap0",
+    "transp",
+    "transp0",
+    "transp0back",
+]

@@ -1,0 +1,190 @@
+"""Isometries between the Lorentz model and the Klein, Poincare-ball and half-space models."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lorentzkit._checks import clamp_norm, norm_limit, points_and, require
+from lorentzkit._numerics import dot, norm
+from lorentzkit._pairs import cosh_of, time_of
+
+
+def to_klein(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
+    r"""Klein coordinates ``x / cosh a``, in the open ball of radius ``1/sqrt(curv)``.
+
+    Geodesics become straight lines. Where rounding would put the result on the sphere it is kept
+    just inside, so that `from_klein` accepts it; such points have lost their radius.
+
+    Args:
+        x: space components, ``(..., D)``.
+        curv: positive, broadcasts against ``(...)``.
+
+    Returns:
+        ``(..., D)``. Smooth everywhere.
+
+    Source: Ungar 2008, "A Gyrovector Space Approach to Hyperbolic Geometry", ch. 3 (there the
+    Beltrami-Klein model, with gamma factor ``1/sqrt(1 - curv |k|^2)``).
+
+    >>> to_klein(torch.tensor([3.0, 0.0]), curv=16 / 9)
+    tensor([0.7276, 0.0000])
+    """
+    x, c = points_and(curv, {"x": x})
+    return _inside(x / cosh_of(x, c), c)
+
+
+def from_klein(k: Tensor, curv: float | Tensor = 1.0) -> Tensor:
+    r"""Space components ``gamma k`` with ``gamma = 1/sqrt(1 - curv |k|^2)``: inverse of `to_klein`.
+
+    Args:
+        k: Klein coordinates, ``(..., D)``, in the open ball of radius ``1/sqrt(curv)``.
+        curv: positive, broadcasts against ``(...)``.
+
+    Returns:
+        ``(..., D)``. Smooth inside the ball.
+
+    Raises:
+        ValueError: if a point is on or outside the sphere (under ``torch.compile`` and
+            ``torch.func``: NaN).
+
+    Source: as `to_klein`.
+
+    >>> from_klein(torch.tensor([0.6, 0.0]))
+    tensor([0.7500, 0.0000])
+    """
+    k, c = points_and(curv, {}, {"k": k})
+    gap = _gap("k", k, c)
+    return k / gap.sqrt()
+
+
+def to_poincare(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
+    r"""Poincare-ball coordinates ``x / (1 + cosh a)``, in the open ball of radius ``1/sqrt(curv)``.
+
+    The ball of geoopt's ``PoincareBall(c=curv)``. Angles are as they look. Kept inside the sphere
+    like `to_klein`.
+
+    Args:
+        x: space components, ``(..., D)``.
+        curv: positive, broadcasts against ``(...)``.
+
+    Returns:
+        ``(..., D)``. Smooth everywhere.
+
+    Source: Nickel & Kiela 2018, eq. 11.
+
+    >>> to_poincare(torch.tensor([0.75, 0.0]))
+    tensor([0.3333, 0.0000])
+    """
+    x, c = points_and(curv, {"x": x})
+    return _inside(x / (1 + cosh_of(x, c)), c)
+
+
+def from_poincare(p: Tensor, curv: float | Tensor = 1.0) -> Tensor:
+    r"""Space components ``2 p / (1 - curv |p|^2)``: inverse of `to_poincare`.
+
+    Args:
+        p: Poincare-ball coordinates, ``(..., D)``, in the open ball of radius ``1/sqrt(curv)``.
+        curv: positive, broadcasts against ``(...)``.
+
+    Returns:
+        ``(..., D)``. Smooth inside the ball.
+
+    Raises:
+        ValueError: if a point is on or outside the sphere (under ``torch.compile`` and
+            ``torch.func``: NaN).
+
+    Source: Nickel & Kiela 2018, eq. 11.
+
+    >>> from_poincare(torch.tensor([0.5, 0.0]))
+    tensor([1.3333, 0.0000])
+    """
+    p, c = points_and(curv, {}, {"p": p})
+    return 2 * p / _gap("p", p, c)
+
+
+def to_halfspace(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
+    r"""Half-space coordinates ``(z, t)``: the last one is the height ``t > 0``.
+
+    The metric is ``(|dz|^2 + dt^2) / (curv t^2)``; the origin goes to ``(0, 1/sqrt(curv))`` and the
+    last axis to the vertical through it: ``z_i = x_i / (sqrt(curv) (x_0 - x_D))``,
+    ``t = 1 / (curv (x_0 - x_D))``.
+
+    Args:
+        x: space components, ``(..., D)``.
+        curv: positive, broadcasts against ``(...)``.
+
+    Returns:
+        ``(..., D)``. Smooth everywhere.
+
+    Source: Lee 2018, "Introduction to Riemannian Manifolds", th. 3.7 (by way of the ball).
+
+    >>> to_halfspace(torch.tensor([0.0, 0.75]))
+    tensor([0., 2.])
+    """
+    x, c = points_and(curv, {"x": x})
+    rest, last = x[..., :-1], x[..., -1:]
+    # t/sqrt(c) = 1/(x0 - last), where that difference cancels from the other light-like coordinate.
+    up = last > 0
+    sum_ = time_of(x, c) + torch.where(up, last, -last)
+    height = torch.where(up, sum_ / (1 + c * dot(rest, rest)), 1 / (c * sum_))
+    return torch.cat([rest * (c.sqrt() * height), height], -1)
+
+
+def from_halfspace(p: Tensor, curv: float | Tensor = 1.0) -> Tensor:
+    r"""Space components of half-space coordinates ``(z, t)``: inverse of `to_halfspace`.
+
+    ``x_i = s z_i / t`` and ``x_D = ((t - s)(t + s) + |z|^2) / (2 t)`` with ``s = 1/sqrt(curv)``.
+
+    Args:
+        p: ``(..., D)``, the last coordinate is the height, ``t > 0``.
+        curv: positive, broadcasts against ``(...)``.
+
+    Returns:
+        ``(..., D)``, moved to `max_radius` where it is beyond. Smooth for ``t > 0``.
+
+    Raises:
+        ValueError: if a height is not positive (under ``torch.compile`` and ``torch.func``: NaN).
+
+    Source: as `to_halfspace`.
+
+    >>> from_halfspace(torch.tensor([0.0, 2.0]))
+    tensor([0.0000, 0.7500])
+    """
+    p, c = points_and(curv, {}, {"p": p})
+    require(~(p[..., -1:] <= 0), "p: expected heights (last coordinate) > 0, got one that is not")
+    limit = norm_limit(c)
+    p = clamp_norm(p, 2 * limit)  # farther out is beyond max_radius
+    z, t = p[..., :-1], torch.where(p[..., -1:] > 0, p[..., -1:], torch.nan)
+    s = c.rsqrt()
+    last = ((t - s) * (t + s) + dot(z, z)) / 2
+    x = torch.cat([(z * s).expand(*last.shape[:-1], z.shape[-1]), last], -1)
+    beyond = norm(x) > limit * t
+    return x * torch.where(beyond, limit / torch.where(beyond, norm(x), 1.0), 1 / t)
+
+
+def _gap(name: str, p: Tensor, c: Tensor) -> Tensor:
+    """``1 - c |p|**2``, which must be positive."""
+    gap = 1 - c * dot(p, p)
+    require(
+        ~(gap <= 0),
+        f"{name}: expected points inside the ball of radius 1/sqrt(curv), got one with "
+        f"curv |{name}|^2 >= 1; check that curv is the one it was made with, or project it inside",
+    )
+    return torch.where(gap > 0, gap, torch.nan)
+
+
+def _inside(p: Tensor, c: Tensor) -> Tensor:
+    """``p``, shrunk by a few roundings where ``c |p|**2`` would come out as 1."""
+    margin = 4 * torch.finfo(p.dtype).eps
+    touching = (c * dot(p, p)).detach() > 1 - margin
+    return torch.where(touching, p * (1 - margin), p)
+
+
+__all__ = [
+    "from_halfspace",
+    "from_klein",
+    "from_poincare",
+    "to_halfspace",
+    "to_klein",
+    "to_poincare",
+]

@@ -1,0 +1,176 @@
+"""Points of the hyperboloid, and the metric on their tangent vectors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lorentzkit._checks import floating, points_and
+from lorentzkit._numerics import largest_radius, scale_of
+from lorentzkit._pairs import (
+    cosh_excess,
+    squared_chord_increment,
+    tangent_product,
+    time_of,
+)
+
+
+def max_radius(dtype: torch.dtype) -> float:
+    """The largest radius ``sqrt(curv) * dist0(x, curv)`` that the ops represent in ``dtype``.
+
+    40 for float32 and for the half types, which are computed in float32; 300 for float64. Points
+    beyond it are moved to it along their ray, so that no op overflows; there the gradient is 0
+    radially.
+
+    Args:
+        dtype: a floating-point dtype.
+
+    Raises:
+        TypeError: if ``dtype`` is not a floating-point dtype.
+
+    >>> max_radius(torch.float32), max_radius(torch.float64)
+    (40.0, 300.0)
+    """
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype: expected a floating-point torch.dtype, got {dtype!r}")
+    return largest_radius(dtype)
+
+
+def time(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
+    r"""Time component of a point: ``x_0 = sqrt(1/curv + |x|^2)``.
+
+    Args:
+        x: space components, ``(..., D)``.
+        curv: positive; the sectional curvature is ``-curv``. Broadcasts against ``(...)``.
+
+    Returns:
+        ``(...)``, at least ``1/sqrt(curv)``. Smooth everywhere.
+
+    Source: Nickel & Kiela 2018, "Learning Continuous Hierarchies in the Lorentz Model", eq. 2.
+
+    >>> time(torch.tensor([3.0, 0.0]), curv=1 / 16)
+    tensor(5.)
+    """
+    x, c = points_and(curv, {"x": x})
+    return time_of(x, c).squeeze(-1)
+
+
+def add_time(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
+    """The full vector ``(x_0, x)`` of a point, time first, as in geoopt.
+
+    Args:
+        x: space components, ``(..., D)``.
+        curv: positive, broadcasts against ``(...)``.
+
+    Returns:
+        ``(..., D + 1)``, on the hyperboloid ``-p_0^2 + |p_{1:}|^2 = -1/curv``.
+
+    >>> add_time(torch.tensor([3.0, 0.0]), curv=1 / 16)
+    tensor([5., 3., 0.])
+    """
+    x, c = points_and(curv, {"x": x})
+    t = time_of(x, c)
+    return torch.cat([t, x.expand(*t.shape[:-1], x.shape[-1])], -1)
+
+
+def drop_time(p: Tensor) -> Tensor:
+    """The space components of a full vector: the inverse of `add_time`.
+
+    Args:
+        p: time first, ``(..., D + 1)`` with D >= 1.
+
+    Returns:
+        ``(..., D)``, a view. The time component is not looked at: it follows from the others.
+
+    >>> drop_time(torch.tensor([5.0, 3.0, 0.0]))
+    tensor([3., 0.])
+    """
+    floating("p", p)
+    if p.dim() == 0 or p.shape[-1] < 2:
+        raise ValueError(
+            f"p: expected time and space components (..., D + 1) with D >= 1, "
+            f"got shape {tuple(p.shape)}"
+        )
+    return p[..., 1:]
+
+
+def inner(x: Tensor, y: Tensor, curv: float | Tensor = 1.0) -> Tensor:
+    r"""Lorentzian inner product of two points: ``x.y - x_0 y_0 = -cosh(sqrt(curv) d) / curv``.
+
+    Args:
+        x, y: space components, ``(..., D)``.
+        curv: positive, broadcasts against ``(...)``.
+
+    Returns:
+        ``(...)``, at most ``-1/curv``, with equality where ``x = y``. Smooth everywhere.
+
+    Source: Nickel & Kiela 2018, eq. 1.
+
+    >>> x = torch.tensor([3.0, 0.0])
+    >>> inner(x, x), inner(x, -x)
+    (tensor(-1.), tensor(-19.))
+    """
+    x, y, c = points_and(curv, {"x": x, "y": y})
+    # Three sources: the value, its derivative in c (of x0 y0 alone), its derivatives in x and y.
+    value = -(1 + cosh_excess(x.detach(), y.detach(), c.detach())) / c.detach()
+    times = time_of(x.detach(), c) * time_of(y.detach(), c)
+    increment = squared_chord_increment(x, y, c, 1.0)
+    return (value - (times - times.detach()) - increment / 2).squeeze(-1)
+
+
+def tangent_inner(x: Tensor, u: Tensor, v: Tensor, curv: float | Tensor = 1.0) -> Tensor:
+    r"""Riemannian inner product of two tangent vectors at x: ``u.v - (x.u)(x.v)/x_0^2``.
+
+    A tangent vector is given by its space components; its time component is ``x.u / x_0``.
+
+    Args:
+        x: base point, space components, ``(..., D)``.
+        u, v: tangent vectors at ``x``, space components, ``(..., D)``.
+        curv: positive, broadcasts against ``(...)``.
+
+    Returns:
+        ``(...)``. Smooth everywhere.
+
+    Source: the metric induced by the Minkowski form, Lee, "Introduction to Riemannian Manifolds",
+    2018, ch. 3.
+
+    >>> x = torch.tensor([3.0, 0.0])
+    >>> u = torch.tensor([5.0, 1.0])  # radial 5 / cosh, transverse 1
+    >>> tangent_inner(x, u, u, curv=16 / 9)  # cosh^2 = 17
+    tensor(2.4706)
+    """
+    x, u, v, c = points_and(curv, {"x": x}, {"u": u, "v": v})
+    return tangent_product(x, u, v, c).squeeze(-1)
+
+
+def tangent_norm(x: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
+    r"""Riemannian length of a tangent vector at x: ``sqrt(tangent_inner(x, u, u))``.
+
+    Args:
+        x: base point, space components, ``(..., D)``.
+        u: tangent vector at ``x``, space components, ``(..., D)``.
+        curv: positive, broadcasts against ``(...)``.
+
+    Returns:
+        ``(...)``, non-negative; the gradient at ``u = 0`` is 0.
+
+    >>> tangent_norm(torch.tensor([3.0, 0.0]), torch.tensor([10.0**0.5, 0.0]))
+    tensor(1.)
+    """
+    x, u, c = points_and(curv, {"x": x}, {"u": u})
+    scale = scale_of(u)
+    square = tangent_product(x, u / scale, u / scale, c)
+    nonzero = square > 0
+    length = scale * torch.where(nonzero, square, 1.0).sqrt()
+    return torch.where(nonzero, length, 0.0).squeeze(-1)
+
+
+__all__ = [
+    "add_time",
+    "drop_time",
+    "inner",
+    "max_radius",
+    "tangent_inner",
+    "tangent_norm",
+    "time",
+]

@@ -1,0 +1,10 @@
+"""Hypothesis profiles: `--hypothesis-profile thorough` for an hour's worth of examples."""
+
+from hypothesis import HealthCheck, settings
+
+_COMMON = settings(
+    deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("ci", _COMMON, max_examples=40)
+settings.register_profile("thorough", _COMMON, max_examples=1000)
+settings.load_profile("ci")

@@ -1,0 +1,97 @@
+"""Every op's value and gradient against the oracle, in units of the rounding of its inputs.
+
+`python tests/worst_errors.py` prints the worst of many cases for each op.
+"""
+
+import pytest
+import torch
+from condition import OPS, gradient_errors, value_error
+from hypothesis import given, note, settings
+from hypothesis import strategies as st
+from strategies import CASES, cotangents
+from tolerances import tolerance
+
+from lorentzkit import ops
+
+DTYPES = [torch.float32, torch.float64]
+every_op_and_dtype = pytest.mark.parametrize(
+    ("op", "dtype"), [pytest.param(o, d, id=f"{o}-{str(d)[6:]}") for o in OPS for d in DTYPES]
+)
+
+
+def examples(op: str) -> settings:
+    """The profile's number of examples; few for the one op whose oracle iterates."""
+    usual = settings.default.max_examples
+    return settings(max_examples=max(5, usual // 10) if op == "frechet_mean" else usual)
+
+
+def value_of(op: str, data: st.DataObject, dtype: torch.dtype) -> float:
+    case = data.draw(CASES[op](dtype, smooth=False), label=op)
+    return value_error(op, case.args, case.curv, **case.kw)
+
+
+def gradients_of(op: str, data: st.DataObject, dtype: torch.dtype) -> dict[str, float]:
+    case = data.draw(CASES[op](dtype, smooth=True), label=op)
+    vector = OPS[op].endswith("vector")
+    w = data.draw(cotangents(case), label="cotangent") if vector else None
+    return gradient_errors(op, case.args, case.curv, w, **case.kw)
+
+
+@every_op_and_dtype
+def test_values_are_exact(op, dtype):
+    @examples(op)
+    @given(st.data())
+    def check(data):
+        assert value_of(op, data, dtype) <= tolerance(op, "value")
+
+    check()
+
+
+@every_op_and_dtype
+def test_gradients_are_exact(op, dtype):
+    @examples(op)
+    @given(st.data())
+    def check(data):
+        errors = gradients_of(op, data, dtype)
+        note(f"errors: {errors}")
+        assert max(errors.values()) <= tolerance(op, "gradient")
+
+    check()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_add_time_puts_the_time_first(dtype):
+    @given(CASES["time"](dtype, smooth=False))
+    def check(case):
+        (x,) = case.args
+        full = ops.add_time(x, case.curv)
+        assert full[0] == ops.time(x, case.curv)
+        assert torch.equal(full[1:], x)
+        assert torch.equal(ops.drop_time(full), x)
+
+    check()
+
+
+def naive_dist(x, y, curv):
+    """As in MERU and geoopt: exact in exact arithmetic."""
+    x0, y0 = (1 / curv + x @ x).sqrt(), (1 / curv + y @ y).sqrt()
+    return torch.acosh((curv * (x0 * y0 - x @ y)).clamp(min=1 + 1e-7)) / curv.sqrt()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_measure_can_fail(dtype):
+    """What no formula can break, the measure does not measure."""
+    x = torch.tensor([0.6, 0.8], dtype=dtype)
+    args, curv = [x, x + torch.tensor([1e-4, -2e-4], dtype=dtype)], torch.tensor(1.0, dtype=dtype)
+    assert value_error("dist", args, curv, function=naive_dist) > 100
+    assert max(gradient_errors("dist", args, curv, function=naive_dist).values()) > 100
+
+
+def test_the_measure_sees_one_ulp_and_not_less():
+    x, curv = torch.tensor([3.0, 4.0]), torch.tensor(2.0)
+
+    def off_by(ulps):
+        return lambda x, curv: ops.time(x.double(), curv.double()).float() * (1 + ulps * 2.0**-23)
+
+    assert value_error("time", [x], curv, function=off_by(0)) < 1
+    assert 20 < value_error("time", [x], curv, function=off_by(50)) < 200

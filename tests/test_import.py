@@ -1,0 +1,38 @@
+"""`import lorentzkit` stays light: what only some users need is loaded when they first use it."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("triton", "geoopt", "scipy", "matplotlib")
+
+
+def heavy_modules_after(statement: str) -> set[str]:
+    """The names in HEAVY that a fresh interpreter has loaded once it ran `statement`."""
+    report = f"import sys; print(*[name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{statement}\n{report}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("module", ["lorentzkit", "lorentzkit.ops"])
+def test_import_loads_nothing_heavy(module: str) -> None:
+    assert heavy_modules_after(f"import {module}") == set()
+
+
+def test_the_check_can_fail() -> None:
+    assert heavy_modules_after("import lorentzkit, geoopt") >= {"geoopt", "scipy"}
+    assert heavy_modules_after("import lorentzkit, matplotlib") >= {"matplotlib"}
+
+
+def test_version_is_the_installed_one() -> None:
+    from importlib.metadata import version
+
+    import lorentzkit
+
+    assert lorentzkit.__version__ == version("lorentzkit")
