@@ -1,5 +1,6 @@
 """Names that the examples in docstrings and in the README use without importing them."""
 
+import geoopt
 import pytest
 import torch
 
@@ -8,5 +9,6 @@ from lorentzkit import ops
 
 @pytest.fixture(autouse=True)
 def _doctest_names(doctest_namespace: dict[str, object]) -> None:
-    doctest_namespace["torch"] = torch
+    torch.manual_seed(0)
+    doctest_namespace.update({"torch": torch, "geoopt": geoopt})
     doctest_namespace.update({name: getattr(ops, name) for name in ops.__all__})

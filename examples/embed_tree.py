@@ -61,7 +61,7 @@ class Run:
     lr: float
     optimizer: str = "adam"
     steps: int = 3000
-    batch: int = 512
+    batch: int = 256
     negatives: int = 50
     seed: int = 0
     version: str = lorentzkit.__version__

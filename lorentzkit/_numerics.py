@@ -37,7 +37,7 @@ def largest_radius(dtype: torch.dtype) -> float:
 
 
 def smallest_length(dtype: torch.dtype) -> float:
-    """Lengths under this one are not divided by: the gradient of a direction would overflow."""
+    """Lengths under this one are not divided by, lest a gradient overflow."""
     return 2.0**-900 if dtype == torch.float64 else 2.0**-100
 
 
@@ -72,10 +72,7 @@ def polar(x: Tensor) -> tuple[Tensor, Tensor]:
     square = dot(z, z)
     nonzero = square > 0
     n = torch.where(nonzero, square, 1.0).sqrt()
-    r = torch.where(nonzero, scale * n, 0.0)
-    unit = z / n
-    # The derivative of a direction is 1/r: where that overflows the direction is held constant.
-    return r, torch.where(r > smallest_length(x.dtype), unit, unit.detach())
+    return torch.where(nonzero, scale * n, 0.0), torch.where(nonzero, z, 0.0) / n
 
 
 def hypot(a: Tensor, b: Tensor) -> Tensor:
@@ -112,6 +109,12 @@ def sinhc(z: Tensor) -> Tensor:
     return scaled * torch.exp(k)
 
 
+def log_sinhc(z: Tensor) -> Tensor:
+    """``log(sinh(sqrt z) / sqrt z)`` for ``z >= 0``; 0 at 0, no overflow."""
+    _, scaled, k = cosh_sinhc(z)
+    return scaled.log() + k
+
+
 def coth_excess(z: Tensor) -> Tensor:
     """``(t coth t - 1) / t**2`` for ``t = sqrt(z)``, ``z >= 0``; 1/3 at 0."""
     small = z <= 1
@@ -134,6 +137,14 @@ def asinhc(z: Tensor) -> Tensor:
         stretch = stretch / half.sqrt()
     t = torch.where(small, 1.0, z).sqrt()
     return torch.where(small, stretch * _series(_ASINHC, near), torch.asinh(t) / t)
+
+
+def arc_square(excess: Tensor) -> Tensor:
+    """``acosh(1 + excess)**2`` for ``excess >= 0``, smooth at 0."""
+    half = excess / 2
+    small = half <= 1
+    series = 4 * half * asinhc(torch.where(small, half, 0.0)) ** 2
+    return torch.where(small, series, (2 * torch.asinh(torch.where(small, 1.0, half).sqrt())) ** 2)
 
 
 def arsinh_length(r: Tensor, c: Tensor) -> Tensor:

@@ -2,13 +2,15 @@
 
 The measure of an op in a dtype with unit roundoff `eps` (2^-24 or 2^-53), at exact inputs, is
 
-    |f^ - f| / (eps * cond + eta * (1 + sum_j |df/dx_j|)),   cond = |f| + sum_j |x_j| |df/dx_j|
+    |f^ - f| / (eps * cond + eta * cond'),    cond  = |f| + sum_j |x_j| |df/dx_j|
+                                              cond' = |1| + sum_j |1_j| |df/dx_j|
 
 The sums are over all arguments, the curvature included. `|x|` is the Euclidean norm of a vector
 argument (space components) and `|df/dx|` the operator norm of the Jacobian; each scalar, each
-weight and each of a mean's points counts by itself. The terms in `eta`, the smallest subnormal,
-let the result and the inputs be off by one subnormal too. So 1 means: as wrong as the exact op
-would be, had each input been rounded once more. `tolerances.py` says how much is allowed.
+weight and each of a mean's points counts by itself. `eta` is the smallest subnormal and `1_j` a
+vector of ones: the numbers of the result and of the inputs may be off by one subnormal, too. So 1
+means: as wrong as the exact op would be, had each input been rounded once more. `tolerances.py`
+says how much is allowed.
 
 A gradient `g_j = w . df/dx_j` is an op as well, of the inputs and of the cotangent `w`:
 
@@ -86,7 +88,7 @@ def value_error(
         inputs = range(len(problem.blocks))
         changes = [operator_norm(problem.jacobian(j)) for j in inputs]
         cond = oracle.norm(problem.value) + mp.fdot(problem.norms, changes)
-        return problem.error(got, problem.value, cond, mp.fsum(changes))
+        return problem.error(got, problem.value, cond, mp.fdot(problem.ones, changes))
 
 
 def gradient_errors(
@@ -121,7 +123,7 @@ def _gradient_error(problem: Problem, j: int, got: Tensor) -> float:
     by_cotangent = operator_norm(problem.jacobian(j))
     cond = oracle.norm(exact) + mp.fdot(problem.norms, changes)
     cond += oracle.norm(problem.cotangent) * by_cotangent
-    return problem.error(got, exact, cond, mp.fsum(changes) + by_cotangent)
+    return problem.error(got, exact, cond, mp.fdot(problem.ones, changes) + by_cotangent)
 
 
 def generic(*vectors: Tensor) -> bool:
@@ -152,6 +154,7 @@ class Problem:
         vectors = [item for item in items if item.ndim] + ([] if cotangent is None else [cotangent])
         axis = torch.eye(len(vectors[0]), dtype=self.dtype)[-1:]
         self.frame = Frame([*(axis if "halfspace" in op else []), *vectors])
+        self.ones = [mp.sqrt(item.numel()) for item in items]
         self.blocks = [self.frame.place(i) if i.ndim else [mpf(i.item())] for i in items]
         self.cotangent = [mpf(1)] if cotangent is None else self.frame.place(cotangent)
         assert (kind == "vector") or cotangent is None
@@ -178,13 +181,16 @@ class Problem:
         for v, w in combinations(vectors, 2):
             ratios.append(oracle.norm(oracle.sub(v, w)) / max(oracle.norm(v), oracle.norm(w)))
         radii = [mp.sqrt(self.blocks[-1][0]) * oracle.norm(v) for v in vectors]
-        noise = mpf(10) ** (-FRAME_DIGITS // 2)
-        gap = min([mpf(1), *(r for r in ratios if r > noise)])
+        if len(vectors) < sum(is_vector):
+            radii.append(subnormal(self.dtype))
+        gap = min([mpf(1), *(r for r in ratios if r)])
         return gap, min([mpf(1), *radii]), max([mpf(1), *radii])
 
     def _step(self, block: Block, norm: mpf) -> mpf:
-        others = min([n for n in self.norms if n] or [mpf(1)])
-        unit = min(norm or others, 1 / mp.sqrt(self.blocks[-1][0]) if len(block) > 1 else norm or 1)
+        """Zero has no scale but that of the smallest number beside it."""
+        unit = norm or subnormal(self.dtype)
+        if len(block) > 1:
+            unit = min(unit, 1 / mp.sqrt(self.blocks[-1][0]))
         return mpf(10) ** -STEP_DIGITS * self._gap * unit
 
     def _at(self, *shifts: tuple[int, int]) -> Block:
@@ -226,7 +232,7 @@ class Problem:
         both = oracle.sub(self._at(p, q), self._at(p))
         return oracle.dot(self.cotangent, oracle.sub(both, oracle.sub(self._at(q), self.value)))
 
-    def error(self, got: Tensor, exact: Block, cond: mpf, changes: mpf) -> float:
+    def error(self, got: Tensor, exact: Block, cond: mpf, underflow: mpf) -> float:
         """|got - exact| in units of what rounding the inputs once would change."""
         info = torch.finfo(self.dtype)
         if oracle.norm(exact) > info.max / 4:
@@ -234,8 +240,9 @@ class Problem:
         if not got.isfinite().all():
             return math.inf
         difference = self.frame.distance(got, exact) if got.ndim else abs(mpf(got.item()) - exact[0])
-        # torch's eps is the spacing above 1, twice the unit roundoff; times `tiny`, a subnormal.
-        return float(difference / (info.eps / 2 * cond + info.tiny * info.eps * (1 + changes)))
+        underflow += mp.sqrt(got.numel())
+        # torch's eps is the spacing above 1: twice the unit roundoff.
+        return float(difference / (info.eps / 2 * cond + subnormal(self.dtype) * underflow))
 
 
 class Frame:
@@ -256,6 +263,8 @@ class Frame:
         inside: Block = []
         for b, row in self._basis:
             inside.append((exact_dot(b, v) - oracle.dot(row[:-1], inside)) / row[-1])
+        noise = mpf(10) ** (100 - FRAME_DIGITS) * mp.sqrt(exact_dot(v, v))
+        inside = [x if abs(x) > noise else mpf(0) for x in inside]
         return inside, max(mpf(0), exact_dot(v, v) - oracle.dot(inside, inside))
 
     def place(self, v: Tensor) -> Block:
@@ -266,9 +275,13 @@ class Frame:
 
     def distance(self, v: Tensor, coordinates: Block) -> mpf:
         with mp.workdps(FRAME_DIGITS):
-            inside, outside = self._split(v)
-            inside = [mpf(0)] * (self.dim - self.rank) + inside[::-1]
-            return mp.sqrt(outside + oracle.norm(oracle.sub(inside, coordinates)) ** 2)
+            _, outside = self._split(v)
+            return mp.sqrt(outside + oracle.norm(oracle.sub(self.place(v), coordinates)) ** 2)
+
+
+def subnormal(dtype: torch.dtype) -> mpf:
+    info = torch.finfo(dtype)
+    return mpf(info.tiny) * info.eps
 
 
 def exact_dot(x: Tensor, y: Tensor) -> mpf:

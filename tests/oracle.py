@@ -226,13 +226,13 @@ def frechet_mean(
 ) -> Vector:
     """The minimiser of sum w d(x, m)^2: Newton's method on the manifold, to the last digit."""
     m = einstein_midpoint(points, weights, c) if start is None else start
-    # A point's coordinates carry a rounding error that grows as exp(2a); stop well above it.
-    accuracy = mpf(10) ** (-mp.dps // 2 - 20)
+    # Convergence is quadratic: the step after one of half the digits has them all.
+    accuracy = mpf(10) ** (-mp.dps // 2)
     for _ in range(500):
         pull = _mean_pull(points, weights, m, c)
         step = _newton_step(points, weights, m, pull, c)
         size, merit = tangent_norm(m, step, c), tangent_norm(m, pull, c)
-        if mp.sqrt(c) * size < accuracy:  # quadratic convergence: the next error is its square
+        if mp.sqrt(c) * size < accuracy:
             return expmap(m, step, c)
         m = _damped(points, weights, m, step, merit, c)
     raise ArithmeticError(f"Newton's method did not converge: the last step was {mp.nstr(size)}")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lorentzkit._checks import points_and
-from lorentzkit._numerics import norm
+from lorentzkit._numerics import carry, dot, norm, smallest_length
 from lorentzkit._pairs import cosh_of, polar_pair, sinh_difference
 
 
@@ -120,14 +120,19 @@ def entailment_residual(
 
 def _apex(x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """Sine and cosine of the exterior angle at x, up to a common positive factor."""
+    # The gradient grows as 1/|x|: where that would overflow the apex is held constant.
+    x = torch.where(norm(x.detach()) > 2.0**-20 * smallest_length(x.dtype), x, x.detach())
     p = polar_pair(x, y)
     cosh_x, cosh_y = cosh_of(x, c), cosh_of(y, c)
-    sine = p.ry * norm(p.w) * norm(p.u + p.v) / 2
-    cosine = -sinh_difference(p, cosh_x, cosh_y) - cosh_x * p.ry * p.h
-    size = torch.maximum(sine, cosine.abs()).detach()
+    # The part of y across x: v - u cos(theta) = u h - w.
+    across = carry(p.ry * (p.u * p.h - p.w), y - p.u * dot(p.u, y))
+    radial = sinh_difference(p, cosh_x, cosh_y)
+    size = torch.maximum(norm(across), radial.abs() + cosh_x * p.ry * p.h).detach()
     angle = (size > 0) & (p.rx > 0)
+    # Divided by the size term by term: in the gradient a square of the size would underflow.
     size = torch.where(angle, size, 1.0)
-    return torch.where(angle, sine / size, 0.0), torch.where(angle, cosine / size, 1.0)
+    sine, cosine = norm(across / size), -radial / size - cosh_x * (p.ry / size) * p.h
+    return torch.where(angle, sine, 0.0), torch.where(angle, cosine, 1.0)
 
 
 def _half_aperture(x: Tensor, c: Tensor, min_radius: float) -> Tensor:
@@ -135,7 +140,8 @@ def _half_aperture(x: Tensor, c: Tensor, min_radius: float) -> Tensor:
         raise ValueError(f"min_radius: expected a positive number, got {min_radius!r}")
     s, k2 = c.sqrt() * norm(x), 2 * min_radius
     cone = s > k2
-    cosine = torch.where(cone, (s - k2) * (s + k2), 1.0).sqrt()
+    s_cone = torch.where(cone, s, 2 * k2)
+    cosine = (s_cone - k2).sqrt() * (s_cone + k2).sqrt()
     return torch.where(cone, torch.atan2(torch.full_like(s, k2), cosine), torch.pi / 2)
 
 

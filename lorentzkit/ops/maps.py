@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lorentzkit._checks import clamp_norm, norm_limit, points_and
 from lorentzkit._numerics import (
+    arc_square,
     asinhc,
     cosh_sinhc,
     dot,
@@ -14,6 +15,7 @@ from lorentzkit._numerics import (
     largest_radius,
     norm,
     scale_of,
+    sinhc,
 )
 from lorentzkit._pairs import (
     cosh_excess,
@@ -47,7 +49,9 @@ def expmap(x: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     tensor([1.5431, 1.1752])
     """
     x, u, c = points_and(curv, {"x": x}, {"u": u})
-    return _expmap(x, u, c)
+    u = _within_reach(x, u, c)
+    cosh, sinh, k = cosh_sinhc(_squared_arc(x, u, c))
+    return exp_clamped(cosh * x + sinh * u, k, norm_limit(c))
 
 
 def logmap(x: Tensor, y: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -69,9 +73,7 @@ def logmap(x: Tensor, y: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     """
     x, y, c = points_and(curv, {"x": x, "y": y})
     excess = cosh_excess(x, y, c)
-    factor = _arc_over_sinh(excess)
-    # factor * excess first: their product is a distance, while excess * x would overflow.
-    return factor * (y - x) - (factor * excess) * x
+    return _arc_over_sinh(excess) * (y - x) - _arc_times_tanh(excess) * x
 
 
 def expmap0(u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -93,8 +95,8 @@ def expmap0(u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     """
     u, c = points_and(curv, {}, {"u": u})
     u = clamp_norm(u, largest_radius(u.dtype) / c.sqrt())
-    _, sinhc, k = cosh_sinhc(c * dot(u, u))
-    return exp_clamped(u * sinhc, k, norm_limit(c))
+    _, sinh, k = cosh_sinhc(c * dot(u, u))
+    return exp_clamped(u * sinh, k, norm_limit(c))
 
 
 def logmap0(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -138,16 +140,13 @@ def geodesic(t: float | Tensor, x: Tensor, y: Tensor, curv: float | Tensor = 1.0
     x, y, c = points_and(curv, {"x": x, "y": y})
     t = torch.as_tensor(t, dtype=x.dtype, device=x.device).unsqueeze(-1)
     t = t.clamp(-(2.0**50), 2.0**50)  # its square must not overflow
-    excess = cosh_excess(x, y, c)
-    s2 = 2 * excess * asinhc(excess / 2) ** 2
-    _, whole, k = cosh_sinhc(s2)
-    _, first, kx = cosh_sinhc((1 - t) ** 2 * s2)
-    _, second, ky = cosh_sinhc(t**2 * s2)
-    # Both weights over the larger of their exponentials, which then cannot overflow.
-    most = torch.maximum(kx, ky)
-    weight_x = (1 - t) * first / whole * torch.exp(kx - most)
-    weight_y = t * second / whole * torch.exp(ky - most)
-    return exp_clamped(weight_x * x + weight_y * y, most - k, norm_limit(c))
+    s2 = arc_square(cosh_excess(x, y, c))
+    arc = torch.where(s2 > 1, s2, 1.0).sqrt()
+    growth = torch.maximum(t.abs(), (1 - t).abs()).clamp_min(1.0) - 1  # 0 between the two points
+    weight_x, weight_y = _sinh_ratio(1 - t, s2, arc, growth), _sinh_ratio(t, s2, arc, growth)
+    return exp_clamped(
+        weight_x * x + weight_y * y, torch.where(s2 > 1, growth * arc, 0.0), norm_limit(c)
+    )
 
 
 def transp(x: Tensor, y: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -174,8 +173,9 @@ def transp(x: Tensor, y: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tenso
     x, y, u, c = points_and(curv, {"x": x, "y": y}, {"u": u})
     scale = scale_of(u)
     u = u / scale
-    slope = -_scaled_inner(x, y, u, c) / (2 + cosh_excess(x, y, c))
-    return scale * (u + slope * (x + y))
+    # 1 - curv <x, y> as a square: its own square, in the gradient of the quotient, would overflow.
+    root = (2 + cosh_excess(x, y, c)).sqrt()
+    return scale * (u - (_scaled_inner(x, y, u, c) / root) * ((x + y) / root))
 
 
 def transp0(y: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -196,7 +196,7 @@ def transp0(y: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     tensor([4.1231, 1.0000])
     """
     y, u, c = points_and(curv, {"y": y}, {"u": u})
-    return _transp0(y, u, c)
+    return u + dot(y / (1 + cosh_of(y, c)), u) * (c * y)
 
 
 def transp0back(x: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -216,7 +216,9 @@ def transp0back(x: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     tensor([1.0000, 1.0000])
     """
     x, u, c = points_and(curv, {"x": x}, {"u": u})
-    return _transp0back(x, u, c)
+    # 1/(x0 (x0 + 1/sqrt c)) is c/(cosh (1 + cosh)), with a derivative in c that does not cancel.
+    x0 = time_of(x, c)
+    return u - dot(x / x0, u) * (x / (x0 + c.rsqrt()))
 
 
 def egrad2rgrad(x: Tensor, g: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -239,12 +241,6 @@ def egrad2rgrad(x: Tensor, g: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     """
     x, g, c = points_and(curv, {"x": x}, {"g": g})
     return g + c * x * dot(x, g)
-
-
-def _expmap(x: Tensor, u: Tensor, c: Tensor) -> Tensor:
-    u = _within_reach(x, u, c)
-    cosh, sinhc, k = cosh_sinhc(_squared_arc(x, u, c))
-    return exp_clamped(cosh * x + sinhc * u, k, norm_limit(c))
 
 
 def _within_reach(x: Tensor, u: Tensor, c: Tensor) -> Tensor:
@@ -271,6 +267,28 @@ def _arc_over_sinh(excess: Tensor) -> Tensor:
     return asinhc(half) / (1 + half).sqrt()
 
 
+def _sinh_ratio(t: Tensor, s2: Tensor, arc: Tensor, growth: Tensor) -> Tensor:
+    """``sinh(t s) / sinh(s)``, where ``s2 = s**2 > 1`` times ``exp(-growth s)``.
+
+    At t = 0 and t = 1 the value is exact and the derivative with respect to s exactly 0.
+    """
+    small = s2 <= 1
+    near = torch.where(small, s2, 0.0)
+    size = torch.where(t < 0, -t, t)  # unlike abs it has a derivative at 0
+    decay = torch.exp((size - 1 - growth) * arc)
+    far = decay * (torch.expm1(-2 * size * arc) / torch.expm1(-2 * arc))
+    return torch.where(small, t * (sinhc(t**2 * near) / sinhc(near)), torch.where(t < 0, -far, far))
+
+
+def _arc_times_tanh(excess: Tensor) -> Tensor:
+    """``s tanh(s/2) = excess * s / sinh(s)``, as a product where its derivative does not cancel."""
+    half = excess / 2
+    small = half <= 1
+    far = torch.where(small, 1.0, half)
+    arc = 2 * torch.asinh(far.sqrt())
+    return torch.where(small, excess * _arc_over_sinh(excess), arc * (far / (1 + far)).sqrt())
+
+
 def _scaled_inner(x: Tensor, y: Tensor, u: Tensor, c: Tensor) -> Tensor:
     """``-c <y, u>`` of a point y and a tangent vector u at x, as a sum that does not cancel."""
     x_, y_, u_ = x.detach(), y.detach(), u.detach()
@@ -283,16 +301,6 @@ def _scaled_inner(x: Tensor, y: Tensor, u: Tensor, c: Tensor) -> Tensor:
     y_rise = dot(y - y_, y + y_) / (y0 + y0_)
     product = dot(y, u)
     return value + c * (rise * y0 + time * y_rise - (product - product.detach()))
-
-
-def _transp0(y: Tensor, u: Tensor, c: Tensor) -> Tensor:
-    return u + c * dot(y, u) / (1 + cosh_of(y, c)) * y
-
-
-def _transp0back(x: Tensor, u: Tensor, c: Tensor) -> Tensor:
-    # 1/(x0 (x0 + 1/sqrt c)) is c/(cosh (1 + cosh)), with a derivative in c that does not cancel.
-    x0 = time_of(x, c)
-    return u - dot(x, u) / (x0 * (x0 + c.rsqrt())) * x
 
 
 __all__ = [

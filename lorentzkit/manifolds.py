@@ -1,0 +1,338 @@
+"""Hyperbolic space as a geoopt manifold, in space components.
+
+Points are unconstrained vectors: every finite vector is the space part of exactly one point, so
+there is nothing to project onto, no drift, and no stabilisation step. All computation is that of
+`lorentzkit.ops`. This module imports geoopt; `import lorentzkit` does not.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import geoopt
+import torch
+from geoopt.manifolds.base import Manifold, ScalingInfo
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+
+from lorentzkit import ops
+from lorentzkit._numerics import dot, log_sinhc
+
+
+class Lorentz(Manifold):
+    r"""Hyperbolic space of sectional curvature ``-curv`` in space components ``(..., D)``.
+
+    The metric at x is ``I - x x^T / x_0^2``, its inverse ``I + curv x x^T``. Works with
+    ``geoopt.ManifoldParameter``, ``geoopt.optim.RiemannianSGD``, ``RiemannianAdam`` and
+    ``geoopt.Scaled``.
+
+    Args:
+        curv: positive number. geoopt's ``Lorentz(k)`` has ``k = 1/curv``.
+        learnable: make the curvature a parameter. It is stored as its logarithm, ``log_curv``, so
+            that no optimiser step can make it negative; `curv` is always the curvature itself.
+
+    >>> manifold = Lorentz(curv=2.0)
+    >>> x = geoopt.ManifoldParameter(torch.zeros(5, 3), manifold=manifold)
+    >>> optimizer = geoopt.optim.RiemannianSGD([x], lr=0.5)
+    >>> manifold.dist(x, torch.ones(3)).pow(2).sum().backward()
+    >>> optimizer.step()  # half the squared distance: this step lands on the target
+    >>> torch.allclose(x, torch.ones(3), atol=1e-5)
+    True
+    """
+
+    ndim = 1
+    reversible = True
+    name = "Lorentz (space components)"
+    __scaling__ = Manifold.__scaling__.copy()
+
+    def __init__(self, curv: float = 1.0, learnable: bool = False) -> None:
+        super().__init__()
+        ops.time(torch.zeros(1, dtype=torch.float64), curv)  # raises what a bad curv raises
+        value = torch.as_tensor(curv, dtype=torch.float64).detach().clone()
+        if learnable:
+            self.log_curv = torch.nn.Parameter(value.log())
+        else:
+            self.register_buffer("_curv", value)
+
+    @property
+    def curv(self) -> Tensor:
+        """The curvature, a 0-dim tensor; differentiable if it is learnable."""
+        curv: Tensor = self.log_curv.exp() if "log_curv" in self._parameters else self._curv
+        return curv
+
+    def extra_repr(self) -> str:
+        return f"curv={float(self.curv):g}, learnable={'log_curv' in self._parameters}"
+
+    # -- what geoopt requires -------------------------------------------------------------------
+
+    def projx(self, x: Tensor) -> Tensor:
+        """The point itself: there is no constraint to restore."""
+        return x
+
+    def proju(self, x: Tensor, u: Tensor) -> Tensor:
+        """The vector itself: any vector is tangent."""
+        return u
+
+    def inner(
+        self, x: Tensor, u: Tensor, v: Tensor | None = None, *, keepdim: bool = False
+    ) -> Tensor:
+        """Riemannian inner product of tangent vectors at x (of u with itself without v)."""
+        product = ops.tangent_inner(x, u, u if v is None else v, self.curv)
+        return product.unsqueeze(-1) if keepdim else product
+
+    def norm(self, x: Tensor, u: Tensor, *, keepdim: bool = False) -> Tensor:
+        """Riemannian length of a tangent vector at x."""
+        length = ops.tangent_norm(x, u, self.curv)
+        return length.unsqueeze(-1) if keepdim else length
+
+    def egrad2rgrad(self, x: Tensor, u: Tensor) -> Tensor:
+        """Riemannian gradient of a Euclidean one."""
+        return ops.egrad2rgrad(x, u, self.curv)
+
+    @__scaling__(ScalingInfo(1))
+    def dist(self, x: Tensor, y: Tensor, *, keepdim: bool = False) -> Tensor:
+        """Geodesic distance."""
+        return ops.dist(x, y, self.curv, keepdim=keepdim)
+
+    @__scaling__(ScalingInfo(2))
+    def dist2(self, x: Tensor, y: Tensor, *, keepdim: bool = False) -> Tensor:
+        """Squared geodesic distance."""
+        return ops.dist(x, y, self.curv, keepdim=keepdim) ** 2
+
+    @__scaling__(ScalingInfo(u=-1))
+    def expmap(self, x: Tensor, u: Tensor) -> Tensor:
+        """Exponential map."""
+        return ops.expmap(x, u, self.curv)
+
+    @__scaling__(ScalingInfo(u=-1))
+    def retr(self, x: Tensor, u: Tensor) -> Tensor:
+        """The exponential map itself: it is as cheap as any retraction."""
+        return ops.expmap(x, u, self.curv)
+
+    @__scaling__(ScalingInfo(1))
+    def logmap(self, x: Tensor, y: Tensor) -> Tensor:
+        """Logarithmic map."""
+        return ops.logmap(x, y, self.curv)
+
+    def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        """Parallel transport of v from x to y."""
+        return ops.transp(x, y, v, self.curv)
+
+    @__scaling__(ScalingInfo(u=-1))
+    def transp_follow_retr(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """Parallel transport of v along the geodesic of initial velocity u."""
+        return self.transp(x, self.expmap(x, u), v)
+
+    @__scaling__(ScalingInfo(u=-1))
+    def transp_follow_expmap(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        """Parallel transport of v along the geodesic of initial velocity u."""
+        return self.transp(x, self.expmap(x, u), v)
+
+    def _check_point_on_manifold(
+        self, x: Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
+    ) -> tuple[bool, str | None]:
+        limit = ops.max_radius(x.dtype)
+        inside = self.curv.sqrt() * ops.dist0(x, self.curv) <= limit * (1 + rtol)
+        if bool((x.isfinite().all(-1) & inside).all()):
+            return True, None
+        return False, f"expected finite points within max_radius({x.dtype}) = {limit}"
+
+    def _check_vector_on_tangent(
+        self, x: Tensor, u: Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
+    ) -> tuple[bool, str | None]:
+        if bool(u.isfinite().all()):
+            return True, None
+        return False, "expected finite tangent vectors"
+
+    # -- at the origin, and geodesics: the names of geoopt.Lorentz -------------------------------
+
+    @__scaling__(ScalingInfo(1))
+    def dist0(self, x: Tensor, *, keepdim: bool = False) -> Tensor:
+        """Geodesic distance to the origin."""
+        return ops.dist0(x, self.curv, keepdim=keepdim)
+
+    @__scaling__(ScalingInfo(u=-1))
+    def expmap0(self, u: Tensor) -> Tensor:
+        """Exponential map at the origin."""
+        return ops.expmap0(u, self.curv)
+
+    @__scaling__(ScalingInfo(1))
+    def logmap0(self, x: Tensor) -> Tensor:
+        """Logarithmic map at the origin."""
+        return ops.logmap0(x, self.curv)
+
+    def transp0(self, y: Tensor, u: Tensor) -> Tensor:
+        """Parallel transport of u from the origin to y."""
+        return ops.transp0(y, u, self.curv)
+
+    def transp0back(self, x: Tensor, u: Tensor) -> Tensor:
+        """Parallel transport of u from x to the origin."""
+        return ops.transp0back(x, u, self.curv)
+
+    def geodesic(self, t: float | Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """The point at parameter t of the geodesic from x (t = 0) to y (t = 1)."""
+        return ops.geodesic(t, x, y, self.curv)
+
+    # -- points ----------------------------------------------------------------------------------
+
+    def origin(
+        self,
+        *size: int | tuple[int, ...],
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        seed: int | None = 42,
+    ) -> geoopt.ManifoldTensor:
+        """The origin, repeated to ``size``; ``seed`` is there for geoopt's signature."""
+        device = self.curv.device if device is None else device
+        zeros = torch.zeros(_shape(size), dtype=dtype, device=device)
+        return geoopt.ManifoldTensor(zeros, manifold=self)
+
+    @__scaling__(ScalingInfo(std=-1))
+    def random(
+        self,
+        *size: int | tuple[int, ...],
+        std: float | Tensor = 1.0,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> geoopt.ManifoldTensor:
+        """Points of the wrapped normal distribution around the origin."""
+        return self.wrapped_normal(*size, std=std, dtype=dtype, device=device)
+
+    @__scaling__(ScalingInfo(std=-1))
+    def wrapped_normal(
+        self,
+        *size: int | tuple[int, ...],
+        mean: Tensor | None = None,
+        std: float | Tensor = 1.0,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> geoopt.ManifoldTensor:
+        """Points of shape ``size`` from the wrapped normal distribution; see `WrappedNormal`."""
+        shape = _shape(size)
+        if mean is None:
+            mean = self.origin(shape[-1], dtype=dtype, device=device)
+        noise = torch.randn(shape, dtype=dtype or mean.dtype, device=device or mean.device)
+        sample = WrappedNormal(self, mean.to(noise), std)._from_noise(noise)
+        return geoopt.ManifoldTensor(sample, manifold=self)
+
+    @__scaling__(ScalingInfo.NotCompatible)
+    def log_prob(self, x: Tensor, mean: Tensor | None = None, std: float | Tensor = 1.0) -> Tensor:
+        """Log density of `wrapped_normal` at x ``(..., D)``; see `WrappedNormal`."""
+        mean = torch.zeros_like(x) if mean is None else mean
+        return WrappedNormal(self, mean, std).log_prob(x)
+
+
+class WrappedNormal(Distribution):
+    r"""Wrapped normal distribution: a normal vector at the origin, transported and mapped.
+
+    ``v ~ N(0, diag(std^2))``, ``x = expmap(mean, transp0(mean, v))``. Its density with respect to
+    the Riemannian volume is ``N(v) / (sinh(s)/s)^(D-1)`` with ``s = sqrt(curv) |v|``.
+
+    Args:
+        manifold: a `Lorentz` manifold.
+        mean: space components, ``(..., D)``.
+        std: standard deviations, a number or ``(..., D)``, in the metric of the manifold.
+
+    Source: Nagano et al. 2019, "A Wrapped Normal Distribution on Hyperbolic Space", alg. 1 and 2.
+
+    >>> manifold = Lorentz()
+    >>> normal = WrappedNormal(manifold, torch.zeros(2), 0.5)
+    >>> normal.log_prob(torch.zeros(2)), normal.sample((7,)).shape
+    (tensor(-0.4516), torch.Size([7, 2]))
+    """
+
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  (the base class declares it so)
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, manifold: Lorentz, mean: Tensor, std: float | Tensor = 1.0) -> None:
+        self.manifold = manifold
+        std = torch.as_tensor(std, dtype=mean.dtype, device=mean.device)
+        if not bool((std > 0).all()):
+            raise ValueError(f"std: expected positive standard deviations, got {std}")
+        shape = torch.broadcast_shapes(mean.shape, std.shape)  # type: ignore[no-untyped-call]
+        self.mean_point, self.std = mean.expand(shape), std.expand(shape)
+        super().__init__(shape[:-1], shape[-1:], validate_args=False)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Samples ``(*sample_shape, ..., D)``, differentiable in mean, std and curvature."""
+        shape = self._extended_shape(torch.Size(sample_shape))
+        mean = self.mean_point
+        return self._from_noise(torch.randn(shape, dtype=mean.dtype, device=mean.device))
+
+    def _from_noise(self, noise: Tensor) -> Tensor:
+        u = self.manifold.transp0(self.mean_point, self.std * noise)
+        return self.manifold.expmap(self.mean_point, u)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density ``(...)`` at points ``(..., D)``, with respect to the Riemannian volume."""
+        at_mean = self.manifold.logmap(self.mean_point, value)
+        v = self.manifold.transp0back(self.mean_point, at_mean)
+        normal = -(v / self.std).square() / 2 - self.std.log() - math.log(2 * math.pi) / 2
+        volume = log_sinhc(self.manifold.curv.to(v) * dot(v, v)).squeeze(-1)
+        density: Tensor = normal.sum(-1) - (v.shape[-1] - 1) * volume
+        return density
+
+
+def to_geoopt(x: Tensor, manifold: Manifold) -> Tensor:
+    """Points in space components as points of a geoopt manifold of the same curvature.
+
+    Args:
+        x: space components, ``(..., D)``.
+        manifold: ``geoopt.Lorentz`` (curvature ``-1/k``) or ``geoopt.PoincareBall`` (``-c``).
+
+    Returns:
+        Full vectors ``(..., D + 1)``, time first, or ball coordinates ``(..., D)``.
+
+    Raises:
+        TypeError: for any other manifold.
+
+    >>> to_geoopt(torch.tensor([3.0, 0.0]), geoopt.Lorentz(k=16.0))
+    tensor([5., 3., 0.])
+    """
+    model, curv = _model(manifold)
+    return ops.add_time(x, curv) if model == "full" else ops.to_poincare(x, curv)
+
+
+def from_geoopt(p: Tensor, manifold: Manifold) -> Tensor:
+    """Space components of points of a geoopt manifold; the inverse of `to_geoopt`.
+
+    Args:
+        p: full vectors ``(..., D + 1)`` of ``geoopt.Lorentz`` or points ``(..., D)`` of
+            ``geoopt.PoincareBall``.
+        manifold: the manifold of the points.
+
+    Returns:
+        Space components ``(..., D)``. Pair them with ``Lorentz(curv=1/k)`` or ``Lorentz(curv=c)``.
+
+    Raises:
+        TypeError: for any other manifold.
+
+    >>> from_geoopt(torch.tensor([0.5, 0.0]), geoopt.PoincareBall(c=1.0))
+    tensor([1.3333, 0.0000])
+    """
+    model, curv = _model(manifold)
+    return ops.drop_time(p) if model == "full" else ops.from_poincare(p, curv)
+
+
+def _model(manifold: Manifold) -> tuple[str, Tensor]:
+    """Which model a geoopt manifold is, and its ``curv``, by what it has: versions are alike."""
+    if isinstance(manifold, geoopt.Lorentz) and hasattr(manifold, "k"):
+        return "full", 1 / manifold.k
+    if isinstance(manifold, geoopt.PoincareBall) and hasattr(manifold, "c"):
+        return "ball", manifold.c
+    raise TypeError(
+        f"manifold: expected geoopt.Lorentz or geoopt.PoincareBall, got {type(manifold).__name__}"
+    )
+
+
+def _shape(size: tuple[int | tuple[int, ...], ...]) -> tuple[int, ...]:
+    """A shape given as numbers or as one tuple, as everywhere in torch and geoopt."""
+    shape: Any = size[0] if len(size) == 1 and not isinstance(size[0], int) else size
+    if len(shape) == 0:
+        raise ValueError("size: expected at least one dimension, got none")
+    return tuple(shape)
+
+
+__all__ = ["Lorentz", "WrappedNormal", "from_geoopt", "to_geoopt"]
