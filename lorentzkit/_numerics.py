@@ -52,8 +52,9 @@ def carry(value: Tensor, derivative: Tensor) -> Tensor:
 
 
 def scale_of(x: Tensor) -> Tensor:
-    """A positive constant ``(..., 1)`` to divide ``x`` by before squaring it; no gradient."""
-    return x.detach().abs().amax(-1, keepdim=True).clamp_min(smallest_length(x.dtype))
+    """A positive constant ``(..., 1)`` to divide ``x`` by before squaring it; 1 where x is 0."""
+    largest = x.detach().abs().amax(-1, keepdim=True)
+    return torch.where(largest > 0, largest.clamp_min(smallest_length(x.dtype)), 1.0)
 
 
 def norm(x: Tensor) -> Tensor:
@@ -72,7 +73,8 @@ def polar(x: Tensor) -> tuple[Tensor, Tensor]:
     square = dot(z, z)
     nonzero = square > 0
     n = torch.where(nonzero, square, 1.0).sqrt()
-    return torch.where(nonzero, scale * n, 0.0), torch.where(nonzero, z, 0.0) / n
+    # Not scale * n: a small gradient times a small scale would underflow before it is divided again.
+    return torch.where(nonzero, dot(z, x) / n, 0.0), torch.where(nonzero, z, 0.0) / n
 
 
 def hypot(a: Tensor, b: Tensor) -> Tensor:

@@ -18,17 +18,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lorentzkit._numerics import carry, dot, hypot, norm, polar, smallest_length
+from lorentzkit._numerics import carry, dot, hypot, norm, polar, scale_of, smallest_length
 
 
 def time_of(x: Tensor, c: Tensor) -> Tensor:
     """Time component ``x0 = sqrt(1/c + |x|**2)``, ``(..., 1)``."""
-    return (1 / c + dot(x, x)).sqrt()
+    return _root_of_sum(1 / c, torch.ones_like(c), x, c.rsqrt())
 
 
 def cosh_of(x: Tensor, c: Tensor) -> Tensor:
     """``cosh a = sqrt(1 + c |x|**2)``, ``(..., 1)``; it stays finite as ``c -> 0``."""
-    return (1 + c * dot(x, x)).sqrt()
+    return _root_of_sum(torch.ones_like(c), c, x, torch.ones_like(c))
+
+
+def _root_of_sum(constant: Tensor, factor: Tensor, x: Tensor, least: Tensor) -> Tensor:
+    """``sqrt(constant + factor |x|**2)``, scaled so that its gradient, as small as ``1/|x|**2``,
+    does not underflow on the way."""
+    scale = torch.maximum(x.abs().amax(-1, keepdim=True), least).detach()
+    z = x / scale
+    return scale * (constant / scale / scale + factor * dot(z, z)).sqrt()
 
 
 class Polar(NamedTuple):
@@ -63,8 +71,12 @@ def polar_pair(x: Tensor, y: Tensor) -> Polar:
 
 def sinh_difference(p: Polar, fx: Tensor, fy: Tensor) -> Tensor:
     """``rx fy - ry fx``: ``sinh(a - b)`` if f is the time, ``sinh(a - b)/sqrt(c)`` if f is cosh."""
-    den = p.rx * fy + p.ry * fx
-    return p.dr * ((p.rx + p.ry) / torch.where(den > 0, den, 1.0))
+    total = p.rx + p.ry
+    divisible = total > smallest_length(total.dtype)
+    total = torch.where(divisible, total, 1.0)
+    part_x = torch.where(divisible, p.rx / total, 0.5)
+    part_y = torch.where(divisible, p.ry / total, 0.5)
+    return p.dr / (part_x * fy + part_y * fx)
 
 
 def squared_chord_increment(x: Tensor, y: Tensor, c: Tensor, scale: Tensor | float) -> Tensor:
@@ -124,27 +136,42 @@ class Split(NamedTuple):
 
 
 def split(x: Tensor, u: Tensor) -> Split:
-    """``u = radial * x/|x| + transverse`` (at the origin all is transverse); for values only."""
+    """``u = radial * x/|x| + transverse``; exactly parallel vectors have no transverse part."""
     direction, along = polar(x)[1], polar(u)[1]
     radial = dot(direction, u)
     same, opposite = (along == direction).all(-1), (along == -direction).all(-1)
-    parallel = (same | opposite).unsqueeze(-1)
-    return Split(radial, torch.where(parallel, 0.0, u - direction * radial))
+    rest = u - direction * radial
+    transverse = torch.where((same | opposite).unsqueeze(-1), 0.0, rest)
+    return Split(radial, carry(transverse, rest))
+
+
+def tangent_scale(u: Tensor) -> Tensor:
+    """`scale_of` for what is linear in u, with a gradient of size 1 that passes through the scale."""
+    return scale_of(u).clamp_min(smallest_length(u.dtype) ** 0.5)
 
 
 def tangent_product(x: Tensor, u: Tensor, v: Tensor, c: Tensor) -> Tensor:
-    """``u.v - (x.u)(x.v)/x0**2``, the Lorentzian inner product of tangent vectors at x."""
-    x_, u_, v_ = x.detach(), u.detach(), v.detach()
-    a, b, cosh = split(x_, u_), split(x_, v_), cosh_of(x_, c)
-    value = dot(a.transverse, b.transverse) + (a.radial / cosh) * (b.radial / cosh)
-    return value + tangent_product_increment(x, u, v, c)
+    """``u.v - (x.u)(x.v)/x0**2``, the Lorentzian inner product of tangent vectors at x.
+
+    Far out that difference is noise, and the form in radial and transverse parts is used.
+    """
+    x0 = time_of(x, c)
+    far = dot(x / x0, x / x0) > 0.5  # a > 0.88
+    near = dot(u, v) - dot(x / x0, u) * dot(x / x0, v)
+    x_far = torch.where(far, x, torch.ones_like(x))
+    a, b, cosh = split(x_far, u), split(x_far, v), cosh_of(x_far, c)
+    apart = dot(a.transverse, b.transverse) + (a.radial / cosh) * (b.radial / cosh)
+    return torch.where(far, apart, near)
 
 
-def tangent_product_increment(x: Tensor, u: Tensor, v: Tensor, c: Tensor) -> Tensor:
-    """Increment of ``u.v - (x.u)(x.v)/x0**2``."""
-    (tu, du), (tv, dv) = tangent_time(x, u, c), tangent_time(x, v, c)
-    product = dot(u, v)
-    return (product - product.detach()) - (du * (tv + dv) + tu * dv)
+def squared_arc(x: Tensor, u: Tensor, c: Tensor) -> Tensor:
+    """``c tangent_product(x, u, u)``, with a derivative in c that does not cancel."""
+    x0 = time_of(x, c)
+    far = dot(x / x0, x / x0) > 0.5
+    near = c * (dot(u, u) - dot(x / x0, u) ** 2)
+    x_far = torch.where(far, x, torch.ones_like(x))
+    a, time = split(x_far, u), time_of(x_far, c)
+    return torch.where(far, c * dot(a.transverse, a.transverse) + (a.radial / time) ** 2, near)
 
 
 def tangent_time(x: Tensor, u: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:

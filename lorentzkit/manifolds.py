@@ -263,7 +263,8 @@ class WrappedNormal(Distribution):
 
     def _from_noise(self, noise: Tensor) -> Tensor:
         u = self.manifold.transp0(self.mean_point, self.std * noise)
-        return self.manifold.expmap(self.mean_point, u)
+        point: Tensor = self.manifold.expmap(self.mean_point, u)
+        return point
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density ``(...)`` at points ``(..., D)``, with respect to the Riemannian volume."""

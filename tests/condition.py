@@ -256,7 +256,7 @@ class Frame:
                 if outside > mpf(10) ** (100 - FRAME_DIGITS) * exact_dot(v, v):
                     self._basis.append((v, [*inside, mp.sqrt(outside)]))
         self.rank = len(self._basis)
-        self.dim = max(2, min(len(vectors[0]), self.rank + 1))
+        self.dim = self.rank + 1
 
     def _split(self, v: Tensor) -> tuple[Block, mpf]:
         """The coordinates of v, and the square of its distance to the span."""

@@ -120,8 +120,9 @@ def entailment_residual(
 
 def _apex(x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """Sine and cosine of the exterior angle at x, up to a common positive factor."""
-    # The gradient grows as 1/|x|: where that would overflow the apex is held constant.
-    x = torch.where(norm(x.detach()) > 2.0**-20 * smallest_length(x.dtype), x, x.detach())
+    # The gradient grows as 1/|x| and 1/|x - y|: where that would overflow it is left out.
+    least = 2.0**-20 * smallest_length(x.dtype)
+    x = torch.where(norm(x.detach()) > least, x, x.detach())
     p = polar_pair(x, y)
     cosh_x, cosh_y = cosh_of(x, c), cosh_of(y, c)
     # The part of y across x: v - u cos(theta) = u h - w.
@@ -130,9 +131,12 @@ def _apex(x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     size = torch.maximum(norm(across), radial.abs() + cosh_x * p.ry * p.h).detach()
     angle = (size > 0) & (p.rx > 0)
     # Divided by the size term by term: in the gradient a square of the size would underflow.
-    size = torch.where(angle, size, 1.0)
-    sine, cosine = norm(across / size), -radial / size - cosh_x * (p.ry / size) * p.h
-    return torch.where(angle, sine, 0.0), torch.where(angle, cosine, 1.0)
+    size = torch.where(angle, size.clamp_min(least), 1.0)
+    sine, cosine = norm(across) / size, -radial / size - cosh_x * (p.ry / size) * p.h
+    sine, cosine = torch.where(angle, sine, 0.0), torch.where(angle, cosine, 1.0)
+    return torch.where(size > least, sine, sine.detach()), torch.where(
+        size > least, cosine, cosine.detach()
+    )
 
 
 def _half_aperture(x: Tensor, c: Tensor, min_radius: float) -> Tensor:

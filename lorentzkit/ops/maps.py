@@ -23,7 +23,9 @@ from lorentzkit._pairs import (
     polar_pair,
     sinh_difference,
     split,
-    tangent_product_increment,
+    squared_chord_increment,
+    squared_arc,
+    tangent_scale,
     tangent_time,
     time_of,
 )
@@ -50,7 +52,7 @@ def expmap(x: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     """
     x, u, c = points_and(curv, {"x": x}, {"u": u})
     u = _within_reach(x, u, c)
-    cosh, sinh, k = cosh_sinhc(_squared_arc(x, u, c))
+    cosh, sinh, k = cosh_sinhc(squared_arc(x, u, c))
     return exp_clamped(cosh * x + sinh * u, k, norm_limit(c))
 
 
@@ -171,11 +173,9 @@ def transp(x: Tensor, y: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tenso
     tensor([1.1752, 1.5431])
     """
     x, y, u, c = points_and(curv, {"x": x, "y": y}, {"u": u})
-    scale = scale_of(u)
+    scale = tangent_scale(u)
     u = u / scale
-    # 1 - curv <x, y> as a square: its own square, in the gradient of the quotient, would overflow.
-    root = (2 + cosh_excess(x, y, c)).sqrt()
-    return scale * (u - (_scaled_inner(x, y, u, c) / root) * ((x + y) / root))
+    return scale * (u + _transp_slope(x, y, u, c) * (x + y))
 
 
 def transp0(y: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -253,14 +253,6 @@ def _within_reach(x: Tensor, u: Tensor, c: Tensor) -> Tensor:
     return torch.where(beyond, (u / scale) * (reach / torch.where(beyond, length, 1.0)), u)
 
 
-def _squared_arc(x: Tensor, u: Tensor, c: Tensor) -> Tensor:
-    """``c tangent_norm(x, u)**2``; its derivative in c does not cancel, thanks to the time."""
-    x_, u_ = x.detach(), u.detach()
-    a = split(x_, u_)
-    value = c * dot(a.transverse, a.transverse) + (a.radial / time_of(x_, c)) ** 2
-    return value + c * tangent_product_increment(x, u, u, c)
-
-
 def _arc_over_sinh(excess: Tensor) -> Tensor:
     """``s / sinh(s)`` from ``excess = cosh(s) - 1``; 1 at 0."""
     half = excess / 2
@@ -289,18 +281,34 @@ def _arc_times_tanh(excess: Tensor) -> Tensor:
     return torch.where(small, excess * _arc_over_sinh(excess), arc * (far / (1 + far)).sqrt())
 
 
-def _scaled_inner(x: Tensor, y: Tensor, u: Tensor, c: Tensor) -> Tensor:
-    """``-c <y, u>`` of a point y and a tangent vector u at x, as a sum that does not cancel."""
+def _transp_slope(x: Tensor, y: Tensor, u: Tensor, c: Tensor) -> Tensor:
+    """``c <y, u> / (1 - c <x, y>)`` of points x, y and a tangent vector u at x."""
     x_, y_, u_ = x.detach(), y.detach(), u.detach()
-    p, a = polar_pair(x_, y_), split(x_, u_)
+    p, radial = polar_pair(x_, y_), split(x_, u_).radial
     x0_, y0_ = time_of(x_, c), time_of(y_, c)
-    value = c * p.ry * dot(u_, p.w) + a.radial * (sinh_difference(p, x0_, y0_) / x0_)
-    # the increment of (x.u / x0) y0 - y.u
+    # value: (c ry u.w + radial sinh(a - b)/x0) / (1 + cosh(a - b) + c rx ry h), negative
+    t, cross = sinh_difference(p, x0_, y0_), c * p.rx * p.ry * p.h
+    whole = 1 + (1 + t * t).sqrt() + cross
+    value = c * p.ry * (dot(u_, p.w) / whole) + (radial / x0_) * _half_tanh(t, cross)
+    # increments of the numerator, c (y0 x.u/x0 - y.u), and of the denominator
     time, rise = tangent_time(x, u, c)
-    y0 = time_of(y, c)
+    y0, product = time_of(y, c), dot(y, u)
     y_rise = dot(y - y_, y + y_) / (y0 + y0_)
-    product = dot(y, u)
-    return value + c * (rise * y0 + time * y_rise - (product - product.detach()))
+    above = c * (rise * y0 + time * y_rise - (product - product.detach()))
+    below = (c / 2) * squared_chord_increment(x, y, c, 1.0)
+    return -value - (above - value * below) / (whole + below)
+
+
+def _half_tanh(t: Tensor, cross: Tensor) -> Tensor:
+    """``t / (1 + sqrt(1 + t**2) + cross)``, which is ``tanh(asinh(t) / 2)`` for ``cross = 0``.
+
+    Where it is near 1 it is computed from its difference to 1: else its derivative cancels.
+    """
+    size = t.abs()
+    root = (1 + t * t).sqrt()
+    near_one = (size > 1) & (cross < 1)
+    less = (1 + cross + 1 / (root + size)) / (1 + root + cross)
+    return torch.where(near_one, t.sign() * (1 - less), t / (1 + root + cross))
 
 
 __all__ = [

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lorentzkit._checks import points_and, require
-from lorentzkit._numerics import coth_excess, dot, norm
+from lorentzkit._numerics import carry, coth_excess, dot, norm
 from lorentzkit._pairs import cosh_excess
 from lorentzkit.ops.maps import expmap, logmap, transp0, transp0back
 
@@ -128,25 +128,39 @@ def _checked_weights(weights: Tensor, x: Tensor, dim: int) -> Tensor:
 
 
 def _midpoint(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
-    """Einstein midpoint over dimension -2, as a tree of midpoints of two: ``(..., 1, D)``.
+    """Einstein midpoint over dimension -2, ``(..., 1, D)``.
+
+    ``m = sum w x / mass`` with ``mass = sum w cosh(sqrt(c) d(m, x))``. Around the true m that mass
+    is stationary in m: with a constant m it has the right first derivatives, and with the m of the
+    first round, which then has them too, all up to the third.
+    """
+    value = _merged(x.detach(), w.detach(), c.detach())
+    total, mean = (w * x).sum(-2, keepdim=True), value
+    for _ in range(2):
+        mass = (w * (1 + cosh_excess(mean, x, c))).sum(-2, keepdim=True)
+        mean = carry(value, total / mass)
+    return mean
+
+
+def _merged(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
+    """The value of the midpoint, as a tree of midpoints of two.
 
     A partial sum is a point m and its mass: ``mass (m_0, m)``. Two of them merge with
     ``mass^2 = (a + b)^2 + 2 a b (cosh d - 1)``, a sum of non-negative terms.
     """
     while x.shape[-2] > 1:
-        if x.shape[-2] % 2:
-            x = torch.cat([x, x[..., :1, :]], -2)
-            w = torch.cat([w, torch.zeros_like(w[..., :1, :])], -2)
+        pairs = x.shape[-2] // 2 * 2
+        x, last_x = x[..., :pairs, :], x[..., pairs:, :]
+        w, last_w = w[..., :pairs, :], w[..., pairs:, :]
         swap = w[..., 0::2, :] < w[..., 1::2, :]
-        a, b = _ordered(w, swap)
-        p, q = _ordered(x, swap)
+        (a, b), (p, q) = _ordered(w, swap), _ordered(x, swap)
         excess = cosh_excess(p, q, c)
-        square = (a + b) ** 2 + 2 * a * b * excess
-        w = torch.where(a > 0, torch.where(a > 0, square, 1.0).sqrt(), 0.0)
-        mass = torch.where(a > 0, w, 1.0)
+        mass = ((a + b) ** 2 + 2 * a * b * excess).sqrt()
+        some = torch.where(mass > 0, mass, 1.0)
         # Close points from their difference: then equal points have themselves as midpoint.
-        close = p + (b / mass) * (q - p) + ((a + b) / mass - 1) * p
-        x = torch.where(excess < 1, close, (a / mass) * p + (b / mass) * q)
+        close = p + (b / some) * (q - p) + ((a + b) / some - 1) * p
+        merged = torch.where(excess < 1, close, (a / some) * p + (b / some) * q)
+        x, w = torch.cat([merged, last_x], -2), torch.cat([mass, last_w], -2)
     return x
 
 

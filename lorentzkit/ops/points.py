@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from lorentzkit._checks import floating, points_and
-from lorentzkit._numerics import largest_radius, scale_of
+from lorentzkit._numerics import largest_radius
 from lorentzkit._pairs import (
     cosh_excess,
     squared_chord_increment,
     tangent_product,
+    tangent_scale,
     time_of,
 )
 
@@ -140,7 +141,8 @@ def tangent_inner(x: Tensor, u: Tensor, v: Tensor, curv: float | Tensor = 1.0) -
     tensor(2.4706)
     """
     x, u, v, c = points_and(curv, {"x": x}, {"u": u, "v": v})
-    return tangent_product(x, u, v, c).squeeze(-1)
+    scale_u, scale_v = tangent_scale(u), tangent_scale(v)
+    return (tangent_product(x, u / scale_u, v / scale_v, c) * scale_u * scale_v).squeeze(-1)
 
 
 def tangent_norm(x: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -158,7 +160,7 @@ def tangent_norm(x: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     tensor(1.)
     """
     x, u, c = points_and(curv, {"x": x}, {"u": u})
-    scale = scale_of(u)
+    scale = tangent_scale(u)
     square = tangent_product(x, u / scale, u / scale, c)
     nonzero = square > 0
     length = scale * torch.where(nonzero, square, 1.0).sqrt()
