@@ -51,6 +51,17 @@ def carry(value: Tensor, derivative: Tensor) -> Tensor:
     return value.detach() + (derivative - derivative.detach())
 
 
+def exact_product(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """``a b`` rounded, and its rounding error exactly (Dekker 1971); for entries of size 1."""
+    factor = 2.0**27 + 1 if a.dtype == torch.float64 else 2.0**12 + 1
+    a_high = factor * a - (factor * a - a)
+    b_high = factor * b - (factor * b - b)
+    a_low, b_low = a - a_high, b - b_high
+    product = a * b
+    error = ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
+    return product, error
+
+
 def scale_of(x: Tensor) -> Tensor:
     """A positive constant ``(..., 1)`` to divide ``x`` by before squaring it; 1 where x is 0."""
     largest = x.detach().abs().amax(-1, keepdim=True)
@@ -73,8 +84,9 @@ def polar(x: Tensor) -> tuple[Tensor, Tensor]:
     square = dot(z, z)
     nonzero = square > 0
     n = torch.where(nonzero, square, 1.0).sqrt()
-    # Not scale * n: a small gradient times a small scale would underflow before it is divided again.
-    return torch.where(nonzero, dot(z, x) / n, 0.0), torch.where(nonzero, z, 0.0) / n
+    unit = torch.where(nonzero, z, 0.0) / n
+    # The derivative from u.x: in that of scale * n a small gradient underflows on its way.
+    return torch.where(nonzero, carry(scale * n, dot(unit, x)), 0.0), unit
 
 
 def hypot(a: Tensor, b: Tensor) -> Tensor:

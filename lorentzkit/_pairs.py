@@ -18,25 +18,49 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lorentzkit._numerics import carry, dot, hypot, norm, polar, scale_of, smallest_length
+from lorentzkit._numerics import (
+    carry,
+    dot,
+    exact_product,
+    hypot,
+    norm,
+    polar,
+    scale_of,
+    smallest_length,
+)
 
 
 def time_of(x: Tensor, c: Tensor) -> Tensor:
     """Time component ``x0 = sqrt(1/c + |x|**2)``, ``(..., 1)``."""
-    return _root_of_sum(1 / c, torch.ones_like(c), x, c.rsqrt())
+    scale, root = _root_of_sum(1 / c, torch.ones_like(c), x, c.rsqrt())
+    return scale * root
 
 
 def cosh_of(x: Tensor, c: Tensor) -> Tensor:
     """``cosh a = sqrt(1 + c |x|**2)``, ``(..., 1)``; it stays finite as ``c -> 0``."""
-    return _root_of_sum(torch.ones_like(c), c, x, torch.ones_like(c))
+    scale, root = _root_of_sum(torch.ones_like(c), c, x, torch.ones_like(c))
+    return scale * root
 
 
-def _root_of_sum(constant: Tensor, factor: Tensor, x: Tensor, least: Tensor) -> Tensor:
-    """``sqrt(constant + factor |x|**2)``, scaled so that its gradient, as small as ``1/|x|**2``,
-    does not underflow on the way."""
+def over_cosh(value: Tensor, x: Tensor, c: Tensor) -> Tensor:
+    """``value / cosh a``, with a derivative that does not underflow on its way."""
+    scale, root = _root_of_sum(torch.ones_like(c), c, x, torch.ones_like(c))
+    return value / scale / root
+
+
+def over_time(value: Tensor, x: Tensor, c: Tensor) -> Tensor:
+    """``value / x0``, with a derivative that does not underflow on its way."""
+    scale, root = _root_of_sum(1 / c, torch.ones_like(c), x, c.rsqrt())
+    return value / scale / root
+
+
+def _root_of_sum(
+    constant: Tensor, factor: Tensor, x: Tensor, least: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A constant scale, and ``sqrt(constant + factor |x|**2)`` over it, of size 1."""
     scale = torch.maximum(x.abs().amax(-1, keepdim=True), least).detach()
     z = x / scale
-    return scale * (constant / scale / scale + factor * dot(z, z)).sqrt()
+    return scale, (constant / scale / scale + factor * dot(z, z)).sqrt()
 
 
 class Polar(NamedTuple):
@@ -136,17 +160,35 @@ class Split(NamedTuple):
 
 
 def split(x: Tensor, u: Tensor) -> Split:
-    """``u = radial * x/|x| + transverse``; exactly parallel vectors have no transverse part."""
-    direction, along = polar(x)[1], polar(u)[1]
+    """``u = radial * x/|x| + transverse``, the transverse part with relative accuracy."""
+    direction = polar(x)[1]
     radial = dot(direction, u)
-    same, opposite = (along == direction).all(-1), (along == -direction).all(-1)
     rest = u - direction * radial
-    transverse = torch.where((same | opposite).unsqueeze(-1), 0.0, rest)
-    return Split(radial, carry(transverse, rest))
+    return Split(radial, carry(_transverse(x.detach(), u.detach()), rest))
+
+
+def _transverse(x: Tensor, u: Tensor) -> Tensor:
+    """The part of u across x, by exact products: for nearly parallel vectors too.
+
+    ``u - x u_k/x_k``, with k the largest entry of x, differs from it by a multiple of x only.
+    """
+    k = x.abs().argmax(-1, keepdim=True)
+    scale_u, scale_x = _power_of_two(scale_of(u)), _power_of_two(scale_of(x))
+    u, x = u / scale_u, x / scale_x
+    uk, xk = u.gather(-1, k), x.gather(-1, k)
+    (p, p_rest), (q, q_rest) = exact_product(u, xk), exact_product(x, uk)
+    skew = ((p - q) + (p_rest - q_rest)) / torch.where(xk == 0, 1.0, xk)
+    across = skew - x * (dot(x, skew) / dot(x, x).clamp_min(0.25))
+    return scale_u * torch.where(xk == 0, u, across)
+
+
+def _power_of_two(x: Tensor) -> Tensor:
+    """The power of two above x, by which division is exact."""
+    return x / torch.frexp(x).mantissa
 
 
 def tangent_scale(u: Tensor) -> Tensor:
-    """`scale_of` for what is linear in u, with a gradient of size 1 that passes through the scale."""
+    """`scale_of` for what is linear in u: its gradient, of size 1, passes through the scale."""
     return scale_of(u).clamp_min(smallest_length(u.dtype) ** 0.5)
 
 
@@ -155,30 +197,23 @@ def tangent_product(x: Tensor, u: Tensor, v: Tensor, c: Tensor) -> Tensor:
 
     Far out that difference is noise, and the form in radial and transverse parts is used.
     """
-    x0 = time_of(x, c)
-    far = dot(x / x0, x / x0) > 0.5  # a > 0.88
-    near = dot(u, v) - dot(x / x0, u) * dot(x / x0, v)
-    x_far = torch.where(far, x, torch.ones_like(x))
-    a, b, cosh = split(x_far, u), split(x_far, v), cosh_of(x_far, c)
-    apart = dot(a.transverse, b.transverse) + (a.radial / cosh) * (b.radial / cosh)
-    return torch.where(far, apart, near)
+    near = dot(u, v) - over_time(dot(x, u), x, c) * over_time(dot(x, v), x, c)
+    far, x = _far_out(x, c)
+    a, b = split(x, u), split(x, v)
+    radial = over_cosh(a.radial, x, c) * over_cosh(b.radial, x, c)
+    return torch.where(far, dot(a.transverse, b.transverse) + radial, near)
 
 
 def squared_arc(x: Tensor, u: Tensor, c: Tensor) -> Tensor:
     """``c tangent_product(x, u, u)``, with a derivative in c that does not cancel."""
-    x0 = time_of(x, c)
-    far = dot(x / x0, x / x0) > 0.5
-    near = c * (dot(u, u) - dot(x / x0, u) ** 2)
-    x_far = torch.where(far, x, torch.ones_like(x))
-    a, time = split(x_far, u), time_of(x_far, c)
-    return torch.where(far, c * dot(a.transverse, a.transverse) + (a.radial / time) ** 2, near)
+    near = c * (dot(u, u) - over_time(dot(x, u), x, c) ** 2)
+    far, x = _far_out(x, c)
+    a = split(x, u)
+    apart = c * dot(a.transverse, a.transverse) + over_time(a.radial, x, c) ** 2
+    return torch.where(far, apart, near)
 
 
-def tangent_time(x: Tensor, u: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """Time component ``x.u / x0`` of a tangent vector: its value and its increment."""
-    x_ = x.detach()
-    x0, x0_ = time_of(x, c), time_of(x_, c)
-    product = dot(x, u)
-    value = product.detach() / x0_
-    rise = dot(x - x_, x + x_) / (x0 + x0_)
-    return value, ((product - product.detach()) - value * rise) / x0
+def _far_out(x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether ``sqrt(c) |x| > 1``, and x with some other point in place of those that are not."""
+    far = c.sqrt() * norm(x) > 1
+    return far, torch.where(far, x, torch.ones_like(x))

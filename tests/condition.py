@@ -20,14 +20,14 @@ Exact values come from `oracle.py` and derivatives from its differences: with st
 below every scale of the problem, and digits to match, forward differences are exact to 20 digits
 and more. No derivative is derived by hand. All ops commute with rotations (those of the half-space
 with the ones that fix its axis), so the exact side works in the span of the vectors and one
-direction out of it: 1024 dimensions cost what four do. In one dimension it works in the plane
-too; the condition there is that of the same formula in the plane.
+direction out of it: 1024 dimensions cost what four do. Where the vectors span the whole space, as
+always in one dimension, the condition is thus that of the same formula in one dimension more.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import combinations
 
@@ -36,6 +36,8 @@ import oracle
 import torch
 from mpmath import mp, mpf
 from torch import Tensor
+
+from lorentzkit import ops
 
 Block = list[mpf]  # one argument, in the frame: a vector's coordinates, or a scalar's one value
 
@@ -82,7 +84,7 @@ def value_error(
 
     `function` takes the op's place: to measure another library's formula, say.
     """
-    got = (function or _library(op))(*args, curv, **kw)
+    got = (function or getattr(ops, op))(*args, curv, **kw)
     problem = Problem(op, args, curv, None, kw)
     with mp.workdps(problem.digits):
         inputs = range(len(problem.blocks))
@@ -104,7 +106,7 @@ def gradient_errors(
     `cotangent` is what the gradient of a vector-valued op is pulled back from.
     """
     inputs = [a.detach().clone().requires_grad_() for a in (*args, curv)]
-    out = (function or _library(op))(*inputs, **kw)
+    out = (function or getattr(ops, op))(*inputs, **kw)
     got = torch.autograd.grad(out, inputs, cotangent, materialize_grads=True)
 
     problem = Problem(op, args, curv, cotangent, kw)
@@ -140,9 +142,9 @@ class Problem:
         args: Sequence[Tensor],
         curv: Tensor,
         cotangent: Tensor | None,
-        kw: dict[str, float],
+        kw: Mapping[str, float],
     ) -> None:
-        names, kind = _signature(op)
+        names = _signature(op)
         self.dtype = curv.dtype
         self._op = getattr(oracle, op)
         self._kw = {name: mpf(value) for name, value in kw.items()}
@@ -157,7 +159,6 @@ class Problem:
         self.ones = [mp.sqrt(item.numel()) for item in items]
         self.blocks = [self.frame.place(i) if i.ndim else [mpf(i.item())] for i in items]
         self.cotangent = [mpf(1)] if cotangent is None else self.frame.place(cotangent)
-        assert (kind == "vector") or cotangent is None
 
         self._gap, lowest, highest = self._scales([item.ndim > 0 for item in items])
         lost = 4 * mp.log10(1 / self._gap) + 2 * mp.log10(1 / lowest) + 8 * mp.log10(highest)
@@ -165,6 +166,9 @@ class Problem:
         self._shifted: dict[tuple, Block] = {}
         with mp.workdps(self.digits):
             self.norms = [oracle.norm(block) for block in self.blocks]
+            # A geodesic's parameter is a place in [0, 1]: 1 - t matters as much as t.
+            named = zip(self.names, self.norms, strict=True)
+            self.norms = [max(r, mpf(1)) if n == "t" else r for n, r in named]
             self._steps = [self._step(*pair) for pair in zip(self.blocks, self.norms, strict=True)]
             if op == "frechet_mean":
                 self._kw["start"] = self.value
@@ -239,7 +243,9 @@ class Problem:
             return 0.0  # nothing to represent it with
         if not got.isfinite().all():
             return math.inf
-        difference = self.frame.distance(got, exact) if got.ndim else abs(mpf(got.item()) - exact[0])
+        difference = (
+            self.frame.distance(got, exact) if got.ndim else abs(mpf(got.item()) - exact[0])
+        )
         underflow += mp.sqrt(got.numel())
         # torch's eps is the spacing above 1: twice the unit roundoff.
         return float(difference / (info.eps / 2 * cond + subnormal(self.dtype) * underflow))
@@ -256,7 +262,7 @@ class Frame:
                 if outside > mpf(10) ** (100 - FRAME_DIGITS) * exact_dot(v, v):
                     self._basis.append((v, [*inside, mp.sqrt(outside)]))
         self.rank = len(self._basis)
-        self.dim = self.rank + 1
+        self.dim = max(2, self.rank + 1)
 
     def _split(self, v: Tensor) -> tuple[Block, mpf]:
         """The coordinates of v, and the square of its distance to the span."""
@@ -305,17 +311,10 @@ def operator_norm(matrix: list[Block]) -> mpf:
     return largest * float(np.linalg.norm(np.array(scaled), 2))
 
 
-def _signature(op: str) -> tuple[list[str], str]:
-    arguments, kind = OPS[op].split(" -> ")
-    return [*arguments.split(), "curv"], kind
+def _signature(op: str) -> list[str]:
+    return [*OPS[op].split(" -> ")[0].split(), "curv"]
 
 
 def _items(name: str, argument: Tensor) -> Sequence[Tensor]:
     """The blocks of an argument: each point, each weight, or the whole."""
     return argument.unbind() if name in ("points", "weights") else [argument]
-
-
-def _library(op: str) -> Callable:
-    from lorentzkit import ops
-
-    return getattr(ops, op)

@@ -1,9 +1,12 @@
 """Hypothesis profiles: `--hypothesis-profile thorough` for an hour's worth of examples."""
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 _COMMON = settings(
-    deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+    phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],  # no slow `explain`
 )
 settings.register_profile("ci", _COMMON, max_examples=40)
 settings.register_profile("thorough", _COMMON, max_examples=1000)

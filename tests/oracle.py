@@ -15,6 +15,8 @@ from mpmath import mp, mpf
 
 Vector = list[mpf]
 
+MIN_RADIUS = mpf(0.1)  # the double, as the ops have it
+
 # --- Vectors, and the lift to the ambient space -----------------------------------------------
 
 
@@ -103,7 +105,9 @@ def dist0(x: Vector, c: mpf) -> mpf:
 def interior_angle(x: Vector, y: Vector, c: mpf) -> mpf:
     """The Riemannian angle at x between the geodesics to the origin and to y."""
     if x == y or not any(x):
-        return mp.pi()  # the conventions: entailment is reflexive, and the origin entails everything
+        return (
+            mp.pi()
+        )  # the conventions: entailment is reflexive, and the origin entails everything
     to_origin = lift_tangent(x, logmap(x, origin(x), c), c)
     to_y = lift_tangent(x, logmap(x, y, c), c)
     cosine = minkowski(to_origin, to_y) / (length(to_origin) * length(to_y))
@@ -114,13 +118,13 @@ def exterior_angle(x: Vector, y: Vector, c: mpf) -> mpf:
     return mp.pi() - interior_angle(x, y, c)
 
 
-def half_aperture(x: Vector, c: mpf, min_radius: mpf = mpf(0.1)) -> mpf:
+def half_aperture(x: Vector, c: mpf, min_radius: mpf = MIN_RADIUS) -> mpf:
     s = mp.sqrt(c) * norm(x)
     return mp.pi() / 2 if s <= 2 * min_radius else mp.asin(2 * min_radius / s)
 
 
 def entailment_residual(
-    x: Vector, y: Vector, c: mpf, min_radius: mpf = mpf(0.1), aperture_scale: mpf = mpf(1)
+    x: Vector, y: Vector, c: mpf, min_radius: mpf = MIN_RADIUS, aperture_scale: mpf = mp.one
 ) -> mpf:
     cone = aperture_scale * half_aperture(x, c, min_radius)
     return max(mpf(0), exterior_angle(x, y, c) - cone)

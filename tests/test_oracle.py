@@ -1,4 +1,4 @@
-"""The oracle against other textbook definitions, and the harness's derivatives against known ones."""
+"""The oracle against other textbook definitions, the harness's derivatives against known ones."""
 
 import condition
 import oracle

@@ -3,7 +3,7 @@
     python tests/worst_errors.py [--examples 300] [op ...]
 
 A row is an op: float32 and float64, values, then gradients by argument. See `condition.py` for
-what the numbers mean and `tolerances.py` for how large they may be; `*` marks those that are larger.
+what the numbers mean and `tolerances.py` for how large they may be; `*` marks what is larger.
 """
 
 from __future__ import annotations

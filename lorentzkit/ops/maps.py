@@ -20,13 +20,13 @@ from lorentzkit._numerics import (
 from lorentzkit._pairs import (
     cosh_excess,
     cosh_of,
+    over_time,
     polar_pair,
     sinh_difference,
     split,
-    squared_chord_increment,
     squared_arc,
+    squared_chord_increment,
     tangent_scale,
-    tangent_time,
     time_of,
 )
 
@@ -278,37 +278,51 @@ def _arc_times_tanh(excess: Tensor) -> Tensor:
     small = half <= 1
     far = torch.where(small, 1.0, half)
     arc = 2 * torch.asinh(far.sqrt())
-    return torch.where(small, excess * _arc_over_sinh(excess), arc * (far / (1 + far)).sqrt())
+    return torch.where(small, excess * _arc_over_sinh(excess), arc * (1 + 1 / far).rsqrt())
 
 
 def _transp_slope(x: Tensor, y: Tensor, u: Tensor, c: Tensor) -> Tensor:
     """``c <y, u> / (1 - c <x, y>)`` of points x, y and a tangent vector u at x."""
     x_, y_, u_ = x.detach(), y.detach(), u.detach()
-    p, radial = polar_pair(x_, y_), split(x_, u_).radial
-    x0_, y0_ = time_of(x_, c), time_of(y_, c)
-    # value: (c ry u.w + radial sinh(a - b)/x0) / (1 + cosh(a - b) + c rx ry h), negative
-    t, cross = sinh_difference(p, x0_, y0_), c * p.rx * p.ry * p.h
-    whole = 1 + (1 + t * t).sqrt() + cross
-    value = c * p.ry * (dot(u_, p.w) / whole) + (radial / x0_) * _half_tanh(t, cross)
-    # increments of the numerator, c (y0 x.u/x0 - y.u), and of the denominator
-    time, rise = tangent_time(x, u, c)
-    y0, product = time_of(y, c), dot(y, u)
-    y_rise = dot(y - y_, y + y_) / (y0 + y0_)
-    above = c * (rise * y0 + time * y_rise - (product - product.detach()))
+    value, whole, vector = _transp_slope_value(x_, y_, u_, c)
+    # increments of u.(x y0/x0 - y) by the product rule, and of the denominator
+    x0, y0, x0_, y0_ = time_of(x, c), time_of(y, c), time_of(x_, c), time_of(y_, c)
+    x_rise, y_rise = dot(x - x_, x + x_) / (x0 + x0_), dot(y - y_, y + y_) / (y0 + y0_)
+    ratio = y0_ / x0_
+    ratio_rise = (y_rise - ratio * x_rise) / x0
+    rise = (x - x_) * (ratio + ratio_rise) + x_ * ratio_rise - (y - y_)
+    above = c * (dot(u - u_, vector + rise) + dot(u_, rise))
     below = (c / 2) * squared_chord_increment(x, y, c, 1.0)
     return -value - (above - value * below) / (whole + below)
 
 
-def _half_tanh(t: Tensor, cross: Tensor) -> Tensor:
-    """``t / (1 + sqrt(1 + t**2) + cross)``, which is ``tanh(asinh(t) / 2)`` for ``cross = 0``.
+def _transp_slope_value(
+    x: Tensor, y: Tensor, tangent: Tensor, c: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``-c <y, u> / (1 - c <x, y>)`` for its value and its derivative in c; the denominator; and
+    the vector ``x y0/x0 - y`` whose product with u is ``-<y, u>``.
 
-    Where it is near 1 it is computed from its difference to 1: else its derivative cancels.
+    The denominator is ``1 + cosh(a - b) + H``, ``H = c rx ry h``. Where H is the most of it, the
+    quotient hardly depends on c, and both parts are divided by c before c enters them.
     """
-    size = t.abs()
-    root = (1 + t * t).sqrt()
-    near_one = (size > 1) & (cross < 1)
-    less = (1 + cross + 1 / (root + size)) / (1 + root + cross)
-    return torch.where(near_one, t.sign() * (1 - less), t / (1 + root + cross))
+    p, u = polar_pair(x, y), split(x, tangent)
+    x0, cosh_x = time_of(x, c), cosh_of(x, c)
+    t = sinh_difference(p, x0, time_of(y, c))
+    slant = sinh_difference(p, cosh_x, cosh_of(y, c)) / cosh_x
+    cosh = (1 + t * t).sqrt()
+    whole = 1 + cosh + c * p.rx * p.ry * p.h
+    root = whole.sqrt()  # a quotient by the whole would have its square in the derivative
+    # (t/x0 + c ry h)/whole; where t/whole is near +-1, from its difference to that
+    flat = over_time(t / whole, x, c) + p.h * (c * p.ry / root / root)
+    rest = 1 - (1 + 1 / (cosh + t.abs())) / whole
+    outward = (rest + p.ry * p.h / (x0 + p.rx) / whole) / x0
+    inward = p.h * (1 + p.rx / x0) * (c * p.ry / root / root) - rest / x0
+    along = torch.where(t > 1, outward, torch.where(t < -1, inward, flat))
+    near = dot(u.transverse, p.w) * (c * p.ry / root / root) + u.radial * along
+
+    root = ((1 + cosh) / c + p.rx * p.ry * p.h).sqrt()
+    apart = (p.ry * (dot(u.transverse, p.w) + u.radial * p.h) + u.radial * slant) / root / root
+    return torch.where(whole > 2 + 2 * cosh, apart, near), whole, p.ry * p.w + p.u * slant
 
 
 __all__ = [

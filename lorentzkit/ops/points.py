@@ -141,8 +141,7 @@ def tangent_inner(x: Tensor, u: Tensor, v: Tensor, curv: float | Tensor = 1.0) -
     tensor(2.4706)
     """
     x, u, v, c = points_and(curv, {"x": x}, {"u": u, "v": v})
-    scale_u, scale_v = tangent_scale(u), tangent_scale(v)
-    return (tangent_product(x, u / scale_u, v / scale_v, c) * scale_u * scale_v).squeeze(-1)
+    return tangent_product(x, u, v, c).squeeze(-1)
 
 
 def tangent_norm(x: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -157,7 +156,7 @@ def tangent_norm(x: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
         ``(...)``, non-negative; the gradient at ``u = 0`` is 0.
 
     >>> tangent_norm(torch.tensor([3.0, 0.0]), torch.tensor([10.0**0.5, 0.0]))
-    tensor(1.)
+    tensor(1.0000)
     """
     x, u, c = points_and(curv, {"x": x}, {"u": u})
     scale = tangent_scale(u)

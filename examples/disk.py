@@ -1,0 +1,139 @@
+"""Draws an embedded tree on the Poincaré disk, seen from its root and from one of its branches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import torch
+from torch import Tensor
+from trees import Tree
+
+from lorentzkit import ops
+
+matplotlib.use("Agg")  # pictures go to files: no display is needed
+
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle
+
+COLOURS = (
+    "#2f6fb5 #e07b27 #3a9a4c #c23b3b #7d5bb0 #8c5a3c #d1609f #6b7a87 #a3a72b #1f9fb0 "
+    "#274b8f #b5651d #1f6b3a #8f2d56"
+).split()
+NEUTRAL = "#b9bfc6"
+
+
+def seen_from(centre: Tensor, points: Tensor) -> Tensor:
+    """The isometry that carries `centre` to the origin without turning, applied to `points`."""
+    return ops.expmap0(ops.transp0back(centre, ops.logmap(centre, points)))
+
+
+def draw(tree: Tree, points: Tensor, path: Path) -> None:
+    """Writes a picture of 2-D `points` (space components, shape (nodes, 2)) to `path`."""
+    points = points.double()
+    tops = tree.branches()
+    root, focus = tree.roots[0], _branch_to_show(tree, tops)
+    parts = [child for child in tree.children[focus] if tree.children[child]] or [focus]
+
+    figure = Figure(figsize=(18, 7.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _panel(left, tree, seen_from(points[root], points), tops)
+    left.set_title(f"seen from “{tree.labels[root]}”", y=-0.04, fontsize=15)
+    middle = ops.frechet_mean(points[parts])
+    _panel(right, tree, seen_from(middle, points), parts)
+    right.set_title(
+        f"the same, seen from the midst of “{tree.labels[focus]}”", y=-0.04, fontsize=15
+    )
+    figure.savefig(path, dpi=110, format="png")
+
+
+def _branch_to_show(tree: Tree, tops: Sequence[int], most: int = 12) -> int:
+    """The branch with the most parts of its own, as long as there is room to name them."""
+
+    def parts(node: int) -> int:
+        return sum(bool(tree.children[child]) for child in tree.children[node])
+
+    return max(tops, key=lambda node: parts(node) if parts(node) <= most else 0)
+
+
+def _panel(axes: Axes, tree: Tree, points: Tensor, named: Sequence[int]) -> None:
+    """One disk: every edge a geodesic, the branches below `named` in colours and with labels."""
+    named = [*named][: len(COLOURS)]
+    branch = tree.branch_of(named)
+    colour_of = dict(zip(named, COLOURS, strict=False))
+    colours = [NEUTRAL if top is None else colour_of[top] for top in branch]
+
+    child, parent = torch.tensor(
+        [(node, above) for node, parents in enumerate(tree.parents) for above in parents]
+    ).T
+    along = torch.linspace(0, 1, 300, dtype=points.dtype)[:, None]
+    curves = ops.to_poincare(
+        ops.geodesic(along.squeeze(1), points[parent, None], points[child, None])
+    )
+    axes.add_patch(Circle((0, 0), 1, facecolor="#fbfbf9", edgecolor="#8a8f96", linewidth=1))
+    axes.add_collection(
+        LineCollection(
+            list(curves.numpy()),
+            colors=[colours[node] for node in child],
+            linewidths=[1.6 if tree.children[node] else 0.45 for node in child],
+            alpha=0.75,
+            zorder=2,
+        )
+    )
+    x, y = ops.to_poincare(points).T.numpy()
+    sizes = [26 if below else 5 for below in tree.children]
+    axes.scatter(x, y, s=sizes, c=colours, edgecolors="white", linewidths=0.3, zorder=3)
+    for node in tree.roots:
+        axes.scatter(x[node], y[node], s=60, c="#22262b", edgecolors="white", zorder=4)
+
+    _labels(axes, [tree.labels[node] for node in named], _directions(points, branch, named), colour_of)
+    axes.set_aspect("equal")
+    axes.set(xlim=(-1.55, 1.55), ylim=(-1.14, 1.14))
+    axes.axis("off")
+
+
+def _directions(points: Tensor, branch: Sequence[int | None], named: Sequence[int]) -> list[float]:
+    """For every branch the angle in which most of it lies."""
+    unit = torch.nn.functional.normalize(points, dim=1)
+    directions = []
+    for top in named:
+        x, y = unit[[node for node, of in enumerate(branch) if of == top]].median(dim=0).values
+        directions.append(math.atan2(y, x))
+    return directions
+
+
+def _labels(
+    axes: Axes, texts: Sequence[str], angles: Sequence[float], colours: dict[int, str]
+) -> None:
+    """Names around the disk at their angles, moved apart where they would overlap."""
+    for side in (1, -1):  # right, left
+        here = [i for i, angle in enumerate(angles) if (math.cos(angle) >= 0) == (side == 1)]
+        here.sort(key=lambda i: math.sin(angles[i]))
+        heights = _apart([1.06 * math.sin(angles[i]) for i in here])
+        for i, height in zip(here, heights, strict=True):
+            axes.text(
+                side * (math.sqrt(max(1.06**2 - height**2, 0.0)) + 0.01),
+                height,
+                texts[i],
+                color=[*colours.values()][i],
+                horizontalalignment="left" if side == 1 else "right",
+                verticalalignment="center",
+                fontsize=13,
+                fontweight="bold",
+            )
+
+
+def _apart(heights: Sequence[float], gap: float = 0.085) -> list[float]:
+    """Ascending heights moved as little as needed to lie at least `gap` apart."""
+    placed = list(heights)
+    for _ in range(50):
+        for i in range(len(placed) - 1):
+            lack = gap - (placed[i + 1] - placed[i])
+            if lack > 0:
+                placed[i] -= lack / 2
+                placed[i + 1] += lack / 2
+    return placed
