@@ -19,12 +19,16 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
+from matplotlib.patheffects import withStroke
 
+# fmt: off
 COLOURS = (
-    "#2f6fb5 #e07b27 #3a9a4c #c23b3b #7d5bb0 #8c5a3c #d1609f #6b7a87 #a3a72b #1f9fb0 "
-    "#274b8f #b5651d #1f6b3a #8f2d56"
-).split()
+    "#2f6fb5", "#e07b27", "#3a9a4c", "#c23b3b", "#7d5bb0", "#8c5a3c", "#d1609f",
+    "#6b7a87", "#a3a72b", "#1f9fb0", "#274b8f", "#b5651d", "#1f6b3a", "#8f2d56",
+)
+# fmt: on
 NEUTRAL = "#b9bfc6"
+INK = "#22262b"
 
 
 def seen_from(centre: Tensor, points: Tensor) -> Tensor:
@@ -41,10 +45,10 @@ def draw(tree: Tree, points: Tensor, path: Path) -> None:
 
     figure = Figure(figsize=(18, 7.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _panel(left, tree, seen_from(points[root], points), tops)
+    _panel(left, tree, seen_from(points[root], points), tops, [root])
     left.set_title(f"seen from “{tree.labels[root]}”", y=-0.04, fontsize=15)
     middle = ops.frechet_mean(points[parts])
-    _panel(right, tree, seen_from(middle, points), parts)
+    _panel(right, tree, seen_from(middle, points), parts, [root, focus])
     right.set_title(
         f"the same, seen from the midst of “{tree.labels[focus]}”", y=-0.04, fontsize=15
     )
@@ -60,8 +64,10 @@ def _branch_to_show(tree: Tree, tops: Sequence[int], most: int = 12) -> int:
     return max(tops, key=lambda node: parts(node) if parts(node) <= most else 0)
 
 
-def _panel(axes: Axes, tree: Tree, points: Tensor, named: Sequence[int]) -> None:
-    """One disk: every edge a geodesic, the branches below `named` in colours and with labels."""
+def _panel(
+    axes: Axes, tree: Tree, points: Tensor, named: Sequence[int], marked: Sequence[int]
+) -> None:
+    """One disk: every edge a geodesic, the branches `named` in colours, the nodes `marked`."""
     named = [*named][: len(COLOURS)]
     branch = tree.branch_of(named)
     colour_of = dict(zip(named, COLOURS, strict=False))
@@ -87,10 +93,21 @@ def _panel(axes: Axes, tree: Tree, points: Tensor, named: Sequence[int]) -> None
     x, y = ops.to_poincare(points).T.numpy()
     sizes = [26 if below else 5 for below in tree.children]
     axes.scatter(x, y, s=sizes, c=colours, edgecolors="white", linewidths=0.3, zorder=3)
-    for node in tree.roots:
-        axes.scatter(x[node], y[node], s=60, c="#22262b", edgecolors="white", zorder=4)
-
-    _labels(axes, [tree.labels[node] for node in named], _directions(points, branch, named), colour_of)
+    for node in marked:
+        axes.scatter(x[node], y[node], s=60, c=INK, edgecolors="white", zorder=4)
+        axes.annotate(
+            tree.labels[node],
+            (x[node], y[node]),
+            (0, 9),
+            textcoords="offset points",
+            horizontalalignment="center",
+            color=INK,
+            fontsize=11,
+            path_effects=[withStroke(linewidth=3, foreground="white")],
+            zorder=5,
+        )
+    labels = [tree.labels[node] for node in named]
+    _name_around(axes, labels, COLOURS, _directions(points, branch, named))
     axes.set_aspect("equal")
     axes.set(xlim=(-1.55, 1.55), ylim=(-1.14, 1.14))
     axes.axis("off")
@@ -106,8 +123,8 @@ def _directions(points: Tensor, branch: Sequence[int | None], named: Sequence[in
     return directions
 
 
-def _labels(
-    axes: Axes, texts: Sequence[str], angles: Sequence[float], colours: dict[int, str]
+def _name_around(
+    axes: Axes, texts: Sequence[str], colours: Sequence[str], angles: Sequence[float]
 ) -> None:
     """Names around the disk at their angles, moved apart where they would overlap."""
     for side in (1, -1):  # right, left
@@ -119,7 +136,7 @@ def _labels(
                 side * (math.sqrt(max(1.06**2 - height**2, 0.0)) + 0.01),
                 height,
                 texts[i],
-                color=[*colours.values()][i],
+                color=colours[i],
                 horizontalalignment="left" if side == 1 else "right",
                 verticalalignment="center",
                 fontsize=13,

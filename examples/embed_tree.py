@@ -22,18 +22,22 @@ import json
 import math
 import multiprocessing
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import geoopt
 import numpy as np
 import torch
+from disk import draw
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
@@ -83,7 +87,9 @@ def start_points(run: Run, count: int) -> geoopt.ManifoldParameter:
     return geoopt.ManifoldParameter(start, manifold=geoopt.Euclidean(ndim=1))
 
 
-def loss_of(points: geoopt.ManifoldParameter, tree: Tree, pairs: Tensor, negatives: Tensor) -> Tensor:
+def loss_of(
+    points: geoopt.ManifoldParameter, tree: Tree, pairs: Tensor, negatives: Tensor
+) -> Tensor:
     """The summed loss of `pairs`, shape (B, 2), against `negatives`, shape (B, M)."""
     node, ancestor = pairs[:, :1], pairs[:, 1:]
     # A negative drawn by chance among the ancestors, or the node itself, takes no part.
@@ -144,8 +150,8 @@ def reconstruction(
 ) -> dict[str, float]:
     """Mean rank and mean average precision of every node's ancestors by distance from it.
 
-    A rank counts only nodes that are no ancestors. What ties with an ancestor counts as nearer, and a
-    distance that is not a number as infinite: nobody gains by collapsing or overflowing.
+    A rank counts only nodes that are no ancestors. What ties with an ancestor counts as nearer, and
+    a distance that is not a number as infinite: nobody gains by collapsing or overflowing.
     """
     ranks, precisions = [], []
     for nodes in torch.arange(len(tree)).split(block):
@@ -227,6 +233,17 @@ def _start_worker(steps_done: Any) -> None:
     _steps_done = steps_done
     torch.set_num_threads(1)  # tensors are small: one run per core is faster than cores per run
 
+    # Stop at once with the main process, be it interrupted or killed.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+
+    def follow_parent() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=follow_parent, daemon=True).start()
+
 
 def _work(run: Run, tree: Tree, folder: Path) -> dict[str, Any]:
     def report(steps: int) -> None:
@@ -278,20 +295,27 @@ def perform_all(
 def one_line(result: dict[str, Any]) -> str:
     run = Run(**result["run"])
     where = f"{run.geometry:<14} {run.dtype} {run.dim:>2}-d  lr {run.lr:<5g}"
-    how = f"MAP {result['map']:.3f}  mean rank {result['mean_rank']:7.2f}  {result['seconds']:5.1f} s"
+    how = (
+        f"MAP {result['map']:.3f}  mean rank {result['mean_rank']:7.2f}  {result['seconds']:5.1f} s"
+    )
     if result["diverged_at"] is not None:
         how += f"  [red]not finite after {result['diverged_at']} steps[/red]"
     return f"{where}  {how}"
 
 
 def best_of(results: Iterable[dict[str, Any]]) -> dict[tuple[str, str, int], dict[str, Any]]:
-    """For each (geometry, dtype, dim) the result of the learning rate with the highest MAP."""
+    """For each (geometry, dtype, dim) the result of the best learning rate."""
     best: dict[tuple[str, str, int], dict[str, Any]] = {}
     for result in results:
         key = (result["run"]["geometry"], result["run"]["dtype"], result["run"]["dim"])
-        if key not in best or result["map"] > best[key]["map"]:
+        if key not in best or merit(result) > merit(best[key]):
             best[key] = result
     return best
+
+
+def merit(result: dict[str, Any]) -> tuple[bool, float]:
+    """Orders results: those that came to their end first, then by MAP."""
+    return result["diverged_at"] is None, result["map"]
 
 
 def table_of(best: dict[tuple[str, str, int], dict[str, Any]], title: str) -> Table:
@@ -309,7 +333,7 @@ def table_of(best: dict[tuple[str, str, int], dict[str, Any]], title: str) -> Ta
             cells += [f"{result['map']:.3f}{mark}", f"{result['mean_rank']:.1f}{mark}"]
         table.add_row(geometry, dtype, *cells)
     if any(result["diverged_at"] is not None for result in best.values()):
-        table.caption = "* not finite any more before training ended, with every learning rate"
+        table.caption = "* not finite before training ended, at any learning rate"
     return table
 
 
@@ -339,22 +363,23 @@ def main(argv: list[str] | None = None) -> int:
     chosen = arguments(argv)
     console = Console()
     try:
-        if chosen.edges:
+        if chosen.edges is not None:
             tree = edge_list_tree(chosen.edges)
         else:
             tree = emoji_tree() if chosen.dataset == "emoji" else wordnet_tree()
     except TreeError as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False)
+        console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
     folder = chosen.out or Path("runs", "embed_tree", tree.name)
     console.print(
-        f"{tree.name}: {len(tree)} nodes, {len(tree.closure)} pairs of a node and an ancestor"
+        f"{tree.name}: {len(tree)} nodes, {len(tree.closure)} pairs of a node and an ancestor",
+        markup=False,
     )
 
     grid = LEARNING_RATES[chosen.optimizer]
     dims, steps = sorted(set(chosen.dims)), chosen.steps
     if chosen.quick:
-        grid, dims, steps = grid[-1:], [2], min(steps, 200)
+        grid, dims, steps = grid[1:2], [2], min(steps, 200)
     spaces = [("Euclidean", "float64")] + [
         (geometry, dtype) for geometry in GEOMETRIES[1:] for dtype in ("float32", "float64")
     ]
@@ -364,10 +389,25 @@ def main(argv: list[str] | None = None) -> int:
         for geometry, dtype in spaces
         for lr in grid
     ]
-    results = perform_all(runs, tree, folder, chosen.jobs, console)
+    try:
+        results = perform_all(runs, tree, folder, chosen.jobs, console)
+    except KeyboardInterrupt:
+        console.print(
+            f"interrupted; finished runs stay in {folder}, the same command goes on there"
+        )
+        return 130
     best = best_of(results)
     write_json(folder / "results.json", {"tree": tree.name, "best": list(best.values())})
-    console.print(table_of(best, f"reconstruction of {tree.name}"))
+    console.print(table_of(best, f"reconstruction of {tree.name}"), markup=False)
+
+    planar = [result for (name, _, dim), result in best.items() if (name, dim) == ("lorentzkit", 2)]
+    if planar:
+        shown = Run(**max(planar, key=merit)["run"])
+        points = torch.from_numpy(np.load(folder / f"{shown.name}.npy"))
+        picture = folder / "disk.png"
+        write_atomically(picture, lambda file: draw(tree, points, file))
+        console.print(f"picture of {shown.name}: {picture}", soft_wrap=True)
+    console.print(f"embeddings and results: {folder}", soft_wrap=True)
     return 0
 
 

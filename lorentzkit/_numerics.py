@@ -68,6 +68,12 @@ def scale_of(x: Tensor) -> Tensor:
     return torch.where(largest > 0, largest.clamp_min(smallest_length(x.dtype)), 1.0)
 
 
+def power_of_two(x: Tensor) -> Tensor:
+    """The power of two ``(..., 1)`` above the entries of x, by which division is exact."""
+    largest = x.detach().abs().amax(-1, keepdim=True)
+    return torch.where(largest > 0, largest / torch.frexp(largest).mantissa, 1.0)
+
+
 def norm(x: Tensor) -> Tensor:
     """Euclidean norm ``(..., D) -> (..., 1)`` without overflow or underflow; gradient 0 at 0."""
     return polar(x)[0]

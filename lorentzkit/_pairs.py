@@ -25,6 +25,7 @@ from lorentzkit._numerics import (
     hypot,
     norm,
     polar,
+    power_of_two,
     scale_of,
     smallest_length,
 )
@@ -84,13 +85,30 @@ def polar_pair(x: Tensor, y: Tensor) -> Polar:
     ry, v = polar(y)
     near = (rx < 2 * ry) & (ry < 2 * rx)
     # x - y is exact enough where the radii are within a factor of two (Sterbenz).
-    difference = x - y
     total = torch.where(near, rx + ry, 1.0)
-    dr = torch.where(near, dot(difference / total, x + y), rx - ry)
-    w = torch.where(near, (difference - v * dr) / torch.where(near, rx, 1.0), u - v)
-    w = torch.where((u == v).all(-1, keepdim=True), 0.0, w)
-    dr, w = carry(dr, rx - ry), carry(w, u - v)
-    return Polar(rx, u, ry, v, dr, w, dot(w, w) / 2)
+    dr = carry(torch.where(near, dot((x - y) / total, x + y), rx - ry), rx - ry)
+    # From the exact sine: at small angles the plain differences have lost h and w.
+    sine = transverse(x.detach(), y.detach()) / torch.where(ry > 0, ry, 1.0)
+    cosine = dot(u, v)
+    h = torch.where(cosine > 0, dot(sine, sine) / (1 + cosine.abs()), 1 - cosine)
+    h = torch.where((rx > 0) & (ry > 0), h, dot(u - v, u - v) / 2)
+    w = carry(torch.where((rx > 0) & (ry > 0), u * h - sine, u - v), u - v)
+    return Polar(rx, u, ry, v, dr, w, carry(h, dot(w, w) / 2))
+
+
+def transverse(x: Tensor, y: Tensor) -> Tensor:
+    """The part of y across x, by exact products: it has relative accuracy at any angle.
+
+    ``y - x y_k/x_k``, with k the largest entry of x, differs from it by a multiple of x only.
+    """
+    k = x.abs().argmax(-1, keepdim=True)
+    scale_x, scale_y = power_of_two(x), power_of_two(y)
+    x, y = x / scale_x, y / scale_y
+    xk, yk = x.gather(-1, k), y.gather(-1, k)
+    (p, p_rest), (q, q_rest) = exact_product(y, xk), exact_product(x, yk)
+    skew = ((p - q) + (p_rest - q_rest)) / torch.where(xk == 0, 1.0, xk)
+    across = skew - x * (dot(x, skew) / dot(x, x).clamp_min(0.25))
+    return scale_y * torch.where(xk == 0, y, across)
 
 
 def sinh_difference(p: Polar, fx: Tensor, fy: Tensor) -> Tensor:
@@ -164,27 +182,7 @@ def split(x: Tensor, u: Tensor) -> Split:
     direction = polar(x)[1]
     radial = dot(direction, u)
     rest = u - direction * radial
-    return Split(radial, carry(_transverse(x.detach(), u.detach()), rest))
-
-
-def _transverse(x: Tensor, u: Tensor) -> Tensor:
-    """The part of u across x, by exact products: for nearly parallel vectors too.
-
-    ``u - x u_k/x_k``, with k the largest entry of x, differs from it by a multiple of x only.
-    """
-    k = x.abs().argmax(-1, keepdim=True)
-    scale_u, scale_x = _power_of_two(scale_of(u)), _power_of_two(scale_of(x))
-    u, x = u / scale_u, x / scale_x
-    uk, xk = u.gather(-1, k), x.gather(-1, k)
-    (p, p_rest), (q, q_rest) = exact_product(u, xk), exact_product(x, uk)
-    skew = ((p - q) + (p_rest - q_rest)) / torch.where(xk == 0, 1.0, xk)
-    across = skew - x * (dot(x, skew) / dot(x, x).clamp_min(0.25))
-    return scale_u * torch.where(xk == 0, u, across)
-
-
-def _power_of_two(x: Tensor) -> Tensor:
-    """The power of two above x, by which division is exact."""
-    return x / torch.frexp(x).mantissa
+    return Split(radial, carry(transverse(x.detach(), u.detach()), rest))
 
 
 def tangent_scale(u: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lorentzkit._checks import points_and
 from lorentzkit._numerics import carry, dot, norm, smallest_length
-from lorentzkit._pairs import cosh_of, polar_pair, sinh_difference
+from lorentzkit._pairs import cosh_of, polar_pair, sinh_difference, transverse
 
 
 def exterior_angle(x: Tensor, y: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -125,14 +125,14 @@ def _apex(x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     x = torch.where(norm(x.detach()) > least, x, x.detach())
     p = polar_pair(x, y)
     cosh_x, cosh_y = cosh_of(x, c), cosh_of(y, c)
-    # The part of y across x: v - u cos(theta) = u h - w.
-    across = carry(p.ry * (p.u * p.h - p.w), y - p.u * dot(p.u, y))
+    across = carry(transverse(x.detach(), y.detach()), y - p.u * dot(p.u, y))
     radial = sinh_difference(p, cosh_x, cosh_y)
     size = torch.maximum(norm(across), radial.abs() + cosh_x * p.ry * p.h).detach()
     angle = (size > 0) & (p.rx > 0)
     # Divided by the size term by term: in the gradient a square of the size would underflow.
     size = torch.where(angle, size.clamp_min(least), 1.0)
-    sine, cosine = norm(across) / size, -radial / size - cosh_x * (p.ry / size) * p.h
+    radial = sinh_difference(p._replace(dr=p.dr / size), cosh_x, cosh_y)
+    sine, cosine = norm(across) / size, -radial - cosh_x * (p.ry / size) * p.h
     sine, cosine = torch.where(angle, sine, 0.0), torch.where(angle, cosine, 1.0)
     return torch.where(size > least, sine, sine.detach()), torch.where(
         size > least, cosine, cosine.detach()

@@ -71,7 +71,7 @@ def logmap(x: Tensor, y: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     Source: Nickel & Kiela 2018, eq. 10.
 
     >>> logmap(torch.tensor([1.0, 0.0]), torch.tensor([1.5431, 1.1752]))
-    tensor([1.7226e-05, 1.0000e+00])
+    tensor([1.7315e-05, 1.0000e+00])
     """
     x, y, c = points_and(curv, {"x": x, "y": y})
     excess = cosh_excess(x, y, c)
@@ -302,27 +302,31 @@ def _transp_slope_value(
     """``-c <y, u> / (1 - c <x, y>)`` for its value and its derivative in c; the denominator; and
     the vector ``x y0/x0 - y`` whose product with u is ``-<y, u>``.
 
-    The denominator is ``1 + cosh(a - b) + H``, ``H = c rx ry h``. Where H is the most of it, the
-    quotient hardly depends on c, and both parts are divided by c before c enters them.
+    The denominator is ``1 + cosh(a - b) + c rx ry h``; the quotient hardly depends on c far out,
+    and every term is arranged so that its own derivative in c is as small.
     """
     p, u = polar_pair(x, y), split(x, tangent)
-    x0, cosh_x = time_of(x, c), cosh_of(x, c)
-    t = sinh_difference(p, x0, time_of(y, c))
-    slant = sinh_difference(p, cosh_x, cosh_of(y, c)) / cosh_x
+    x0, y0, cosh_x = time_of(x, c), time_of(y, c), cosh_of(x, c)
+    # An obtuse theta: y as the point at -|y| in the opposite direction, which is close to u's.
+    obtuse = p.h > 1
+    ry, h = torch.where(obtuse, -p.ry, p.ry), torch.where(obtuse, 2 - p.h, p.h)
+    w = torch.where(obtuse, p.u + p.v, p.w)
+    t = torch.where(obtuse, c * (p.rx * y0 + p.ry * x0), sinh_difference(p, x0, y0))
     cosh = (1 + t * t).sqrt()
-    whole = 1 + cosh + c * p.rx * p.ry * p.h
-    root = whole.sqrt()  # a quotient by the whole would have its square in the derivative
+    whole = 1 + cosh + c * p.rx * ry * h
+    # c ry/whole, c divided out; by its root twice: a quotient has the square in its derivative
+    root = (1 / c + torch.where(obtuse, x0 * y0 + p.rx * p.ry, cosh / c) + p.rx * ry * h).sqrt()
+    lift = ry / root / root
     # (t/x0 + c ry h)/whole; where t/whole is near +-1, from its difference to that
-    flat = over_time(t / whole, x, c) + p.h * (c * p.ry / root / root)
     rest = 1 - (1 + 1 / (cosh + t.abs())) / whole
-    outward = (rest + p.ry * p.h / (x0 + p.rx) / whole) / x0
-    inward = p.h * (1 + p.rx / x0) * (c * p.ry / root / root) - rest / x0
+    outward = (rest + ry * h / (x0 + p.rx) / whole) / x0
+    inward = h * (1 + p.rx / x0) * lift - rest / x0
+    flat = over_time(t / whole, x, c) + h * lift
     along = torch.where(t > 1, outward, torch.where(t < -1, inward, flat))
-    near = dot(u.transverse, p.w) * (c * p.ry / root / root) + u.radial * along
-
-    root = ((1 + cosh) / c + p.rx * p.ry * p.h).sqrt()
-    apart = (p.ry * (dot(u.transverse, p.w) + u.radial * p.h) + u.radial * slant) / root / root
-    return torch.where(whole > 2 + 2 * cosh, apart, near), whole, p.ry * p.w + p.u * slant
+    value = dot(u.transverse, w) * lift + u.radial * along
+    slant = sinh_difference(p, cosh_x, cosh_of(y, c)) / cosh_x
+    slant = torch.where(obtuse, p.rx * y0 / x0 + p.ry, slant)
+    return value, whole, ry * w + p.u * slant
 
 
 __all__ = [

@@ -137,9 +137,13 @@ def _midpoint(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
     """
     i, j = torch.triu_indices(x.shape[-2], x.shape[-2], 1, device=x.device)
     excess = cosh_excess(x[..., i, :], x[..., j, :], c)
-    pairs = (w[..., i, :] * w[..., j, :] * excess).sum(-2, keepdim=True)
-    mass = (w.sum(-2, keepdim=True) ** 2 + 2 * pairs).sqrt()
-    return (w * x).sum(-2, keepdim=True) / mass
+    pairs = 2 * (w[..., i, :] * w[..., j, :] * excess).sum(-2, keepdim=True)
+    total = w.sum(-2, keepdim=True)
+    mass = (total**2 + pairs).sqrt()
+    # Derivatives in w are differences to the midpoint: close points from their differences.
+    average = (w * x).sum(-2, keepdim=True).detach()
+    centre = torch.where(pairs < 1, average, 0.0)
+    return centre / (1 + pairs / total**2).sqrt() + (w * (x - centre)).sum(-2, keepdim=True) / mass
 
 
 def _newton(mean: Tensor, x: Tensor, w: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,11 +179,12 @@ def _minimise(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
     for _ in range(_NEWTON_STEPS):
         gradient, step = _newton(mean, x, w, c)
         now = spread(mean)
-        residual = norm(gradient) / now.sqrt().clamp_min(torch.finfo(now.dtype).tiny)
-        if bool((residual <= _RESIDUAL * 2.0**-20).all()):
+        residual = norm(gradient) / now.sqrt().clamp_min(1e-300)
+        if bool((residual <= _RESIDUAL * 2.0**-24).all()):
             break
         moved = _move(mean, size * step, c)
-        better = spread(moved) < now
+        # Close to the optimum the spread is flat to rounding, and Newton's step is right.
+        better = spread(moved) <= now * (1 + 2.0**-45)
         mean = torch.where(better, moved, mean)
         size = torch.where(better, (2 * size).clamp_max(1.0), size / 2)
     residual = norm(_newton(mean, x, w, c)[0]) / spread(mean).sqrt().clamp_min(1e-300)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lorentzkit._checks import clamp_norm, norm_limit, points_and, require
-from lorentzkit._numerics import dot, norm
+from lorentzkit._numerics import carry, dot, norm
 from lorentzkit._pairs import cosh_of, time_of
 
 
@@ -156,7 +156,7 @@ def from_halfspace(p: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     p = clamp_norm(p, 2 * limit)  # farther out is beyond max_radius
     z, t = p[..., :-1], torch.where(p[..., -1:] > 0, p[..., -1:], torch.nan)
     s = c.rsqrt()
-    last = ((t - s) * (t + s) + dot(z, z)) / 2
+    last = (carry((t - s) * (t + s), t * t - 1 / c) + dot(z, z)) / 2
     x = torch.cat([(z * s).expand(*last.shape[:-1], z.shape[-1]), last], -1)
     beyond = norm(x) > limit * t
     return x * torch.where(beyond, limit / torch.where(beyond, norm(x), 1.0), 1 / t)

@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 from lorentzkit._checks import floating, points_and
-from lorentzkit._numerics import largest_radius
+from lorentzkit._numerics import largest_radius, scale_of
 from lorentzkit._pairs import (
     cosh_excess,
     squared_chord_increment,
     tangent_product,
-    tangent_scale,
     time_of,
 )
 
@@ -159,7 +158,7 @@ def tangent_norm(x: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     tensor(1.0000)
     """
     x, u, c = points_and(curv, {"x": x}, {"u": u})
-    scale = tangent_scale(u)
+    scale = scale_of(u)
     square = tangent_product(x, u / scale, u / scale, c)
     nonzero = square > 0
     length = scale * torch.where(nonzero, square, 1.0).sqrt()

@@ -1,0 +1,250 @@
+"""Every documented error: its type, and that it names the argument, what came, what was expected
+and what to do."""
+
+import math
+import re
+
+import pytest
+import torch
+from calls import SIGNATURES, arguments
+
+from lorentzkit import ops
+from lorentzkit.testing import assert_lorentz_invariant
+
+every_op = pytest.mark.parametrize("op", SIGNATURES)
+
+
+def says(*parts):
+    """A pattern for a message with these parts, in this order."""
+    return "(?s)" + ".*".join(re.escape(part) for part in parts)
+
+
+def with_argument(op, i, value):
+    args = arguments(op)
+    args[i] = value
+    return args
+
+
+def vector_arguments(op):
+    """Positions and names of what has a trailing dimension D; a mean's points are called x."""
+    names = SIGNATURES[op]
+    argument = {"points": "x", "h": "p"}
+    return [(i, argument.get(n, n)) for i, n in enumerate(names) if n not in ("t", "weights")]
+
+
+# --- Tensors ----------------------------------------------------------------------------------
+
+
+@every_op
+def test_integer_tensors(op):
+    for i, name in vector_arguments(op):
+        integers = torch.ones(arguments(op)[i].shape, dtype=torch.int64)
+        with pytest.raises(TypeError, match=says(f"{name}: expected", "torch.int64", ".float()")):
+            getattr(ops, op)(*with_argument(op, i, integers))
+
+
+@every_op
+def test_what_is_no_tensor(op):
+    for i, name in vector_arguments(op):
+        with pytest.raises(TypeError, match=says(f"{name}: expected", "got list", "as_tensor")):
+            getattr(ops, op)(*with_argument(op, i, [1.0, 2.0, 3.0]))
+
+
+@every_op
+def test_no_space_components(op):
+    for i, name in vector_arguments(op):
+        empty = arguments(op)[i][..., :0]
+        shape = str(tuple(empty.shape))
+        with pytest.raises(ValueError, match=says(f"{name}: expected", "D >= 1", "got", shape)):
+            getattr(ops, op)(*with_argument(op, i, empty))
+
+
+@pytest.mark.parametrize("op", [op for op in SIGNATURES if "points" not in SIGNATURES[op]])
+def test_a_number_for_a_vector(op):
+    for i, name in vector_arguments(op):
+        with pytest.raises(ValueError, match=says(f"{name}: expected", "(..., D)", "got shape ()")):
+            getattr(ops, op)(*with_argument(op, i, torch.tensor(1.0)))
+
+
+@pytest.mark.parametrize("op", [op for op in SIGNATURES if len(vector_arguments(op)) > 1])
+def test_trailing_sizes_that_differ(op):
+    for i, name in vector_arguments(op):
+        longer = torch.cat([arguments(op)[i], torch.ones(4, 1, dtype=torch.float64)], -1)
+        parts = ("one trailing size", "got", f"{name} (4, 4)", "drop_time")
+        with pytest.raises(ValueError, match=says(*parts)):
+            getattr(ops, op)(*with_argument(op, i, longer))
+
+
+@pytest.mark.parametrize("op", [op for op in SIGNATURES if len(vector_arguments(op)) > 1])
+def test_leading_dimensions_that_do_not_broadcast(op):
+    for i, name in vector_arguments(op):
+        wrong = arguments(op, batch=(5,))[i]
+        with pytest.raises(ValueError, match=says("do not broadcast", f"{name} (5,)")):
+            getattr(ops, op)(*with_argument(op, i, wrong))
+
+
+def test_parameters_of_a_geodesic_that_do_not_broadcast():
+    x, y = torch.ones(2, 4, 3)
+    with pytest.raises(ValueError, match=says("t", "(5,)")):
+        ops.geodesic(torch.rand(5), x, y)
+
+
+# --- Curvature --------------------------------------------------------------------------------
+
+
+@every_op
+@pytest.mark.parametrize("curv", [0, 0.0, -1.0, -1, math.inf, -math.inf, math.nan, 1e-30, 1e30])
+def test_curvatures_that_are_not_positive_numbers(op, curv):
+    parts = ("curv: expected a positive number", f"got {curv!r}", "sectional curvature")
+    with pytest.raises(ValueError, match=says(*parts)):
+        getattr(ops, op)(*arguments(op), curv=curv)
+
+
+@every_op
+def test_curvature_tensors_with_a_bad_entry(op):
+    parts = ("curv: expected a positive number", "minimum -2", "sectional curvature")
+    with pytest.raises(ValueError, match=says(*parts)):
+        getattr(ops, op)(*arguments(op), curv=torch.tensor([1.0, 0.5, -2.0, 3.0]))
+
+
+@every_op
+@pytest.mark.parametrize("curv", [True, "1.0", None, [1.0], 1j])
+def test_curvatures_of_a_wrong_type(op, curv):
+    with pytest.raises(
+        TypeError, match=says("curv: expected a float", f"got {type(curv).__name__}")
+    ):
+        getattr(ops, op)(*arguments(op), curv=curv)
+
+
+@every_op
+def test_integer_curvature_tensors(op):
+    with pytest.raises(TypeError, match=says("curv: expected", "got torch.int64", ".float()")):
+        getattr(ops, op)(*arguments(op), curv=torch.tensor(1))
+
+
+@pytest.mark.parametrize("op", [op for op in SIGNATURES if "points" not in SIGNATURES[op]])
+def test_curvatures_that_do_not_broadcast(op):
+    parts = ("curv (3,)", "curv broadcasts against the leading dimensions", "no trailing 1")
+    with pytest.raises(ValueError, match=says(*parts)):
+        getattr(ops, op)(*(a[:2] for a in arguments(op)), curv=torch.ones(3))
+
+
+# --- Domains ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("op", "name"), [("from_klein", "k"), ("from_poincare", "p")])
+@pytest.mark.parametrize("size", [0.5, 0.5 + 1e-6, 1.0, 100.0])  # the ball has radius 1/2
+def test_points_on_or_outside_the_ball(op, name, size):
+    points = torch.tensor([[0.1, 0.1], [0.0, size]])
+    parts = (f"{name}: expected points inside the ball of radius 1/sqrt(curv)", "got", "check")
+    with pytest.raises(ValueError, match=says(*parts)):
+        getattr(ops, op)(points, 4.0)
+
+
+@pytest.mark.parametrize("height", [0.0, -0.0, -1e-30, -1.0])
+def test_points_on_or_below_the_boundary(height):
+    points = torch.tensor([[0.1, 1.0], [0.0, height]])
+    with pytest.raises(ValueError, match=says("p: expected heights", "> 0", "got")):
+        ops.from_halfspace(points)
+
+
+@pytest.mark.parametrize("op", ["half_aperture", "entailment_residual"])
+@pytest.mark.parametrize("min_radius", [0.0, -0.1, math.nan])
+def test_cones_without_radius(op, min_radius):
+    parts = ("min_radius: expected a positive number", f"got {min_radius}")
+    with pytest.raises(ValueError, match=says(*parts)):
+        getattr(ops, op)(*arguments(op), min_radius=min_radius)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.nan])
+def test_cones_without_aperture(scale):
+    x, y = arguments("entailment_residual")
+    with pytest.raises(ValueError, match=says("aperture_scale: expected a positive", f"{scale}")):
+        ops.entailment_residual(x, y, aperture_scale=scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.bool, "float32", 32, float])
+def test_the_largest_radius_of_no_floating_dtype(dtype):
+    with pytest.raises(TypeError, match=says("dtype: expected a floating-point", repr(dtype))):
+        ops.max_radius(dtype)
+
+
+@pytest.mark.parametrize("p", [torch.ones(1), torch.ones(4, 1), torch.tensor(1.0)])
+def test_full_vectors_without_space(p):
+    with pytest.raises(ValueError, match=says("p: expected", "D >= 1", f"{tuple(p.shape)}")):
+        ops.drop_time(p)
+
+
+# --- Means ------------------------------------------------------------------------------------
+
+both_means = pytest.mark.parametrize("mean", [ops.einstein_midpoint, ops.frechet_mean])
+
+
+@both_means
+@pytest.mark.parametrize(
+    ("weights", "parts"),
+    [
+        ([1.0, -1e-30, 1.0], ("non-negative", "got a negative one")),
+        ([0.0, 0.0, 0.0], ("at least one positive", "got all zero")),
+        ([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]], ("at least one positive", "got all zero")),
+        ([1.0, 2.0], ("expands to (2, 3)", "got (2,)")),
+        ([[1.0, 2.0, 3.0]] * 4, ("expands to (2, 3)", "got (4, 3)")),
+    ],
+)
+def test_weights(mean, weights, parts):
+    with pytest.raises(ValueError, match=says("weights: expected", *parts)):
+        mean(torch.randn(2, 3, 4), torch.tensor(weights))
+
+
+@both_means
+@pytest.mark.parametrize(
+    ("weights", "got"), [([1.0, 1.0, 1.0], "list"), (torch.tensor([1, 1, 1]), "torch.int64")]
+)
+def test_weights_of_a_wrong_type(mean, weights, got):
+    with pytest.raises(TypeError, match=says("weights: expected a floating-point", f"got {got}")):
+        mean(torch.randn(3, 4), weights)
+
+
+@both_means
+@pytest.mark.parametrize("dim", [-1, 2, 3, -4])
+def test_dimensions_that_cannot_be_reduced(mean, dim):
+    parts = ("dim: expected a dimension of x other than the last", f"got {dim}", "(2, 3, 4)")
+    with pytest.raises(ValueError, match=says(*parts)):
+        mean(torch.randn(2, 3, 4), dim=dim)
+
+
+@both_means
+def test_one_vector_has_no_dimension_to_reduce(mean):
+    with pytest.raises(ValueError, match=says("dim: expected", "(4,)")):
+        mean(torch.randn(4))
+
+
+@both_means
+def test_no_points(mean):
+    with pytest.raises(ValueError, match=says("x: expected at least one point", "(2, 0, 4)")):
+        mean(torch.zeros(2, 0, 4))
+
+
+def test_a_mean_beyond_what_float64_resolves():
+    """Three points 60 out, their directions 1 degree apart: the mean is itself about 50 out, where
+    a rounding of its coordinates moves it by e^50 * 2^-53."""
+    angles = torch.tensor([0.3, 0.3 + math.pi / 180, 0.3 - math.pi / 180], dtype=torch.float64)
+    x = math.sinh(60.0) * torch.stack([angles.cos(), angles.sin()], -1)
+    with pytest.raises(RuntimeError, match=says("not converged", "residual", "einstein_midpoint")):
+        ops.frechet_mean(x)
+
+
+# --- testing ----------------------------------------------------------------------------------
+
+
+def test_invariance_is_asserted_of_points():
+    with pytest.raises(ValueError, match=says("points: expected at least one")):
+        assert_lorentz_invariant(ops.dist)
+
+
+def test_what_is_not_invariant_is_noticed():
+    x, y = torch.randn(2, 8, 3, dtype=torch.float64)
+    with pytest.raises(AssertionError, match="not invariant under a rotation and boost"):
+        assert_lorentz_invariant(lambda x, y: (x - y).norm(dim=-1), x, y)
+    with pytest.raises(AssertionError, match="not invariant under a rotation "):
+        assert_lorentz_invariant(lambda x: x[..., 0], x, rotations_only=True)
