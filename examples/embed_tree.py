@@ -50,6 +50,8 @@ from lorentzkit.manifolds import Lorentz
 # Learning rates tried for every geometry.
 LEARNING_RATES = {"sgd": (0.1, 0.3, 1.0), "adam": (0.03, 0.1, 0.3)}
 
+GRAD_LIMIT = float(__import__("os").environ.get("GL","3"))
+
 GEOMETRIES = ("Euclidean", "geoopt.Lorentz", "lorentzkit")
 
 
@@ -63,7 +65,7 @@ class Run:
     dtype: str
     lr: float
     optimizer: str = "sgd"
-    steps: int = 3000
+    steps: int = 2000
     batch: int = 256
     negatives: int = 50
     seed: int = 0
@@ -104,6 +106,17 @@ def loss_of(
     return F.cross_entropy(score, torch.zeros_like(node[:, 0]), reduction="sum")
 
 
+@torch.no_grad()
+def limit_gradient(points: geoopt.ManifoldParameter, limit: float) -> None:
+    """Shortens the Riemannian gradient of every point to at most `limit`.
+
+    The root and its children meet in so many pairs that they would leap about otherwise.
+    """
+    manifold = points.manifold
+    length = manifold.norm(points, manifold.egrad2rgrad(points, points.grad), keepdim=True)
+    points.grad *= (limit / length).clamp(max=1.0)
+
+
 def train(
     run: Run, tree: Tree, report: Callable[[int], None] = lambda steps: None
 ) -> tuple[Tensor, int | None]:
@@ -139,6 +152,7 @@ def train(
             return points.detach(), step
         optimizer.zero_grad()
         loss.backward()
+        limit_gradient(points, GRAD_LIMIT)
         optimizer.step()
         report(1)
     return points.detach(), None

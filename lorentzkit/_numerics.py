@@ -101,6 +101,11 @@ def hypot(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(zero, 0.0, torch.hypot(torch.where(zero, 1.0, a), b))
 
 
+def root_one_plus(t: Tensor) -> Tensor:
+    """``sqrt(1 + t**2)``; unlike that of the plain form, its derivative does not underflow."""
+    return torch.hypot(torch.ones_like(t), t)
+
+
 def _series(coefficients: Sequence[float], z: Tensor) -> Tensor:
     total = torch.full_like(z, coefficients[0])
     for coefficient in coefficients[1:]:

@@ -26,6 +26,7 @@ from lorentzkit._numerics import (
     norm,
     polar,
     power_of_two,
+    root_one_plus,
     scale_of,
     smallest_length,
 )
@@ -153,7 +154,7 @@ def chord(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
     x_, y_ = x.detach(), y.detach()
     p = polar_pair(x_, y_)
     t = sinh_difference(p, cosh_of(x_, c), cosh_of(y_, c))
-    radial = t / ((1 + (1 + c * t * t).sqrt()) / 2).sqrt()
+    radial = t / ((1 + root_one_plus(c.sqrt() * t)) / 2).sqrt()
     length = hypot(radial, p.rx.sqrt() * p.ry.sqrt() * norm(p.w))
     scale = torch.where(length > 0, length, 1.0).detach().clamp_min(smallest_length(x.dtype))
     square = (length / scale) ** 2 + squared_chord_increment(x, y, c, scale)
@@ -166,7 +167,7 @@ def cosh_excess(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
     x_, y_ = x.detach(), y.detach()
     p = polar_pair(x_, y_)
     t = sinh_difference(p, time_of(x_, c), time_of(y_, c))
-    value = t * (t / (1 + (1 + t * t).sqrt())) + c * p.rx * p.ry * p.h
+    value = t * (t / (1 + root_one_plus(t))) + c * p.rx * p.ry * p.h
     return value + (c / 2) * squared_chord_increment(x, y, c, 1.0)
 
 

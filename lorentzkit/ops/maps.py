@@ -14,6 +14,7 @@ from lorentzkit._numerics import (
     exp_clamped,
     largest_radius,
     norm,
+    root_one_plus,
     scale_of,
     sinhc,
 )
@@ -289,8 +290,8 @@ def _transp_slope(x: Tensor, y: Tensor, u: Tensor, c: Tensor) -> Tensor:
     x0, y0, x0_, y0_ = time_of(x, c), time_of(y, c), time_of(x_, c), time_of(y_, c)
     x_rise, y_rise = dot(x - x_, x + x_) / (x0 + x0_), dot(y - y_, y + y_) / (y0 + y0_)
     ratio = y0_ / x0_
-    ratio_rise = (y_rise - ratio * x_rise) / x0
-    rise = (x - x_) * (ratio + ratio_rise) + x_ * ratio_rise - (y - y_)
+    ratio_rise = y_rise - ratio * x_rise  # times x0: it is divided by x0 together with x
+    rise = (x - x_) * (ratio + ratio_rise / x0) + (x_ / x0) * ratio_rise - (y - y_)
     above = c * (dot(u - u_, vector + rise) + dot(u_, rise))
     below = (c / 2) * squared_chord_increment(x, y, c, 1.0)
     return -value - (above - value * below) / (whole + below)
@@ -312,7 +313,7 @@ def _transp_slope_value(
     ry, h = torch.where(obtuse, -p.ry, p.ry), torch.where(obtuse, 2 - p.h, p.h)
     w = torch.where(obtuse, p.u + p.v, p.w)
     t = torch.where(obtuse, c * (p.rx * y0 + p.ry * x0), sinh_difference(p, x0, y0))
-    cosh = (1 + t * t).sqrt()
+    cosh = root_one_plus(t)
     whole = 1 + cosh + c * p.rx * ry * h
     # c ry/whole, c divided out; by its root twice: a quotient has the square in its derivative
     root = (1 / c + torch.where(obtuse, x0 * y0 + p.rx * p.ry, cosh / c) + p.rx * ry * h).sqrt()

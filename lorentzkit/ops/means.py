@@ -187,14 +187,18 @@ def _minimise(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
         better = spread(moved) <= now * (1 + 2.0**-45)
         mean = torch.where(better, moved, mean)
         size = torch.where(better, (2 * size).clamp_max(1.0), size / 2)
-    residual = norm(_newton(mean, x, w, c)[0]) / spread(mean).sqrt().clamp_min(1e-300)
-    worst = float(residual.max())
-    if worst > _RESIDUAL:
+    gradient = norm(_newton(mean, x, w, c)[0])
+    # What one rounding of the mean is worth, unless that itself is too much.
+    unit = torch.finfo(mean.dtype).eps * norm(mean)
+    coarsest = (64 * unit).minimum(_RESIDUAL / c.sqrt())
+    allowed = torch.maximum(_RESIDUAL * spread(mean).sqrt(), coarsest)
+    if bool((gradient > allowed).any()):
+        worst = int((gradient / allowed.clamp_min(1e-300)).argmax())
         raise RuntimeError(
-            f"frechet_mean: not converged in {_NEWTON_STEPS} Newton steps, residual |gradient| / "
-            f"root mean squared distance = {worst:.2e} (at most {_RESIDUAL:.0e} expected); points "
-            f"this far out are not resolved in float64: move them towards the origin, or use "
-            f"einstein_midpoint, which has no such limit"
+            f"frechet_mean: not converged in {_NEWTON_STEPS} Newton steps, residual |gradient| = "
+            f"{float(gradient.flatten()[worst]):.2e}, expected at most "
+            f"{float(allowed.flatten()[worst]):.2e}; points this far out are not resolved in "
+            f"float64: move them towards the origin, or use einstein_midpoint, which has no limit"
         )
     return mean
 
