@@ -121,25 +121,18 @@ def test_compiled_in_one_graph_forward_and_backward(op):
     check_compiled(op, "aot_eager")
 
 
-@pytest.mark.parametrize("op", ["dist", "entailment_residual"])
+@pytest.mark.parametrize("op", ["dist", "expmap0"])
 def test_compiled_by_inductor(op):
     check_compiled(op, "inductor")
 
 
 def test_the_frechet_mean_does_not_compile_to_one_graph():
-    args = with_curv(ITERATES)
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="ata-dependent"):
+    args, refusals = with_curv(ITERATES), torch._dynamo.exc
+    with pytest.raises((refusals.Unsupported, refusals.UserError), match=r"(?i)data-dependent"):
         compiled(ops.frechet_mean)(*args)
 
 
-def test_the_frechet_mean_compiles_with_graph_breaks():
-    args = with_curv(ITERATES)
-    torch.compiler.reset()
-    # Not in one graph: around the iteration, which runs as it is.
-    close(torch.compile(ops.frechet_mean, backend="aot_eager")(*args), ops.frechet_mean(*args))
-
-
-@every_traceable_op
+@pytest.mark.parametrize("op", ["half_aperture", "expmap0", "einstein_midpoint"])
 def test_compiled_with_a_number_for_the_curvature(op):
     """Also when the number changes: then it becomes an input of the graph."""
     args, function = arguments(op), compiled(getattr(ops, op))

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from lorentzkit._checks import points_and, require
-from lorentzkit._numerics import coth_excess, dot, norm
+from lorentzkit._numerics import carry, coth_excess, dot, norm
 from lorentzkit._pairs import cosh_excess
-from lorentzkit.ops.maps import expmap, logmap, transp0, transp0back
+from lorentzkit.ops.maps import expmap, expmap0, logmap, logmap0, transp0, transp0back
 
 _NEWTON_STEPS = 64
 _RESIDUAL = 2.0**-26
@@ -78,13 +78,16 @@ def frechet_mean(
     x, w, c = _weighted(x, weights, curv, dim)
     points, w, c = x.double(), w.double(), c.double()
     mean = _minimise(points.detach(), w.detach(), c.detach())
+    # Seen from the mean, moved to the origin: there a coordinate is as long as what it stands for.
+    curv = c.squeeze(-1)
+    seen = expmap0(transp0back(mean, logmap(mean, points, curv), curv), curv)
     # Newton's method converges quadratically: a step from the optimum, differentiated, has the
     # first derivatives of the optimum, a second step has all up to the third.
-    moved = mean
+    moved = torch.zeros_like(mean)
     for _ in range(2):
-        _, step = _newton(moved, points, w, c)
+        _, step = _newton(moved, seen, w, c)
         moved = _move(moved, step, c)
-    return (mean + (moved - moved.detach())).to(x.dtype).squeeze(-2)
+    return carry(mean, _move(mean, logmap0(moved, curv), c)).to(x.dtype).squeeze(-2)
 
 
 def _weighted(
