@@ -111,7 +111,7 @@ def limit_gradient(points: geoopt.ManifoldParameter, limit: float) -> None:
     The root and its children meet in so many pairs that they would leap about otherwise.
     """
     manifold = points.manifold
-    gradient = manifold.egrad2rgrad(points, points.grad)
+    gradient = manifold.egrad2rgrad(points, points.grad.clone())  # geoopt.Lorentz works in place
     length = manifold.inner(points, gradient, keepdim=True).clamp_min(0).sqrt()
     points.grad *= (limit / length).clamp(max=1.0)
 
@@ -168,7 +168,7 @@ def reconstruction(
     """
     ranks, precisions = [], []
     for nodes in torch.arange(len(tree)).split(block):
-        distances = dist(points[nodes, None], points[None]).nan_to_num(nan=math.inf, posinf=math.inf)
+        distances = dist(points[nodes, None], points).nan_to_num(nan=math.inf, posinf=math.inf)
         distances[torch.arange(len(nodes)), nodes] = math.inf  # a node is not its own neighbour
         ancestors = tree.ancestors[nodes]
         real = ancestors >= 0

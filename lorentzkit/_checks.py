@@ -138,6 +138,10 @@ def clamp_norm(x: Tensor, limit: Tensor) -> Tensor:
     """``x`` shortened to Euclidean norm ``limit`` where it is longer; else ``x`` itself."""
     scale = scale_of(x)
     z = x / scale
-    n = dot(z, z).clamp_min(1.0).sqrt()  # >= 1 for all but denormal vectors, which never clamp
+    n = dot(z, z).clamp_min(1.0).sqrt().detach()  # >= 1 for all but denormal vectors
     beyond = n > limit / scale
-    return torch.where(beyond, z / n * torch.where(beyond, limit, 1.0), x)
+    # The projection as a linear map of x: by the quotient rule a large gradient would overflow.
+    unit = (z / n).detach()
+    shrunk = x * (limit / scale / n).detach()
+    moved = shrunk + unit * (limit - dot(unit, shrunk))
+    return torch.where(beyond, moved, x)

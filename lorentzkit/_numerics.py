@@ -88,7 +88,7 @@ def polar(x: Tensor) -> tuple[Tensor, Tensor]:
     scale = scale_of(x)
     z = x / scale
     square = dot(z, z)
-    nonzero = square > 0
+    nonzero = square != 0  # so that NaN stays NaN
     n = torch.where(nonzero, square, 1.0).sqrt()
     unit = torch.where(nonzero, z, 0.0) / n
     # The derivative from u.x: in that of scale * n a small gradient underflows on its way.

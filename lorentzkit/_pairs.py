@@ -158,7 +158,7 @@ def chord(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
     length = hypot(radial, p.rx.sqrt() * p.ry.sqrt() * norm(p.w))
     scale = torch.where(length > 0, length, 1.0).detach().clamp_min(smallest_length(x.dtype))
     square = (length / scale) ** 2 + squared_chord_increment(x, y, c, scale)
-    apart = square > 0
+    apart = square != 0
     return torch.where(apart, scale * torch.where(apart, square, 1.0).sqrt(), 0.0)
 
 
@@ -196,8 +196,10 @@ def tangent_product(x: Tensor, u: Tensor, v: Tensor, c: Tensor) -> Tensor:
 
     Far out that difference is noise, and the form in radial and transverse parts is used.
     """
-    near = dot(u, v) - over_time(dot(x, u), x, c) * over_time(dot(x, v), x, c)
-    far, x = _far_out(x, c)
+    far, x_far = _far_out(x, c)
+    u_near, v_near = torch.where(far, 0.0, u), torch.where(far, 0.0, v)  # there it could overflow
+    near = dot(u_near, v_near) - over_time(dot(x, u_near), x, c) * over_time(dot(x, v_near), x, c)
+    x = x_far
     a, b = split(x, u), split(x, v)
     radial = over_cosh(a.radial, x, c) * over_cosh(b.radial, x, c)
     return torch.where(far, dot(a.transverse, b.transverse) + radial, near)
@@ -205,8 +207,10 @@ def tangent_product(x: Tensor, u: Tensor, v: Tensor, c: Tensor) -> Tensor:
 
 def squared_arc(x: Tensor, u: Tensor, c: Tensor) -> Tensor:
     """``c tangent_product(x, u, u)``, with a derivative in c that does not cancel."""
-    near = c * (dot(u, u) - over_time(dot(x, u), x, c) ** 2)
-    far, x = _far_out(x, c)
+    far, x_far = _far_out(x, c)
+    u_near = torch.where(far, 0.0, u)
+    near = c * (dot(u_near, u_near) - over_time(dot(x, u_near), x, c) ** 2)
+    x = x_far
     a = split(x, u)
     apart = c * dot(a.transverse, a.transverse) + over_time(a.radial, x, c) ** 2
     return torch.where(far, apart, near)

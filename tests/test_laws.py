@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rounding import ROUNDINGS, UNIT, apply, assert_agree, exact
 from strategies import point, powers, seeds
@@ -252,6 +252,7 @@ def square_objective(m, x, w, c):
 
 
 MEANS = [(ops.einstein_midpoint, cosh_objective), (ops.frechet_mean, square_objective)]
+FEWER = {ops.frechet_mean: settings(max_examples=settings.default.max_examples // 4)}  # it iterates
 each_mean = pytest.mark.parametrize(("mean", "objective"), MEANS, ids=["einstein", "frechet"])
 
 
@@ -261,6 +262,7 @@ def cloud(s, rng):
 
 @each_mean
 def test_means_minimise_what_they_should(mean, objective):
+    @FEWER.get(mean, settings.default)
     @given(some_points(4, largest=4.0), seeds)
     def check(s, rng):
         x, w = cloud(s, rng)
@@ -282,6 +284,7 @@ def test_means_minimise_what_they_should(mean, objective):
 
 @each_mean
 def test_means_do_not_depend_on_order_or_on_the_sum_of_weights(mean, objective):
+    @FEWER.get(mean, settings.default)
     @given(some_points(4, largest=4.0), seeds, powers(-6, 6))
     def check(s, rng, factor):
         x, w = cloud(s, rng)
@@ -296,6 +299,7 @@ def test_means_do_not_depend_on_order_or_on_the_sum_of_weights(mean, objective):
 
 @each_mean
 def test_the_mean_of_equal_points_is_the_point(mean, objective):
+    @FEWER.get(mean, settings.default)
     @given(some_points(1))
     def check(s):
         x = s.x[0].repeat(5, 1)

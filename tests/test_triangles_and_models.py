@@ -231,6 +231,7 @@ def test_distances_in_another_model(model):
     @given(some_points(2, largest=3.0))
     def check(s):
         x, y = s.x
+        assume(not torch.equal(x, y))  # there the textbook's roots have no derivative
         there = [apply(getattr(ops, f"to_{model}"), p, s.curv) for p in (x, y)]
         assert_agree(apply(MODELS[model], *there, s.curv), apply(ops.dist, x, y, s.curv))
 

@@ -127,23 +127,25 @@ def _apex(x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     cosh_x, cosh_y = cosh_of(x, c), cosh_of(y, c)
     across = carry(transverse(x.detach(), y.detach()), y - p.u * dot(p.u, y))
     radial = sinh_difference(p, cosh_x, cosh_y)
-    size = torch.maximum(norm(across), radial.abs() + cosh_x * p.ry * p.h).detach()
-    angle = (size > 0) & (p.rx > 0)
-    # Divided by the size term by term: in the gradient a square of the size would underflow.
-    size = torch.where(angle, size.clamp_min(least), 1.0)
+    lean = cosh_x * p.ry * p.h
+    size = torch.maximum(norm(across), radial.abs() + lean).detach()
+    angle = (size != 0) & (p.rx != 0)
+    # Divided by the size term by term: in the gradient a square of the size would underflow. Where
+    # the size is nothing beside cosh a |y| the gradient would overflow, and is left out.
+    floor = least * (cosh_x * p.ry).detach().clamp_min(1.0)
+    size = torch.where(angle, torch.maximum(size, floor), 1.0)
+    steady = ~(size > floor)
     radial = sinh_difference(p._replace(dr=p.dr / size), cosh_x, cosh_y)
-    sine, cosine = norm(across) / size, -radial - cosh_x * (p.ry / size) * p.h
-    sine, cosine = torch.where(angle, sine, 0.0), torch.where(angle, cosine, 1.0)
-    return torch.where(size > least, sine, sine.detach()), torch.where(
-        size > least, cosine, cosine.detach()
-    )
+    sine = torch.where(angle, norm(across) / size, 0.0)
+    cosine = torch.where(angle, -radial - cosh_x * p.h * (p.ry / size), 1.0)
+    return torch.where(steady, sine.detach(), sine), torch.where(steady, cosine.detach(), cosine)
 
 
 def _half_aperture(x: Tensor, c: Tensor, min_radius: float) -> Tensor:
     if not min_radius > 0:
         raise ValueError(f"min_radius: expected a positive number, got {min_radius!r}")
     s, k2 = c.sqrt() * norm(x), 2 * min_radius
-    cone = s > k2
+    cone = ~(s <= k2)
     s_cone = torch.where(cone, s, 2 * k2)
     cosine = (s_cone - k2).sqrt() * (s_cone + k2).sqrt()
     return torch.where(cone, torch.atan2(torch.full_like(s, k2), cosine), torch.pi / 2)

@@ -44,7 +44,8 @@ def expmap(x: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
         curv: positive, broadcasts against ``(...)``.
 
     Returns:
-        Space components ``(..., D)``. Smooth at ``u = 0``, where it is ``x``.
+        Space components ``(..., D)``. Smooth at ``u = 0``, where it is ``x``. Where u is longer
+        than any two points are apart, the gradient is 0.
 
     Source: Nickel & Kiela 2018, eq. 9.
 
@@ -52,9 +53,10 @@ def expmap(x: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     tensor([1.5431, 1.1752])
     """
     x, u, c = points_and(curv, {"x": x}, {"u": u})
-    u = _within_reach(x, u, c)
+    u, beyond = _within_reach(x, u, c)
     cosh, sinh, k = cosh_sinhc(squared_arc(x, u, c))
-    return exp_clamped(cosh * x + sinh * u, k, norm_limit(c))
+    y = exp_clamped(cosh * x + sinh * u, k, norm_limit(c))
+    return torch.where(beyond, y.detach(), y)
 
 
 def logmap(x: Tensor, y: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -142,14 +144,17 @@ def geodesic(t: float | Tensor, x: Tensor, y: Tensor, curv: float | Tensor = 1.0
     """
     x, y, c = points_and(curv, {"x": x, "y": y})
     t = torch.as_tensor(t, dtype=x.dtype, device=x.device).unsqueeze(-1)
-    t = t.clamp(-(2.0**50), 2.0**50)  # its square must not overflow
+    # Its square must not overflow; t - t turns what is not finite into NaN.
+    t = t.clamp(-(2.0**50), 2.0**50) + (t - t)
     s2 = arc_square(cosh_excess(x, y, c))
-    arc = torch.where(s2 > 1, s2, 1.0).sqrt()
     growth = torch.maximum(t.abs(), (1 - t).abs()).clamp_min(1.0) - 1  # 0 between the two points
-    weight_x, weight_y = _sinh_ratio(1 - t, s2, arc, growth), _sinh_ratio(t, s2, arc, growth)
-    return exp_clamped(
-        weight_x * x + weight_y * y, torch.where(s2 > 1, growth * arc, 0.0), norm_limit(c)
-    )
+    small = s2 * (1 + growth) ** 2 <= 1
+    near, arc = torch.where(small, s2, 0.0), torch.where(small, 1.0, s2).sqrt()
+    decline = torch.where(small, 0.0, growth)
+    far_t = torch.where(small, 0.5, t)
+    weight_x = torch.where(small, _sinh_ratio(1 - t, near), _sinh_decay(1 - far_t, arc, decline))
+    weight_y = torch.where(small, _sinh_ratio(t, near), _sinh_decay(far_t, arc, decline))
+    return exp_clamped(weight_x * x + weight_y * y, decline * arc, norm_limit(c))
 
 
 def transp(x: Tensor, y: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -244,14 +249,18 @@ def egrad2rgrad(x: Tensor, g: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     return g + c * x * dot(x, g)
 
 
-def _within_reach(x: Tensor, u: Tensor, c: Tensor) -> Tensor:
-    """``u``, shortened if longer than any two points are apart: it ends at the clamp anyway."""
+def _within_reach(x: Tensor, u: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """``u``, shortened where it is longer than any two points are apart, and where that is.
+
+    It ends at the clamp anyway, and a gradient with respect to it would overflow.
+    """
     reach = (2 * largest_radius(u.dtype) + 1) / c.sqrt()
     scale = scale_of(u)
     a = split(x.detach(), u.detach() / scale)
-    length = torch.hypot(norm(a.transverse), a.radial / cosh_of(x.detach(), c.detach()))
+    length = torch.hypot(norm(a.transverse), a.radial / cosh_of(x.detach(), c)).detach()
     beyond = length > reach / scale
-    return torch.where(beyond, (u / scale) * (reach / torch.where(beyond, length, 1.0)), u)
+    within = (u / scale) * (reach / torch.where(beyond, length, 1.0))
+    return torch.where(beyond, within, u), beyond
 
 
 def _arc_over_sinh(excess: Tensor) -> Tensor:
@@ -260,17 +269,17 @@ def _arc_over_sinh(excess: Tensor) -> Tensor:
     return asinhc(half) / (1 + half).sqrt()
 
 
-def _sinh_ratio(t: Tensor, s2: Tensor, arc: Tensor, growth: Tensor) -> Tensor:
-    """``sinh(t s) / sinh(s)``, where ``s2 = s**2 > 1`` times ``exp(-growth s)``.
+def _sinh_ratio(t: Tensor, s2: Tensor) -> Tensor:
+    """``sinh(t s) / sinh(s)`` for ``s2 = s**2 <= 1`` and ``(t s)**2 <= 1``."""
+    safe = torch.where(s2 > 0, t, 1.0)  # s2 is 0 where the other form is taken, with any t
+    return t * (sinhc(safe**2 * s2) / sinhc(s2))
 
-    At t = 0 and t = 1 the value is exact and the derivative with respect to s exactly 0.
-    """
-    small = s2 <= 1
-    near = torch.where(small, s2, 0.0)
+
+def _sinh_decay(t: Tensor, s: Tensor, decline: Tensor) -> Tensor:
+    """``sinh(t s) / sinh(s) exp(-decline s)`` for ``decline >= |t| - 1``."""
     size = torch.where(t < 0, -t, t)  # unlike abs it has a derivative at 0
-    decay = torch.exp((size - 1 - growth) * arc)
-    far = decay * (torch.expm1(-2 * size * arc) / torch.expm1(-2 * arc))
-    return torch.where(small, t * (sinhc(t**2 * near) / sinhc(near)), torch.where(t < 0, -far, far))
+    ratio = torch.exp((size - 1 - decline) * s) * (torch.expm1(-2 * size * s) / torch.expm1(-2 * s))
+    return torch.where(t < 0, -ratio, ratio)
 
 
 def _arc_times_tanh(excess: Tensor) -> Tensor:
@@ -321,7 +330,7 @@ def _transp_slope_value(
     # (t/x0 + c ry h)/whole; where t/whole is near +-1, from its difference to that
     rest = 1 - (1 + 1 / (cosh + t.abs())) / whole
     outward = (rest + ry * h / (x0 + p.rx) / whole) / x0
-    inward = h * (1 + p.rx / x0) * lift - rest / x0
+    inward = (h * lift) * (1 + p.rx / x0) - rest / x0
     flat = over_time(t / whole, x, c) + h * lift
     along = torch.where(t > 1, outward, torch.where(t < -1, inward, flat))
     value = dot(u.transverse, w) * lift + u.radial * along

@@ -153,13 +153,16 @@ def from_halfspace(p: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     p, c = points_and(curv, {}, {"p": p})
     require(~(p[..., -1:] <= 0), "p: expected heights (last coordinate) > 0, got one that is not")
     limit = norm_limit(c)
+    valid = p[..., -1:] > 0
     p = clamp_norm(p, 2 * limit)  # farther out is beyond max_radius
-    z, t = p[..., :-1], torch.where(p[..., -1:] > 0, p[..., -1:], torch.nan)
+    z, t = p[..., :-1], p[..., -1:].clamp_min(torch.finfo(p.dtype).tiny)
+    t = torch.where(valid, t, torch.nan)
     s = c.rsqrt()
     last = (carry((t - s) * (t + s), t * t - 1 / c) + dot(z, z)) / 2
     x = torch.cat([(z * s).expand(*last.shape[:-1], z.shape[-1]), last], -1)
     beyond = norm(x) > limit * t
-    return x * torch.where(beyond, limit / torch.where(beyond, norm(x), 1.0), 1 / t)
+    inside = 1 / torch.where(beyond, 1.0, t)
+    return x * torch.where(beyond, limit / torch.where(beyond, norm(x), 1.0), inside)
 
 
 def _gap(name: str, p: Tensor, c: Tensor) -> Tensor:

@@ -160,7 +160,7 @@ def tangent_norm(x: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     x, u, c = points_and(curv, {"x": x}, {"u": u})
     scale = scale_of(u)
     square = tangent_product(x, u / scale, u / scale, c)
-    nonzero = square > 0
+    nonzero = square != 0
     length = scale * torch.where(nonzero, square, 1.0).sqrt()
     return torch.where(nonzero, length, 0.0).squeeze(-1)
 
