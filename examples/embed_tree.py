@@ -337,19 +337,13 @@ def table_of(best: dict[tuple[str, int], dict[str, Any]], title: str) -> Table:
     dims = sorted({dim for _, dim in best})
     table = Table("geometry", title=title, title_justify="left")
     for dim in dims:
-        table.add_column(f"{dim}-d: MAP", justify="right")
-        table.add_column("mean rank", justify="right")
-        table.add_column("lr", justify="right")
+        table.add_column(f"{dim}-d: MAP / rank", justify="right")
     for geometry in GEOMETRIES:
         cells = []
         for dim in dims:
             result = best[geometry, dim]
             mark = "" if result["diverged_at"] is None else "*"
-            cells += [
-                f"{result['map']:.3f}{mark}",
-                f"{result['mean_rank']:.2f}{mark}",
-                f"{result['run']['lr']:g}",
-            ]
+            cells.append(f"{result['map']:.3f} / {result['mean_rank']:.2f}{mark}")
         table.add_row(geometry, *cells)
     if any(result["diverged_at"] is not None for result in best.values()):
         table.caption = "* not finite before training ended, at any learning rate"

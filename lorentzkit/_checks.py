@@ -142,6 +142,6 @@ def clamp_norm(x: Tensor, limit: Tensor) -> Tensor:
     beyond = n > limit / scale
     # The projection as a linear map of x: by the quotient rule a large gradient would overflow.
     unit = (z / n).detach()
-    shrunk = x * (limit / scale / n).detach()
+    shrunk = x * torch.where(beyond, limit / scale / n, 0.0).detach()
     moved = shrunk + unit * (limit - dot(unit, shrunk))
     return torch.where(beyond, moved, x)
