@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lorentzkit._numerics import dot, largest_radius, scale_of
 
-SMALLEST_CURV, LARGEST_CURV = 1e-20, 1e20
+SMALLEST_CURV, LARGEST_CURV = 1e-8, 1e8
 
 
 def floating(name: str, value: object) -> Tensor:
@@ -106,19 +106,23 @@ def points_and(
     dtype = working_dtype(*tensors, curv)
     c = curvature(curv, dtype, tensors[0].device)
     tensors = [tensor.to(dtype) for tensor in tensors]
-    if values_known(c):
-        _check_broadcast([*named, "curv"], [t.shape[:-1] for t in (*tensors, c)])
+    leading = {name: tensor[..., 0] for name, tensor in zip(named, tensors, strict=True)}
+    check_broadcast(**leading, curv=c[..., 0])
     count = len(points)
-    return [*(clamp_norm(x, norm_limit(c)) for x in tensors[:count]), *tensors[count:], c]
+    return [*(clamp_norm(x, norm_limit(c.detach())) for x in tensors[:count]), *tensors[count:], c]
 
 
-def _check_broadcast(names: list[str], shapes: list[torch.Size]) -> None:
+def check_broadcast(**tensors: Tensor) -> None:
+    """Raise ValueError unless the shapes broadcast; under a compiler torch's own error will do."""
+    if torch.compiler.is_compiling():
+        return
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     try:
-        torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+        torch.broadcast_shapes(*shapes.values())  # type: ignore[no-untyped-call]
     except RuntimeError:
-        got = ", ".join(f"{n} {tuple(s)}" for n, s in zip(names, shapes, strict=True))
+        got = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ValueError(
-            f"{', '.join(names)}: leading dimensions do not broadcast: {got}; "
+            f"{', '.join(shapes)}: leading dimensions do not broadcast: {got}; "
             f"curv broadcasts against the leading dimensions (no trailing 1)"
         ) from None
 

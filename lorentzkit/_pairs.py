@@ -102,6 +102,7 @@ def transverse(x: Tensor, y: Tensor) -> Tensor:
 
     ``y - x y_k/x_k``, with k the largest entry of x, differs from it by a multiple of x only.
     """
+    x, y = torch.broadcast_tensors(x, y)  # type: ignore[no-untyped-call]
     k = x.abs().argmax(-1, keepdim=True)
     scale_x, scale_y = power_of_two(x), power_of_two(y)
     x, y = x / scale_x, y / scale_y

@@ -226,10 +226,12 @@ def test_no_points(mean):
 
 
 def test_a_mean_beyond_what_float64_resolves():
-    """Three points 60 out, their directions 1 degree apart: the mean is itself about 50 out, where
-    a rounding of its coordinates moves it by e^50 * 2^-53."""
-    angles = torch.tensor([0.3, 0.3 + math.pi / 180, 0.3 - math.pi / 180], dtype=torch.float64)
-    x = math.sinh(60.0) * torch.stack([angles.cos(), angles.sin()], -1)
+    """Points 45 to 60 out in all but one direction: so is their mean, and there a rounding of its
+    coordinates moves it by up to e^45 2^-53."""
+    generator = torch.Generator().manual_seed(0)
+    near, apart = torch.randn(2, 3, 4, generator=generator, dtype=torch.float64)
+    units = torch.nn.functional.normalize(near[:1] + 1e-9 * apart, dim=-1)
+    x = torch.tensor([[45.0], [50.0], [60.0]], dtype=torch.float64).sinh() * units
     with pytest.raises(RuntimeError, match=says("not converged", "residual", "einstein_midpoint")):
         ops.frechet_mean(x)
 

