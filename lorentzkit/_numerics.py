@@ -189,6 +189,6 @@ def exp_clamped(v: Tensor, k: Tensor, limit: Tensor) -> Tensor:
     """``v * exp(k)``, shortened to Euclidean norm ``limit`` where it is longer; never overflows."""
     k = k.clamp_max(2 * largest_radius(v.dtype) + 1)  # no two points are farther apart
     growth = torch.exp(k)
-    n = norm(v).clamp_min(limit * 2.0**-100)  # lest limit / n overflow
+    n = norm(v)
     beyond = n * growth > limit
     return v * torch.where(beyond, limit / torch.where(beyond, n, 1.0), growth)

@@ -42,7 +42,7 @@ def test_values_are_exact(op, dtype):
     @examples(op)
     @given(st.data())
     def check(data):
-        assert value_of(op, data, dtype) <= tolerance(op, "value")
+        assert value_of(op, data, dtype) <= tolerance(op, "value", dtype)
 
     check()
 
@@ -54,7 +54,7 @@ def test_gradients_are_exact(op, dtype):
     def check(data):
         errors = gradients_of(op, data, dtype)
         note(f"errors: {errors}")
-        assert max(errors.values()) <= tolerance(op, "gradient")
+        assert max(errors.values()) <= tolerance(op, "gradient", dtype)
 
     check()
 

@@ -46,7 +46,7 @@ def worst(op: str, dtype: torch.dtype, examples: int) -> Row:
 
 def line(op: str, dtype: torch.dtype, value: float, gradient: dict[str, float]) -> str:
     def show(error: float, what: str) -> str:
-        return f"{error:.3g}{'*' if error > tolerance(op, what) else ''}"
+        return f"{error:.3g}{'*' if error > tolerance(op, what, dtype) else ''}"
 
     parts = [f"{name} {show(error, 'gradient')}" for name, error in gradient.items()]
     return f"{op:20} {str(dtype)[6:]:8} {show(value, 'value'):>9}   {', '.join(parts)}"
