@@ -21,13 +21,13 @@ SCALARS = {
 EXCEPTIONS: dict[tuple[str, str, torch.dtype], tuple[float, str]] = {
     ("frechet_mean", "value", torch.float64): (
         1e3,
-        "float64 input has no wider type to iterate in: the mean is found up to the roundings of the "
-        "tangent vectors at it, which are cosh(a) times those of its coordinates (a <= 8 here)",
+        "float64 input has no wider type to iterate in: the mean is found up to the roundings of "
+        "the tangent vectors at it, cosh(a) times those of its coordinates (a <= 8 here)",
     ),
     ("frechet_mean", "gradient", torch.float64): (
         1e10,
-        "linearised at that mean: up to cosh(a)^2 = 2e6 times its error, and where equal points make "
-        "the condition vanish (the mean does not depend on curv then) only the absolute error is small",
+        "linearised at that mean: up to cosh(a)^2 = 2e6 times its error; where points are equal, "
+        "so that the condition vanishes (curv does not matter), only the absolute error is small",
     ),
 }
 
