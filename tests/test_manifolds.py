@@ -1,0 +1,106 @@
+"""The geoopt manifold: optimisers, densities, adapters. Its geometry is that of `lorentzkit.ops`."""
+
+import math
+
+import geoopt
+import pytest
+import torch
+
+from lorentzkit import ops
+from lorentzkit.manifolds import Lorentz, WrappedNormal, from_geoopt, to_geoopt
+
+F64 = torch.float64
+
+
+def far_points(n, D, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return ops.expmap0(1.5 * torch.randn(n, D, generator=generator, dtype=F64), 0.7)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "lr", "steps", "within"),
+    [(geoopt.optim.RiemannianSGD, 0.3, 200, 1e-12), (geoopt.optim.RiemannianAdam, 0.05, 800, 1e-2)],
+)
+def test_optimisers_bring_points_to_their_targets(optimizer, lr, steps, within):
+    manifold, targets = Lorentz(0.7), far_points(50, 5)
+    x = geoopt.ManifoldParameter(torch.zeros(50, 5, dtype=F64), manifold=manifold)
+    optimiser = optimizer([x], lr=lr)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        (manifold.dist2(x, targets).sum() / 2).backward()
+        optimiser.step()
+    assert manifold.dist(x, targets).max() < within
+
+
+def test_the_curvature_is_learnt_and_stays_positive():
+    manifold, (x, y) = Lorentz(1.0, learnable=True), far_points(2, 3)
+    wanted = ops.dist(x, y, 2.5)
+    optimiser = torch.optim.Adam(manifold.parameters(), lr=0.1)
+    for _ in range(500):
+        optimiser.zero_grad()
+        (manifold.dist(x, y) - wanted).square().backward()
+        optimiser.step()
+    assert float(manifold.curv.detach()) == pytest.approx(2.5, rel=1e-3)
+
+
+def test_the_riemannian_gradient_is_dual_to_the_differential():
+    manifold, (x, u) = Lorentz(0.7), far_points(2, 4)
+    g = torch.randn(4, dtype=F64, generator=torch.Generator().manual_seed(1))
+    gradient = manifold.egrad2rgrad(x, g)
+    torch.testing.assert_close(manifold.inner(x, gradient, u), g @ u, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("curv", [0.5, 2.0])
+def test_the_wrapped_normal_integrates_to_one(curv):
+    """Over the plane, in geodesic polar coordinates around the origin (not around the mean)."""
+    mean = ops.expmap0(torch.tensor([0.4, -0.2], dtype=F64), curv)
+    normal = WrappedNormal(Lorentz(curv), mean, torch.tensor([0.3, 0.5], dtype=F64))
+    r = torch.linspace(0, 6, 1201, dtype=F64)
+    angle = torch.arange(256, dtype=F64) * (2 * math.pi / 256)
+    rays = torch.stack([angle.cos(), angle.sin()], -1)
+    points = ops.expmap0(r[:, None, None] * rays, curv)
+    circumference = (math.sqrt(curv) * r).sinh() / math.sqrt(curv)
+    density = normal.log_prob(points).exp().mean(-1) * 2 * math.pi * circumference
+    assert float(torch.trapezoid(density, r)) == pytest.approx(1, abs=1e-4)
+
+
+def test_samples_follow_the_density():
+    """The mean of log p over samples is minus the entropy, here found by integration on a line."""
+    torch.manual_seed(0)
+    manifold = Lorentz(1.5)
+    mean = ops.expmap0(torch.tensor([0.7], dtype=F64), 1.5)
+    x = manifold.wrapped_normal(20000, 1, mean=mean, std=0.4)
+    # On a line there is no volume change: the distances to the mean are normal.
+    assert float(manifold.dist(x, mean).square().mean().sqrt()) == pytest.approx(0.4, rel=0.03)
+    entropy = 0.5 * math.log(2 * math.pi * math.e * 0.4**2)
+    assert float(-manifold.log_prob(x, mean, 0.4).mean()) == pytest.approx(entropy, abs=0.03)
+    assert manifold.random(3, 2).shape == (3, 2)
+    assert isinstance(x, geoopt.ManifoldTensor)
+
+
+@pytest.mark.parametrize("curv", [0.5, 1.0, 3.0])
+def test_adapters_agree_on_distances(curv):
+    x, y = far_points(2, 3)
+    for theirs in (
+        geoopt.Lorentz(k=torch.tensor(1 / curv, dtype=F64)),
+        geoopt.PoincareBall(c=curv),
+    ):
+        p, q = to_geoopt(x, theirs), to_geoopt(y, theirs)
+        torch.testing.assert_close(theirs.dist(p, q), Lorentz(curv).dist(x, y), rtol=1e-6, atol=0)
+        torch.testing.assert_close(from_geoopt(p, theirs), x, rtol=1e-8, atol=1e-8)
+
+
+def test_only_hyperbolic_manifolds_are_adapted():
+    with pytest.raises(TypeError, match=r"manifold: expected geoopt\.Lorentz or .*, got Sphere"):
+        to_geoopt(torch.ones(3), geoopt.Sphere())
+
+
+def test_scaled_and_checks_work():
+    manifold, (x, y) = Lorentz(1.0), far_points(2, 3)
+    scaled = geoopt.Scaled(manifold, 2.0)
+    torch.testing.assert_close(scaled.dist(x, y), 2 * manifold.dist(x, y))
+    assert manifold.check_point_on_manifold(x)
+    assert not manifold.check_point_on_manifold(torch.tensor([math.inf, 0.0]))
+    assert manifold.projx(x) is x
+    with pytest.raises(ValueError, match="curv"):
+        Lorentz(curv=-1.0)
