@@ -1,4 +1,4 @@
-"""The geoopt manifold: optimisers, densities, adapters. Its geometry is that of `lorentzkit.ops`."""
+"""The geoopt manifold: optimisers, densities, adapters. The geometry is `lorentzkit.ops`."""
 
 import math
 
