@@ -8,6 +8,8 @@ _COMMON = settings(
     suppress_health_check=[HealthCheck.too_slow],
     phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],  # no slow `explain`
 )
-settings.register_profile("ci", _COMMON, max_examples=40)
+# Without shrinking a failure is reported at once, with the blob that reproduces it.
+_FAST = [Phase.explicit, Phase.reuse, Phase.generate]
+settings.register_profile("ci", _COMMON, max_examples=25, derandomize=True, phases=_FAST)
 settings.register_profile("thorough", _COMMON, max_examples=1000)
 settings.load_profile("ci")
