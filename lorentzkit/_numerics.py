@@ -172,6 +172,21 @@ def arc_square(excess: Tensor) -> Tensor:
     return torch.where(small, series, (2 * torch.asinh(torch.where(small, 1.0, half).sqrt())) ** 2)
 
 
+def arc_over_sinh(excess: Tensor) -> Tensor:
+    """``s / sinh(s)`` from ``excess = cosh(s) - 1``; 1 at 0, smooth."""
+    half = excess / 2
+    return asinhc(half) / (1 + half).sqrt()
+
+
+def log_arc_over_sinh(excess: Tensor) -> Tensor:
+    """Its logarithm, with a derivative that does not underflow on its way."""
+    half = excess / 2
+    small = half <= 1
+    t = torch.where(small, 1.0, half).sqrt()
+    arc = torch.where(small, asinhc(torch.where(small, half, 0.0)), torch.asinh(t) / t)
+    return arc.log() - half.log1p() / 2
+
+
 def arsinh_length(r: Tensor, c: Tensor) -> Tensor:
     """``asinh(sqrt(c) r) / sqrt(c)``: the geodesic distance that goes with the chord ``r``.
 

@@ -169,7 +169,12 @@ class Problem:
             # A geodesic's parameter is a place in [0, 1]: 1 - t matters as much as t.
             named = zip(self.names, self.norms, strict=True)
             self.norms = [max(r, mpf(1)) if n == "t" else r for n, r in named]
-            self._steps = [self._step(*pair) for pair in zip(self.blocks, self.norms, strict=True)]
+            heaviest = max(
+                (r for n, r in zip(self.names, self.norms, strict=True) if n == "weights"),
+                default=0,
+            )
+            scales = [heaviest if n == "weights" else 0 for n in self.names]
+            self._steps = list(map(self._step, self.blocks, self.norms, scales))
             if op == "frechet_mean":
                 self._kw["start"] = self.value
 
@@ -190,9 +195,9 @@ class Problem:
         gap = min([mpf(1), *(r for r in ratios if r)])
         return gap, min([mpf(1), *radii]), max([mpf(1), *radii])
 
-    def _step(self, block: Block, norm: mpf) -> mpf:
-        """Zero has no scale but that of the smallest number beside it."""
-        unit = norm or subnormal(self.dtype)
+    def _step(self, block: Block, norm: mpf, scale: mpf) -> mpf:
+        """Zero has the scale given, or else no other than that of the smallest number beside it."""
+        unit = norm or scale or subnormal(self.dtype)
         if len(block) > 1:
             unit = min(unit, 1 / mp.sqrt(self.blocks[-1][0]))
         return mpf(10) ** -STEP_DIGITS * self._gap * unit

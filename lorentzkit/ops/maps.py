@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lorentzkit._checks import check_broadcast, clamp_norm, norm_limit, points_and
 from lorentzkit._numerics import (
+    arc_over_sinh,
     arc_square,
     asinhc,
     cosh_sinhc,
@@ -78,7 +79,7 @@ def logmap(x: Tensor, y: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     """
     x, y, c = points_and(curv, {"x": x, "y": y})
     excess = cosh_excess(x, y, c)
-    return _arc_over_sinh(excess) * (y - x) - _arc_times_tanh(excess) * x
+    return arc_over_sinh(excess) * (y - x) - _arc_times_tanh(excess) * x
 
 
 def expmap0(u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -265,12 +266,6 @@ def _within_reach(x: Tensor, u: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(beyond, within, u), beyond
 
 
-def _arc_over_sinh(excess: Tensor) -> Tensor:
-    """``s / sinh(s)`` from ``excess = cosh(s) - 1``; 1 at 0."""
-    half = excess / 2
-    return asinhc(half) / (1 + half).sqrt()
-
-
 def _sinh_ratio(t: Tensor, s2: Tensor) -> Tensor:
     """``sinh(t s) / sinh(s)`` for ``s2 = s**2 <= 1`` and ``(t s)**2 <= 1``."""
     return t * (sinhc(t**2 * s2) / sinhc(s2))
@@ -289,7 +284,7 @@ def _arc_times_tanh(excess: Tensor) -> Tensor:
     small = half <= 1
     far = torch.where(small, 1.0, half)
     arc = 2 * torch.asinh(far.sqrt())
-    return torch.where(small, excess * _arc_over_sinh(excess), arc * (1 + 1 / far).rsqrt())
+    return torch.where(small, excess * arc_over_sinh(excess), arc * (1 + 1 / far).rsqrt())
 
 
 def _transp_slope(x: Tensor, y: Tensor, u: Tensor, c: Tensor) -> Tensor:
