@@ -62,11 +62,10 @@ def check(op, args):
     function = getattr(ops, op)
     tensors = [t.clone().requires_grad_() for t in (*args, torch.tensor(CURV).double())]
     # All values and derivatives are of size 1. Central differences with step 1e-6 truncate 1e-12 of
-    # that and round 1e-16 / 1e-6; the iteration for the Frechet mean ends 1e-13 from the optimum.
-    atol = 1e-6 if op == "frechet_mean" else 1e-8
-    assert gradcheck(function, tensors, atol=atol, rtol=1e-6, check_forward_ad=True)
+    # that and round 1e-16 / 1e-6.
+    assert gradcheck(function, tensors, atol=1e-8, rtol=1e-6, check_forward_ad=True)
     # Second derivatives are up to 1/radius times as large.
-    assert gradgradcheck(function, tensors, atol=10 * atol, rtol=1e-6)
+    assert gradgradcheck(function, tensors, atol=1e-7, rtol=1e-6)
 
 
 @pytest.mark.parametrize("op", SIGNATURES)

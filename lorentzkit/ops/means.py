@@ -44,7 +44,7 @@ def einstein_midpoint(
     tensor([0.0000, 0.3162])
     """
     x, w, c = _weighted(x, weights, curv, dim)
-    return _midpoint(x, w, _pair_excess(x, c)).squeeze(-2)
+    return _midpoint(x, w, torch.ones_like(w), _pair_excess(x, c)).squeeze(-2)
 
 
 def frechet_mean(
@@ -73,8 +73,8 @@ def frechet_mean(
         ValueError: for negative or all-zero weights.
         RuntimeError: with the residual, if the iteration does not converge.
 
-    Source: Karcher 1977; Lou et al. 2020, "Differentiating through the Frechet Mean"; the midpoints
-    are those of their alg. 1, Newton's method replaces the iteration over them.
+    Source: Karcher 1977; Lou et al. 2020, "Differentiating through the Frechet Mean", whose
+    algorithm for the hyperboloid iterates over the same midpoints.
 
     >>> frechet_mean(torch.tensor([[3.0, 0.0], [0.0, 0.0]]), torch.tensor([1.0, 2.0]))
     tensor([0.6440, 0.0000])
@@ -85,15 +85,16 @@ def frechet_mean(
     pull, inverse = _minimise(w.detach(), excess.detach())
     # A Newton step from the optimum, with a constant matrix, has the first derivatives of the
     # optimum; two steps have the second ones, too.
+    change = torch.zeros_like(pull)
     for _ in range(2):
-        pull = pull * (inverse @ _residual(pull, w, excess)).exp()
-    return _midpoint(points, w * pull, excess).to(x.dtype).squeeze(-2)
+        change = change + inverse @ (_residual(w * change.exp(), pull, excess) - change)
+    return _midpoint(points, w * change.exp(), pull, excess).to(x.dtype).squeeze(-2)
 
 
 def _weighted(
     x: Tensor, weights: Tensor | None, curv: float | Tensor, dim: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Points ``(..., N, D)``, weights ``(..., N, 1)`` of sum 1, curvature ``(..., 1, 1)``."""
+    """Points ``(..., N, D)``, weights ``(..., N, 1)`` up to 1, curvature ``(..., 1, 1)``."""
     if isinstance(curv, Tensor) and curv.dim() > 0:
         curv = curv.unsqueeze(-1)
     if isinstance(x, Tensor):
@@ -108,8 +109,7 @@ def _weighted(
     if x.shape[-2] == 0:
         raise ValueError(f"x: expected at least one point, got shape {tuple(x.shape)}")
     w = torch.ones_like(x[..., :1]) if weights is None else _checked_weights(weights, x, dim)
-    # The means do not depend on the sum: as a constant it adds no rounding to the derivatives.
-    return x, w / w.sum(-2, keepdim=True).detach(), c.unsqueeze(-2) if c.dim() == 1 else c
+    return x, w, c.unsqueeze(-2) if c.dim() == 1 else c
 
 
 def _checked_weights(weights: Tensor, x: Tensor, dim: int) -> Tensor:
@@ -132,19 +132,6 @@ def _checked_weights(weights: Tensor, x: Tensor, dim: int) -> Tensor:
     return torch.where((w >= 0) & (largest > 0), w / largest, torch.nan)
 
 
-class _Balance(NamedTuple):
-    """The Einstein midpoint of weights ``w`` as seen from its points; see `_balance`."""
-
-    total: Tensor
-    """``sum w``, ``(..., 1, 1)``"""
-    pairs: Tensor
-    """``mass^2 - total^2``, ``(..., 1, 1)``"""
-    mass: Tensor
-    """Length of ``sum w (x_0, x)`` times ``sqrt(curv)``, ``(..., 1, 1)``"""
-    excess: Tensor
-    """``cosh(s_i) - 1``, s_i from x_i to the midpoint, ``(..., N, 1)``"""
-
-
 def _pair_excess(x: Tensor, c: Tensor) -> Tensor:
     """``cosh(sqrt(c) dist(x_i, x_j)) - 1``, ``(..., N, N)``."""
     n = x.shape[-2]
@@ -155,34 +142,49 @@ def _pair_excess(x: Tensor, c: Tensor) -> Tensor:
     return torch.nn.functional.pad(upper, (1, 0))[..., place + place.mT]
 
 
-def _balance(w: Tensor, excess: Tensor) -> _Balance:
-    """``mass^2 = c (S_0^2 - |S|^2)`` of ``S = sum w (x_0, x)``, and the distances to its end.
+class _Balance(NamedTuple):
+    """``S = sum w pull (x_0, x)``: its length, and the midpoint at its end."""
 
-    As ``(sum w)^2 + sum_ij w_i w_j (cosh(s_ij) - 1)``: of the forms of this difference the one
-    without any cancellation, at the price of all pairs.
+    total: Tensor
+    """``sum w pull``, ``(..., 1, 1)``"""
+    pairs: Tensor
+    """``mass^2 - total^2``, ``(..., 1, 1)``"""
+    mass: Tensor
+    """``sqrt(c (S_0^2 - |S|^2))``, ``(..., 1, 1)``"""
+    excess: Tensor
+    """``cosh(s_i) - 1``, s_i from x_i to the midpoint, ``(..., N, 1)``"""
+
+
+def _balance(w: Tensor, pull: Tensor, excess: Tensor) -> _Balance:
+    """Sums over all pairs: ``mass^2 = (sum w)^2 + sum_ij w_i w_j (cosh(s_ij) - 1)``.
+
+    Of the forms of this difference it is the one without any cancellation. The weights are
+    ``w pull``, in two factors: their derivatives may overflow where those in ``w`` do not.
     """
-    to_others = (w.mT * excess).sum(-1, keepdim=True)
-    total = w.sum(-2, keepdim=True)
-    pairs = (w * to_others).sum(-2, keepdim=True)
+    to_others = (w.mT * (pull.mT * excess)).sum(-1, keepdim=True)
+    total = (w * pull).sum(-2, keepdim=True)
+    pairs = (w * (pull * to_others)).sum(-2, keepdim=True)
     mass = (total**2 + pairs).sqrt()
     return _Balance(total, pairs, mass, (to_others - pairs / (total + mass)) / mass)
 
 
-def _midpoint(x: Tensor, w: Tensor, excess: Tensor) -> Tensor:
-    """Einstein midpoint over dimension -2: ``sum w x / mass``, ``(..., 1, D)``."""
-    total, pairs, mass, _ = _balance(w, excess)
+def _midpoint(x: Tensor, w: Tensor, pull: Tensor, excess: Tensor) -> Tensor:
+    """Einstein midpoint over dimension -2, of the weights ``w pull``: ``(..., 1, D)``."""
+    # It does not depend on their sum: as a constant that adds no rounding to the derivatives.
+    pull = pull / (w * pull).sum(-2, keepdim=True).detach()
+    total, pairs, mass, _ = _balance(w, pull, excess)
     # Derivatives in w are differences to the midpoint: close points from their differences.
-    average = (w * x).sum(-2, keepdim=True).detach()
+    average = (w * pull * x).sum(-2, keepdim=True).detach()
     centre = torch.where(pairs < 1, average, 0.0)
-    return centre / (1 + pairs / total**2).sqrt() + (w * (x - centre)).sum(-2, keepdim=True) / mass
+    rest = (w * (pull * (x - centre))).sum(-2, keepdim=True)
+    return centre / (1 + pairs / total**2).sqrt() + rest / mass
 
 
-def _residual(pull: Tensor, w: Tensor, excess: Tensor) -> Tensor:
+def _residual(w: Tensor, pull: Tensor, excess: Tensor) -> Tensor:
     """``log(s_i/sinh(s_i) / pull_i)``, s_i from x_i to the midpoint of the weights ``w pull``."""
-    seen = _balance(w * pull, excess).excess
+    seen = _balance(w, pull, excess).excess
     # The logarithms alone are as large as s.
-    ratio = (arc_over_sinh(seen) / pull).detach().log()
-    return carry(ratio, log_arc_over_sinh(seen) - pull.log())
+    return carry((arc_over_sinh(seen) / pull).log(), log_arc_over_sinh(seen))
 
 
 def _minimise(w: Tensor, excess: Tensor) -> tuple[Tensor, Tensor]:
@@ -193,15 +195,18 @@ def _minimise(w: Tensor, excess: Tensor) -> tuple[Tensor, Tensor]:
     """
 
     def objective(pull: Tensor) -> Tensor:
-        return (w * arc_square(_balance(w * pull, excess).excess)).sum(-2, keepdim=True)
+        return (w * arc_square(_balance(w, pull, excess).excess)).sum(-2, keepdim=True)
 
+    # The mean is within the convex hull of the points: nearer to x_i than the farthest of them.
+    least = arc_over_sinh(excess.amax(-1, keepdim=True))
     pull = torch.ones_like(w)
     for _ in range(_STEPS):
-        residual = _residual(pull, w, excess)
-        inverse = torch.linalg.inv(_newton_matrix(pull, w, excess))
+        residual = _residual(w, pull, excess)
+        inverse = torch.linalg.inv(_newton_matrix(w, pull, excess))
         if not bool((residual.abs() > _CLOSE).any()):
             return pull, inverse
-        newton, plain = pull * (inverse @ residual).exp(), pull * residual.exp()
+        newton = (pull * (inverse @ residual).exp()).clamp(least, torch.ones_like(w))
+        plain = pull * residual.exp()
         # Close to the optimum the objective is flat to rounding, and Newton's step is right.
         better = objective(newton) <= objective(plain) * (1 + 2.0**-40)
         pull = torch.where(better, newton, plain)
@@ -212,7 +217,7 @@ def _minimise(w: Tensor, excess: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def _newton_matrix(pull: Tensor, w: Tensor, excess: Tensor) -> Tensor:
+def _newton_matrix(w: Tensor, pull: Tensor, excess: Tensor) -> Tensor:
     """Minus the derivative of `_residual` in ``log(pull)``, ``(..., N, N)``.
 
     ``I - h_i p_j (cosh(s_ij) / (cosh(s_i) cosh(s_j)) - 1)``, with h the derivative of
@@ -220,7 +225,7 @@ def _newton_matrix(pull: Tensor, w: Tensor, excess: Tensor) -> Tensor:
     ``-tanh(s_i) tanh(s_j) cos(angle at the mean)``, so nothing overflows, and h is in (-1, -1/3]:
     the matrix is never singular.
     """
-    _, _, mass, seen = _balance(w * pull, excess)
+    _, _, mass, seen = _balance(w, pull, excess)
     cosh = 1 + seen
     share = w * pull * cosh / mass
     square = arc_square(seen)
