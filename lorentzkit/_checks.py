@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lorentzkit._numerics import dot, largest_radius, scale_of
+from lorentzkit._numerics import dot, largest_radius, onto_sphere, scale_of
 
 SMALLEST_CURV, LARGEST_CURV = 1e-8, 1e8
 
@@ -144,8 +144,5 @@ def clamp_norm(x: Tensor, limit: Tensor) -> Tensor:
     z = x / scale
     n = dot(z, z).clamp_min(1.0).sqrt().detach()  # >= 1 for all but denormal vectors
     beyond = n > limit / scale
-    # The projection as a linear map of x: by the quotient rule a large gradient would overflow.
-    unit = (z / n).detach()
-    shrunk = x * torch.where(beyond, limit / scale / n, 0.0).detach()
-    moved = shrunk + unit * (limit - dot(unit, shrunk))
-    return torch.where(beyond, moved, x)
+    unit, factor = z / n, limit / scale / n
+    return torch.where(beyond, onto_sphere(x, limit, torch.where(beyond, factor, 0.0), unit), x)

@@ -202,8 +202,20 @@ def arsinh_length(r: Tensor, c: Tensor) -> Tensor:
 
 def exp_clamped(v: Tensor, k: Tensor, limit: Tensor) -> Tensor:
     """``v * exp(k)``, shortened to Euclidean norm ``limit`` where it is longer; never overflows."""
-    k = k.clamp_max(2 * largest_radius(v.dtype) + 1)  # no two points are farther apart
+    apart = 2 * largest_radius(v.dtype) + 1  # no two points are farther apart
+    # Beyond that the derivatives of v, which may be as large as exp(k), are left out.
+    v, k = torch.where(k > apart, v.detach(), v), k.clamp_max(apart)
     growth = torch.exp(k)
-    n = norm(v)
+    n = norm(v.detach())
     beyond = n * growth > limit
-    return v * torch.where(beyond, limit / torch.where(beyond, n, 1.0), growth)
+    n = torch.where(beyond, n, 1.0)
+    return torch.where(beyond, onto_sphere(v, limit, limit / n, v.detach() / n), v * growth)
+
+
+def onto_sphere(x: Tensor, radius: Tensor, factor: Tensor, unit: Tensor) -> Tensor:
+    """``radius x/|x|``, given ``factor = radius/|x|`` and ``unit = x/|x|``.
+
+    As a linear map of x: by the quotient rule a large gradient would overflow.
+    """
+    moved = x * factor.detach()
+    return moved + unit.detach() * (radius - dot(unit.detach(), moved))

@@ -373,6 +373,14 @@ def clouds(draw, dtype: torch.dtype, smooth: bool) -> Case:
     return Case([torch.stack(rows), torch.tensor(weights, dtype=dtype)], curv)
 
 
+@st.composite
+def near_clouds(draw, dtype: torch.dtype, smooth: bool) -> Case:
+    """Clouds within radius 8."""
+    case = draw(clouds(dtype, smooth))
+    rows = [v * min(1.0, math.sinh(8) / max(_size(v, case.curv), 1e-30)) for v in case.args[0]]
+    return case._replace(args=[torch.stack(rows), case.args[1]])
+
+
 def _size(x: Tensor, curv: Tensor) -> float:
     return math.sqrt(curv.item()) * x.double().norm().item()
 

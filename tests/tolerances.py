@@ -19,15 +19,12 @@ SCALARS = {
 
 # (op, "value" or "gradient", dtype) -> (the tolerance, and why it is not the one below)
 EXCEPTIONS: dict[tuple[str, str, torch.dtype], tuple[float, str]] = {
-    ("frechet_mean", "value", torch.float64): (
-        1e3,
-        "float64 input has no wider type to iterate in: the mean is found up to the roundings of "
-        "the tangent vectors at it, cosh(a) times those of its coordinates (a <= 8 here)",
-    ),
     ("frechet_mean", "gradient", torch.float64): (
-        1e10,
-        "linearised at that mean: up to cosh(a)^2 = 2e6 times its error; where points are equal, "
-        "so that the condition vanishes (curv does not matter), only the absolute error is small",
+        600.0,
+        "Along a line through points at distances s, the mean moves as 1/s of their pulls do: the "
+        "equations for its derivatives have a condition number of s coth(s), up to 600, that the "
+        "mean itself has not, and float64 input has no wider type to solve them in. Within radius "
+        "8, where that number is 16, the usual bound holds (test_exactness.py).",
     ),
 }
 

@@ -136,7 +136,8 @@ def geodesic(t: float | Tensor, x: Tensor, y: Tensor, curv: float | Tensor = 1.0
         curv: positive, broadcasts against ``(...)``.
 
     Returns:
-        Space components ``(..., D)``. Smooth at ``x = y``.
+        Space components ``(..., D)``. Smooth at ``x = y``. Where ``|t|^3 |x|`` overflows the dtype,
+        the gradient leaves out how the distance of x and y depends on them.
 
     Source: Lee 2018, ch. 5, in the form of a spherical linear interpolation (Shoemake 1985).
 
@@ -150,6 +151,9 @@ def geodesic(t: float | Tensor, x: Tensor, y: Tensor, curv: float | Tensor = 1.0
     # Its square must not overflow; t - t turns what is not finite into NaN.
     t = t.clamp(-(2.0**50), 2.0**50) + (t - t)
     s2 = arc_square(cosh_excess(x, y, c))
+    # The weights' derivatives in s2 grow as t^3: where they would overflow they are left out.
+    steep = t.abs() ** 3 * torch.maximum(norm(x), norm(y)) > 2.0**-20 * torch.finfo(x.dtype).max
+    s2 = torch.where(steep, s2.detach(), s2)
     growth = torch.maximum(t.abs(), (1 - t).abs()).clamp_min(1.0) - 1  # 0 between the two points
     small = s2 * (1 + growth) ** 2 <= 1
     near, arc = torch.where(small, s2, 0.0), torch.where(small, 1.0, s2).sqrt()
@@ -321,7 +325,8 @@ def _transp_slope_value(
     cosh = root_one_plus(t)
     whole = 1 + cosh + c * p.rx * ry * h
     # c ry/whole, c divided out; by its root twice: a quotient has the square in its derivative
-    root = (1 / c + torch.where(obtuse, x0 * y0 + p.rx * p.ry, cosh / c) + p.rx * ry * h).sqrt()
+    inner = torch.where(obtuse, x0 * y0 + p.rx * p.ry, torch.where(obtuse, 1.0, cosh) / c)
+    root = (1 / c + inner + p.rx * ry * h).sqrt()
     lift = ry / root / root
     # (t/x0 + c ry h)/whole; where t/whole is near +-1, from its difference to that
     rest = 1 - (1 + 1 / (cosh + t.abs())) / whole

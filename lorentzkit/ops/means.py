@@ -199,10 +199,12 @@ def _minimise(w: Tensor, excess: Tensor) -> tuple[Tensor, Tensor]:
 
     # The mean is within the convex hull of the points: nearer to x_i than the farthest of them.
     least = arc_over_sinh(excess.amax(-1, keepdim=True))
-    pull = torch.ones_like(w)
+    pull, itself = torch.ones_like(w), torch.eye(w.shape[-2], device=w.device) > 0
     for _ in range(_STEPS):
         residual = _residual(w, pull, excess)
         inverse = torch.linalg.inv(_newton_matrix(w, pull, excess))
+        # What weighs nothing moves nothing else, not even by the rounding of the inverse.
+        inverse = torch.where((w.mT > 0) | itself, inverse, 0.0)
         if not bool((residual.abs() > _CLOSE).any()):
             return pull, inverse
         newton = (pull * (inverse @ residual).exp()).clamp(least, torch.ones_like(w))
