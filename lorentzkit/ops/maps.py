@@ -321,18 +321,26 @@ def _transp_slope_value(
     obtuse = p.h > 1
     ry, h = torch.where(obtuse, -p.ry, p.ry), torch.where(obtuse, 2 - p.h, p.h)
     w = torch.where(obtuse, p.u + p.v, p.w)
-    t = torch.where(obtuse, c * (p.rx * y0 + p.ry * x0), sinh_difference(p, x0, y0))
+    difference = sinh_difference(p, x0, y0)
+    t = torch.where(obtuse, c * (p.rx * y0 + p.ry * x0), difference)
     cosh = root_one_plus(t)
     whole = 1 + cosh + c * p.rx * ry * h
     # c ry/whole, c divided out; by its root twice: a quotient has the square in its derivative
     inner = torch.where(obtuse, x0 * y0 + p.rx * p.ry, torch.where(obtuse, 1.0, cosh) / c)
     root = (1 / c + inner + p.rx * ry * h).sqrt()
     lift = ry / root / root
+    # The other quotients over whole: numerator and denominator over the constant s^2 = whole, for
+    # the derivative in whole itself would underflow.
+    s = whole.detach().sqrt()
+    one, x_s, y_s = 1 / s / s, p.rx / s, ry / s
+    t_s = torch.where(obtuse, c * (x_s * (y0 / s) - y_s * (x0 / s)), difference / s / s)
+    cosh_s = torch.hypot(one, t_s)
+    whole_s = one + cosh_s + c * x_s * y_s * h
     # (t/x0 + c ry h)/whole; where t/whole is near +-1, from its difference to that
-    rest = 1 - (1 + 1 / (cosh + t.abs())) / whole
-    outward = (rest + ry * h / (x0 + p.rx) / whole) / x0
+    rest = 1 - one * (1 + one / (cosh_s + t_s.abs())) / whole_s
+    outward = (rest + y_s / s * h / (x0 + p.rx) / whole_s) / x0
     inward = (h * lift) * (1 + p.rx / x0) - rest / x0
-    flat = over_time(t / whole, x, c) + h * lift
+    flat = over_time(t_s / whole_s, x, c) + h * lift
     along = torch.where(t > 1, outward, torch.where(t < -1, inward, flat))
     value = dot(u.transverse, w) * lift + u.radial * along
     slant = sinh_difference(p, cosh_x, cosh_of(y, c)) / cosh_x
