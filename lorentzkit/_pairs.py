@@ -200,9 +200,8 @@ def tangent_product(x: Tensor, u: Tensor, v: Tensor, c: Tensor) -> Tensor:
     far, x_far = _far_out(x, c)
     u_near, v_near = torch.where(far, 0.0, u), torch.where(far, 0.0, v)  # there it could overflow
     near = dot(u_near, v_near) - over_time(dot(x, u_near), x, c) * over_time(dot(x, v_near), x, c)
-    x = x_far
-    a, b = split(x, u), split(x, v)
-    radial = over_cosh(a.radial, x, c) * over_cosh(b.radial, x, c)
+    a, b = split(x_far, u), split(x_far, v)
+    radial = over_cosh(a.radial, x_far, c) * over_cosh(b.radial, x_far, c)
     return torch.where(far, dot(a.transverse, b.transverse) + radial, near)
 
 
@@ -211,9 +210,8 @@ def squared_arc(x: Tensor, u: Tensor, c: Tensor) -> Tensor:
     far, x_far = _far_out(x, c)
     u_near = torch.where(far, 0.0, u)
     near = c * (dot(u_near, u_near) - over_time(dot(x, u_near), x, c) ** 2)
-    x = x_far
-    a = split(x, u)
-    apart = c * dot(a.transverse, a.transverse) + over_time(a.radial, x, c) ** 2
+    a = split(x_far, u)
+    apart = c * dot(a.transverse, a.transverse) + over_time(a.radial, x_far, c) ** 2
     return torch.where(far, apart, near)
 
 
