@@ -69,9 +69,9 @@ def scale_of(x: Tensor) -> Tensor:
 
 
 def power_of_two(x: Tensor) -> Tensor:
-    """The power of two ``(..., 1)`` above the entries of x, by which division is exact."""
+    """The power of two ``(..., 1)`` at or under the largest entry of x: division by it is exact."""
     largest = x.detach().abs().amax(-1, keepdim=True)
-    return torch.where(largest > 0, largest / torch.frexp(largest).mantissa, 1.0)
+    return torch.where(largest > 0, largest / (2 * torch.frexp(largest).mantissa), 1.0)
 
 
 def norm(x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lorentzkit._checks import floating, points_and
-from lorentzkit._numerics import largest_radius, scale_of
+from lorentzkit._numerics import largest_radius, power_of_two
 from lorentzkit._pairs import (
     cosh_excess,
     squared_chord_increment,
@@ -158,7 +158,8 @@ def tangent_norm(x: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     tensor(1.0000)
     """
     x, u, c = points_and(curv, {"x": x}, {"u": u})
-    scale = scale_of(u)
+    # Exact, so that a vector along x gets no part across, which counts cosh a times as much.
+    scale = power_of_two(u)
     square = tangent_product(x, u / scale, u / scale, c)
     nonzero = square != 0
     length = scale * torch.where(nonzero, square, 1.0).sqrt()
