@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lorentzkit._checks import clamp_norm, norm_limit, points_and, require
 from lorentzkit._numerics import carry, dot, norm
-from lorentzkit._pairs import cosh_of, time_of
+from lorentzkit._pairs import cosh_of, over_cosh, time_of
 
 
 def to_klein(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -126,7 +126,9 @@ def to_halfspace(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     # t/sqrt(c) = 1/(x0 - last), where that difference cancels from the other light-like coordinate.
     up = last > 0
     sum_ = time_of(x, c) + torch.where(up, last, -last)
-    height = torch.where(up, sum_ / (1 + c * dot(rest, rest)), 1 / (c * sum_))
+    aside = torch.cat([rest, torch.zeros_like(last)], -1)  # rest itself is empty if D = 1
+    above = over_cosh(over_cosh(sum_, aside, c), aside, c)  # the sum over 1 + c |rest|^2
+    height = torch.where(up, above, 1 / (c * sum_))
     return torch.cat([rest * (c.sqrt() * height), height], -1)
 
 
