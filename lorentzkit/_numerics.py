@@ -128,12 +128,6 @@ def cosh_sinhc(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return cosh, sinhc, torch.where(small, 0.0, t)
 
 
-def sinhc(z: Tensor) -> Tensor:
-    """``sinh(sqrt z) / sqrt z`` for ``z >= 0``; 1 at 0."""
-    _, scaled, k = cosh_sinhc(z)
-    return scaled * torch.exp(k)
-
-
 def log_sinhc(z: Tensor) -> Tensor:
     """``log(sinh(sqrt z) / sqrt z)`` for ``z >= 0``; 0 at 0, no overflow."""
     _, scaled, k = cosh_sinhc(z)

@@ -14,10 +14,10 @@ from lorentzkit._numerics import (
     dot,
     exp_clamped,
     largest_radius,
+    log_sinhc,
     norm,
     root_one_plus,
     scale_of,
-    sinhc,
 )
 from lorentzkit._pairs import (
     cosh_excess,
@@ -271,15 +271,28 @@ def _within_reach(x: Tensor, u: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sinh_ratio(t: Tensor, s2: Tensor) -> Tensor:
-    """``sinh(t s) / sinh(s)`` for ``s2 = s**2 <= 1`` and ``(t s)**2 <= 1``."""
-    return t * (sinhc(t**2 * s2) / sinhc(s2))
+    """``sinh(t s) / sinh(s)`` for ``s2 = s**2 <= 1`` and ``(t s)**2 <= 1``.
+
+    By logarithms: their derivatives in s cancel exactly at t = 1, which those of a quotient do not.
+    """
+    return t * torch.exp(log_sinhc(t**2 * s2) - log_sinhc(s2))
 
 
 def _sinh_decay(t: Tensor, s: Tensor, decline: Tensor) -> Tensor:
     """``sinh(t s) / sinh(s) exp(-decline s)`` for ``decline >= |t| - 1``."""
     size = torch.where(t < 0, -t, t)  # unlike abs it has a derivative at 0
-    ratio = torch.exp((size - 1 - decline) * s) * (torch.expm1(-2 * size * s) / torch.expm1(-2 * s))
+    ratio = torch.exp((size - 1 - decline) * s) * _expm1_ratio(size, -2 * s)
     return torch.where(t < 0, -ratio, ratio)
+
+
+def _expm1_ratio(t: Tensor, s: Tensor) -> Tensor:
+    """``expm1(t s) / expm1(s)`` for t >= 0 and s < 0; at t = 1 its derivative in s is exactly 0."""
+    whole = torch.expm1(s)
+    above, gap = t >= 1, t - 1
+    more = torch.exp(s) * torch.expm1(torch.where(above, gap, 0.0) * s)
+    less = torch.exp(t * s) * torch.expm1(torch.where(above, 0.0, -gap) * s)
+    near_one = 1 + torch.where(above, more, -less) / whole
+    return torch.where(t > 0.5, near_one, torch.expm1(t * s) / whole)
 
 
 def _arc_times_tanh(excess: Tensor) -> Tensor:
