@@ -154,8 +154,8 @@ def tangent_norm(x: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     Returns:
         ``(...)``, non-negative; the gradient at ``u = 0`` is 0.
 
-    >>> tangent_norm(torch.tensor([3.0, 0.0]), torch.tensor([10.0**0.5, 0.0]))
-    tensor(1.0000)
+    >>> tangent_norm(torch.tensor([3.0, 0.0]), torch.tensor([0.0, 2.0]))  # across
+    tensor(2.)
     """
     x, u, c = points_and(curv, {"x": x}, {"u": u})
     # Exact, so that a vector along x gets no part across, which counts cosh a times as much.
