@@ -32,37 +32,51 @@ from lorentzkit._numerics import (
 )
 
 
-def time_of(x: Tensor, c: Tensor) -> Tensor:
+class Root(NamedTuple):
+    """``sqrt(constant + factor |x|**2)`` as a constant scale times a root of size 1.
+
+    Far out the number is so large that derivatives in it underflow; those in the root do not.
+    """
+
+    scale: Tensor
+    root: Tensor
+
+    @property
+    def value(self) -> Tensor:
+        return self.scale * self.root
+
+    def times(self, value: Tensor) -> Tensor:
+        return value * self.scale * self.root
+
+    def over(self, value: Tensor) -> Tensor:
+        """``value`` divided by this."""
+        return value / self.scale / self.root
+
+
+def time_root(x: Tensor, c: Tensor) -> Root:
     """Time component ``x0 = sqrt(1/c + |x|**2)``, ``(..., 1)``."""
-    scale, root = _root_of_sum(1 / c, torch.ones_like(c), x, c.rsqrt())
-    return scale * root
+    return _root_of_sum(1 / c, torch.ones_like(c), x, c.rsqrt())
+
+
+def cosh_root(x: Tensor, c: Tensor) -> Root:
+    """``cosh a = sqrt(1 + c |x|**2)``, ``(..., 1)``; it stays finite as ``c -> 0``."""
+    return _root_of_sum(torch.ones_like(c), c, x, torch.ones_like(c))
+
+
+def time_of(x: Tensor, c: Tensor) -> Tensor:
+    """`time_root` as a number."""
+    return time_root(x, c).value
 
 
 def cosh_of(x: Tensor, c: Tensor) -> Tensor:
-    """``cosh a = sqrt(1 + c |x|**2)``, ``(..., 1)``; it stays finite as ``c -> 0``."""
-    scale, root = _root_of_sum(torch.ones_like(c), c, x, torch.ones_like(c))
-    return scale * root
+    """`cosh_root` as a number."""
+    return cosh_root(x, c).value
 
 
-def over_cosh(value: Tensor, x: Tensor, c: Tensor) -> Tensor:
-    """``value / cosh a``, with a derivative that does not underflow on its way."""
-    scale, root = _root_of_sum(torch.ones_like(c), c, x, torch.ones_like(c))
-    return value / scale / root
-
-
-def over_time(value: Tensor, x: Tensor, c: Tensor) -> Tensor:
-    """``value / x0``, with a derivative that does not underflow on its way."""
-    scale, root = _root_of_sum(1 / c, torch.ones_like(c), x, c.rsqrt())
-    return value / scale / root
-
-
-def _root_of_sum(
-    constant: Tensor, factor: Tensor, x: Tensor, least: Tensor
-) -> tuple[Tensor, Tensor]:
-    """A constant scale, and ``sqrt(constant + factor |x|**2)`` over it, of size 1."""
+def _root_of_sum(constant: Tensor, factor: Tensor, x: Tensor, least: Tensor) -> Root:
     scale = torch.maximum(x.abs().amax(-1, keepdim=True), least).detach()
     z = x / scale
-    return scale, (constant / scale / scale + factor * dot(z, z)).sqrt()
+    return Root(scale, (constant / scale / scale + factor * dot(z, z)).sqrt())
 
 
 class Polar(NamedTuple):
@@ -113,14 +127,14 @@ def transverse(x: Tensor, y: Tensor) -> Tensor:
     return scale_y * torch.where(xk == 0, y, across)
 
 
-def sinh_difference(p: Polar, fx: Tensor, fy: Tensor) -> Tensor:
+def sinh_difference(p: Polar, fx: Root, fy: Root) -> Tensor:
     """``rx fy - ry fx``: ``sinh(a - b)`` if f is the time, ``sinh(a - b)/sqrt(c)`` if f is cosh."""
     total = p.rx + p.ry
     divisible = total > smallest_length(total.dtype)
     total = torch.where(divisible, total, 1.0)
     part_x = torch.where(divisible, p.rx / total, 0.5)
     part_y = torch.where(divisible, p.ry / total, 0.5)
-    return p.dr / (part_x * fy + part_y * fx)
+    return p.dr / (fy.times(part_x) + fx.times(part_y))
 
 
 def squared_chord_increment(x: Tensor, y: Tensor, c: Tensor, scale: Tensor | float) -> Tensor:
@@ -154,7 +168,7 @@ def chord(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
     """Minkowski length of ``x - y``: ``(2/sqrt(c)) sinh(sqrt(c) d / 2)``; gradient 0 at x = y."""
     x_, y_ = x.detach(), y.detach()
     p = polar_pair(x_, y_)
-    t = sinh_difference(p, cosh_of(x_, c), cosh_of(y_, c))
+    t = sinh_difference(p, cosh_root(x_, c), cosh_root(y_, c))
     radial = t / ((1 + root_one_plus(c.sqrt() * t)) / 2).sqrt()
     length = hypot(radial, p.rx.sqrt() * p.ry.sqrt() * norm(p.w))
     scale = torch.where(length > 0, length, 1.0).detach().clamp_min(smallest_length(x.dtype))
@@ -167,7 +181,7 @@ def cosh_excess(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
     """``cosh(sqrt(c) d) - 1 = 2 sinh(sqrt(c) d / 2)**2``; smooth everywhere."""
     x_, y_ = x.detach(), y.detach()
     p = polar_pair(x_, y_)
-    t = sinh_difference(p, time_of(x_, c), time_of(y_, c))
+    t = sinh_difference(p, time_root(x_, c), time_root(y_, c))
     value = t * (t / (1 + root_one_plus(t))) + c * p.rx * p.ry * p.h
     return value + (c / 2) * squared_chord_increment(x, y, c, 1.0)
 
@@ -199,9 +213,10 @@ def tangent_product(x: Tensor, u: Tensor, v: Tensor, c: Tensor) -> Tensor:
     """
     far, x_far = _far_out(x, c)
     u_near, v_near = torch.where(far, 0.0, u), torch.where(far, 0.0, v)  # there it could overflow
-    near = dot(u_near, v_near) - over_time(dot(x, u_near), x, c) * over_time(dot(x, v_near), x, c)
+    x0, cosh = time_root(x, c), cosh_root(x_far, c)
+    near = dot(u_near, v_near) - x0.over(dot(x, u_near)) * x0.over(dot(x, v_near))
     a, b = split(x_far, u), split(x_far, v)
-    radial = over_cosh(a.radial, x_far, c) * over_cosh(b.radial, x_far, c)
+    radial = cosh.over(a.radial) * cosh.over(b.radial)
     return torch.where(far, dot(a.transverse, b.transverse) + radial, near)
 
 
@@ -209,9 +224,9 @@ def squared_arc(x: Tensor, u: Tensor, c: Tensor) -> Tensor:
     """``c tangent_product(x, u, u)``, with a derivative in c that does not cancel."""
     far, x_far = _far_out(x, c)
     u_near = torch.where(far, 0.0, u)
-    near = c * (dot(u_near, u_near) - over_time(dot(x, u_near), x, c) ** 2)
+    near = c * (dot(u_near, u_near) - time_root(x, c).over(dot(x, u_near)) ** 2)
     a = split(x_far, u)
-    apart = c * dot(a.transverse, a.transverse) + over_time(a.radial, x_far, c) ** 2
+    apart = c * dot(a.transverse, a.transverse) + time_root(x_far, c).over(a.radial) ** 2
     return torch.where(far, apart, near)
 
 

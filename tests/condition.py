@@ -246,6 +246,8 @@ class Problem:
         info = torch.finfo(self.dtype)
         if oracle.norm(exact) > info.max / 4:
             return 0.0  # nothing to represent it with
+        if oracle.norm(exact) < info.tiny and got.norm() < info.tiny:
+            return 0.0  # subnormal: the fewer digits, the smaller
         if not got.isfinite().all():
             return math.inf
         difference = (

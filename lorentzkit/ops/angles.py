@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lorentzkit._checks import points_and
 from lorentzkit._numerics import carry, dot, norm, smallest_length
-from lorentzkit._pairs import cosh_of, polar_pair, sinh_difference, transverse
+from lorentzkit._pairs import cosh_root, polar_pair, sinh_difference, transverse
 
 
 def exterior_angle(x: Tensor, y: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -124,20 +124,20 @@ def _apex(x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     least = 2.0**-20 * smallest_length(x.dtype)
     x = torch.where(norm(x.detach()) > least, x, x.detach())
     p = polar_pair(x, y)
-    cosh_x, cosh_y = cosh_of(x, c), cosh_of(y, c)
+    cosh_x, cosh_y = cosh_root(x, c), cosh_root(y, c)
     across = carry(transverse(x.detach(), y.detach()), y - p.u * dot(p.u, y))
     radial = sinh_difference(p, cosh_x, cosh_y)
-    lean = cosh_x * p.ry * p.h
+    lean = cosh_x.times(p.ry * p.h)
     size = torch.maximum(norm(across), radial.abs() + lean).detach()
     angle = (size != 0) & (p.rx != 0)
     # Divided by the size term by term: in the gradient a square of the size would underflow. Where
     # the size is nothing beside cosh a |y| the gradient would overflow, and is left out.
-    floor = least * (cosh_x * p.ry).detach().clamp_min(1.0)
+    floor = least * cosh_x.times(p.ry).detach().clamp_min(1.0)
     size = torch.where(angle, torch.maximum(size, floor), 1.0)
     steady = ~(size > floor)
     radial = sinh_difference(p._replace(dr=p.dr / size), cosh_x, cosh_y)
     sine = torch.where(angle, norm(across) / size, 0.0)
-    cosine = torch.where(angle, -radial - cosh_x * p.h * (p.ry / size), 1.0)
+    cosine = torch.where(angle, -radial - cosh_x.times(p.h * (p.ry / size)), 1.0)
     return torch.where(steady, sine.detach(), sine), torch.where(steady, cosine.detach(), cosine)
 
 

@@ -22,7 +22,7 @@ from lorentzkit._numerics import (
 from lorentzkit._pairs import (
     cosh_excess,
     cosh_of,
-    over_time,
+    cosh_root,
     polar_pair,
     sinh_difference,
     split,
@@ -30,6 +30,7 @@ from lorentzkit._pairs import (
     squared_chord_increment,
     tangent_scale,
     time_of,
+    time_root,
 )
 
 
@@ -329,12 +330,13 @@ def _transp_slope_value(
     and every term is arranged so that its own derivative in c is as small.
     """
     p, u = polar_pair(x, y), split(x, tangent)
-    x0, y0, cosh_x = time_of(x, c), time_of(y, c), cosh_of(x, c)
+    x_root, y_root, cosh_x = time_root(x, c), time_root(y, c), cosh_root(x, c)
+    x0, y0 = x_root.value, y_root.value
     # An obtuse theta: y as the point at -|y| in the opposite direction, which is close to u's.
     obtuse = p.h > 1
     ry, h = torch.where(obtuse, -p.ry, p.ry), torch.where(obtuse, 2 - p.h, p.h)
     w = torch.where(obtuse, p.u + p.v, p.w)
-    difference = sinh_difference(p, x0, y0)
+    difference = sinh_difference(p, x_root, y_root)
     t = torch.where(obtuse, c * (p.rx * y0 + p.ry * x0), difference)
     cosh = root_one_plus(t)
     whole = 1 + cosh + c * p.rx * ry * h
@@ -353,10 +355,10 @@ def _transp_slope_value(
     rest = 1 - one * (1 + one / (cosh_s + t_s.abs())) / whole_s
     outward = (rest + y_s / s * h / (x0 + p.rx) / whole_s) / x0
     inward = (h * lift) * (1 + p.rx / x0) - rest / x0
-    flat = over_time(t_s / whole_s, x, c) + h * lift
+    flat = x_root.over(t_s / whole_s) + h * lift
     along = torch.where(t > 1, outward, torch.where(t < -1, inward, flat))
     value = dot(u.transverse, w) * lift + u.radial * along
-    slant = sinh_difference(p, cosh_x, cosh_of(y, c)) / cosh_x
+    slant = cosh_x.over(sinh_difference(p, cosh_x, cosh_root(y, c)))
     slant = torch.where(obtuse, p.rx * y0 / x0 + p.ry, slant)
     return value, whole, ry * w + p.u * slant
 

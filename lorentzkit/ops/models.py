@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lorentzkit._checks import clamp_norm, norm_limit, points_and, require
 from lorentzkit._numerics import carry, dot, norm
-from lorentzkit._pairs import cosh_of, over_cosh, time_of
+from lorentzkit._pairs import cosh_of, cosh_root, time_of
 
 
 def to_klein(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -127,7 +127,8 @@ def to_halfspace(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     up = last > 0
     sum_ = time_of(x, c) + torch.where(up, last, -last)
     aside = torch.cat([rest, torch.zeros_like(last)], -1)  # rest itself is empty if D = 1
-    above = over_cosh(over_cosh(sum_, aside, c), aside, c)  # the sum over 1 + c |rest|^2
+    cosh = cosh_root(aside, c)
+    above = cosh.over(cosh.over(sum_))  # the sum over 1 + c |rest|^2
     height = torch.where(up, above, 1 / (c * sum_))
     return torch.cat([rest * (c.sqrt() * height), height], -1)
 
