@@ -150,7 +150,7 @@ def squared_chord_increment(x: Tensor, y: Tensor, c: Tensor, scale: Tensor | flo
     close = (rx <= 2 * ry) & (ry <= 2 * rx)
 
     d, d_ = (x - y) / scale, (x_ - y_) / scale
-    rise = dot((x - x_) / scale, x + x_) / x_sum - dot((y - y_) / scale, y + y_) / y_sum
+    rise = dot((x - x_) / scale, (x + x_) / x_sum) - dot((y - y_) / scale, (y + y_) / y_sum)
     time_difference = dot(d_, x_ + y_) / (x0_ + y0_)
     of_close = dot(d - d_, d + d_) - rise * (2 * time_difference + rise)
 

@@ -175,9 +175,10 @@ def triangles(draw, dtype: torch.dtype, smooth: bool) -> Case:
 @st.composite
 def cones(draw, dtype: torch.dtype, smooth: bool) -> Case:
     """Not on the cone's edge: there the residual has a kink, and no derivative says how far off
-    rounding may put it.
+    rounding may put it. For subnormal points, with few digits, that is everywhere.
     """
     case = draw(triangles(dtype, smooth))
+    assume(all(not v.any() or v.double().norm() >= torch.finfo(dtype).tiny for v in case.args))
     scale = draw(st.sampled_from([1.0, 0.5, 0.75, 1.25]))
     kw = {"min_radius": draw(st.sampled_from([0.1, 0.5, 0.01])), "aperture_scale": scale}
     with mp.workdps(400):

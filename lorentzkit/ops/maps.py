@@ -311,13 +311,14 @@ def _transp_slope(x: Tensor, y: Tensor, u: Tensor, c: Tensor) -> Tensor:
     value, whole, vector = _transp_slope_value(x_, y_, u_, c)
     # increments of u.(x y0/x0 - y) by the product rule, and of the denominator
     x0, y0, x0_, y0_ = time_of(x, c), time_of(y, c), time_of(x_, c), time_of(y_, c)
-    x_rise, y_rise = dot(x - x_, x + x_) / (x0 + x0_), dot(y - y_, y + y_) / (y0 + y0_)
+    x_rise, y_rise = dot(x - x_, (x + x_) / (x0 + x0_)), dot(y - y_, (y + y_) / (y0 + y0_))
     ratio = y0_ / x0_
     ratio_rise = y_rise - ratio * x_rise  # times x0: it is divided by x0 together with x
     rise = (x - x_) * (ratio + ratio_rise / x0) + (x_ / x0) * ratio_rise - (y - y_)
-    above = c * (dot(u - u_, vector + rise) + dot(u_, rise))
-    below = (c / 2) * squared_chord_increment(x, y, c, 1.0)
-    return -value - (above - value * below) / (whole + below)
+    s = whole.detach().sqrt()  # both over s^2, or derivatives times the value would underflow
+    above = c * (dot(u - u_, vector + rise) + dot(u_, rise)) / s / s
+    below = (c / 2) * squared_chord_increment(x, y, c, s)
+    return -value - (above - value * below) / (whole / s / s + below)
 
 
 def _transp_slope_value(
@@ -348,7 +349,8 @@ def _transp_slope_value(
     # the derivative in whole itself would underflow.
     s = whole.detach().sqrt()
     one, x_s, y_s = 1 / s / s, p.rx / s, ry / s
-    t_s = torch.where(obtuse, c * (x_s * (y0 / s) - y_s * (x0 / s)), difference / s / s)
+    difference_s = sinh_difference(p._replace(dr=p.dr / s / s), x_root, y_root)
+    t_s = torch.where(obtuse, c * (x_s * (y0 / s) - y_s * (x0 / s)), difference_s)
     cosh_s = torch.hypot(one, t_s)
     whole_s = one + cosh_s + c * x_s * y_s * h
     # (t/x0 + c ry h)/whole; where t/whole is near +-1, from its difference to that
