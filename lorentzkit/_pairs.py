@@ -156,9 +156,8 @@ def squared_chord_increment(x: Tensor, y: Tensor, c: Tensor, scale: Tensor | flo
 
     unit = torch.where(close, (rx + ry).clamp_min(smallest_length(x.dtype)), scale)
     xs, ys, xs_, ys_ = x / unit, y / unit, x_ / unit, y_ / unit
-    times = dot(xs - xs_, xs + xs_) * ((y_sum - y0_) / x_sum) + dot(ys - ys_, ys + ys_) * (
-        x0_ / y_sum
-    )
+    times = dot(xs - xs_, (xs + xs_) * ((y_sum - y0_) / x_sum))
+    times = times + dot(ys - ys_, (ys + ys_) * (x0_ / y_sum))
     product = dot(xs, ys)
     of_far = 2 * (times - (product - product.detach()))
     return torch.where(close, of_close, of_far)
