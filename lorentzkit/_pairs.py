@@ -179,10 +179,14 @@ def chord(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
 def cosh_excess(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
     """``cosh(sqrt(c) d) - 1 = 2 sinh(sqrt(c) d / 2)**2``; smooth everywhere."""
     x_, y_ = x.detach(), y.detach()
-    p = polar_pair(x_, y_)
-    t = sinh_difference(p, time_root(x_, c), time_root(y_, c))
-    value = t * (t / (1 + root_one_plus(t))) + c * p.rx * p.ry * p.h
+    value = polar_excess(polar_pair(x_, y_), time_root(x_, c), time_root(y_, c), c)
     return value + (c / 2) * squared_chord_increment(x, y, c, 1.0)
+
+
+def polar_excess(p: Polar, x0: Root, y0: Root, c: Tensor) -> Tensor:
+    """`cosh_excess` with its derivatives in c alone, from polar coordinates and times."""
+    t = sinh_difference(p, x0, y0)
+    return t * (t / (1 + root_one_plus(t))) + c * p.rx * p.ry * p.h
 
 
 class Split(NamedTuple):

@@ -169,11 +169,10 @@ class Problem:
             # A geodesic's parameter is a place in [0, 1]: 1 - t matters as much as t.
             named = zip(self.names, self.norms, strict=True)
             self.norms = [max(r, mpf(1)) if n == "t" else r for n, r in named]
-            heaviest = max(
-                (r for n, r in zip(self.names, self.norms, strict=True) if n == "weights"),
-                default=0,
-            )
-            scales = [heaviest if n == "weights" else 0 for n in self.names]
+            weights = [r for n, r in zip(self.names, self.norms, strict=True) if n == "weights"]
+            # A mean may depend on a weight of 0 as on cosh(s) times that of the others.
+            least = max(weights, default=mpf(0)) / highest**2
+            scales = [least if n == "weights" else mpf(0) for n in self.names]
             self._steps = list(map(self._step, self.blocks, self.norms, scales))
             if op == "frechet_mean":
                 self._kw["start"] = self.value

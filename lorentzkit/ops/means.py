@@ -6,10 +6,19 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lorentzkit._checks import points_and, require
-from lorentzkit._numerics import arc_over_sinh, arc_square, carry, coth_excess, log_arc_over_sinh
-from lorentzkit._pairs import cosh_excess
+from lorentzkit._numerics import (
+    arc_over_sinh,
+    arc_square,
+    carry,
+    coth_excess,
+    dot,
+    log_arc_over_sinh,
+    norm,
+)
+from lorentzkit._pairs import Polar, Root, cosh_excess, polar_excess, polar_pair, time_of, time_root
 
 _STEPS = 100
 # Newton's method squares the error: of so little, nothing is left after one more step.
@@ -22,8 +31,8 @@ def einstein_midpoint(
     r"""Einstein midpoint: ``sum w (x_0, x)`` scaled back to the hyperboloid.
 
     In Klein coordinates the average ``sum w gamma k / sum w gamma``, with the Lorentz factors
-    gamma. It is the point that minimises ``sum w (cosh(sqrt(curv) d) - 1)``. Time and memory grow
-    as ``N^2 D``: only a sum over the pairs keeps its accuracy wherever the points are.
+    gamma. It is the point that minimises ``sum w (cosh(sqrt(curv) d) - 1)``. Time grows as
+    ``N^2 D``, memory as ``N^2 + N D``: only a sum over the pairs keeps its accuracy everywhere.
 
     Args:
         x: points, space components, ``(..., N, D)``.
@@ -44,7 +53,9 @@ def einstein_midpoint(
     tensor([0.0000, 0.3162])
     """
     x, w, c = _weighted(x, weights, curv, dim)
-    return _midpoint(x, w, torch.ones_like(w), _pair_excess(x, c)).squeeze(-2)
+    # The midpoint does not depend on the sum: as a constant it adds no rounding to the derivatives.
+    w = w / w.sum(-2, keepdim=True).detach()
+    return _midpoint(x, w, torch.ones_like(w), _pair_sum(x, w, c)).squeeze(-2)
 
 
 def frechet_mean(
@@ -88,7 +99,10 @@ def frechet_mean(
     change = torch.zeros_like(pull)
     for _ in range(2):
         change = change + inverse @ (_residual(w * change.exp(), pull, excess) - change)
-    return _midpoint(points, w * change.exp(), pull, excess).to(x.dtype).squeeze(-2)
+    w = w * change.exp()
+    pull = pull / (w * pull).sum(-2, keepdim=True).detach()
+    mean = _midpoint(points, w, pull, _balance(w, pull, excess).pairs)
+    return mean.to(x.dtype).squeeze(-2)
 
 
 def _weighted(
@@ -139,7 +153,7 @@ def _pair_excess(x: Tensor, c: Tensor) -> Tensor:
     upper = cosh_excess(x[..., i, :], x[..., j, :], c).squeeze(-1)
     place = torch.zeros(n, n, dtype=torch.long, device=x.device)
     place[i, j] = torch.arange(1, len(i) + 1, device=x.device)
-    return torch.nn.functional.pad(upper, (1, 0))[..., place + place.mT]
+    return pad(upper, (1, 0))[..., place + place.mT]
 
 
 class _Balance(NamedTuple):
@@ -168,16 +182,67 @@ def _balance(w: Tensor, pull: Tensor, excess: Tensor) -> _Balance:
     return _Balance(total, pairs, mass, (to_others - pairs / (total + mass)) / mass)
 
 
-def _midpoint(x: Tensor, w: Tensor, pull: Tensor, excess: Tensor) -> Tensor:
+def _midpoint(x: Tensor, w: Tensor, pull: Tensor, pairs: Tensor) -> Tensor:
     """Einstein midpoint over dimension -2, of the weights ``w pull``: ``(..., 1, D)``."""
-    # It does not depend on their sum: as a constant that adds no rounding to the derivatives.
-    pull = pull / (w * pull).sum(-2, keepdim=True).detach()
-    total, pairs, mass, _ = _balance(w, pull, excess)
+    total = (w * pull).sum(-2, keepdim=True)
+    mass = (total**2 + pairs).sqrt()
     # Derivatives in w are differences to the midpoint: close points from their differences.
     average = (w * pull * x).sum(-2, keepdim=True).detach()
     centre = torch.where(pairs < 1, average, 0.0)
     rest = (w * (pull * (x - centre))).sum(-2, keepdim=True)
     return centre / (1 + pairs / total**2).sqrt() + rest / mass
+
+
+def _pair_sum(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
+    """``sum_ij w_i w_j (cosh(s_ij) - 1)`` over all pairs, ``(..., 1, 1)``, in N x N numbers.
+
+    Values and derivatives in w and c pair by pair. The derivatives in the points are sums over the
+    pairs of what is linear in the other point, and so need no pairs.
+    """
+    x_ = x.detach()
+    excess = polar_excess(_polar_pairs(x_), time_root(x_, c), _transposed(time_root(x_, c)), c)
+    value = (w * (w.mT * excess).sum(-1, keepdim=True)).sum(-2, keepdim=True)
+
+    x0, x0_ = time_of(x, c), time_of(x_, c)
+    d = x - x_  # zero, with its time component:
+    d0 = dot(d, (x + x_) / (x0 + x0_))
+    first = dot(d, _sum_of_others(w * x_)) - d0 * _sum_of_others(w * x0_)
+    second = _minkowski((w * d).sum(-2, keepdim=True), (w * d0).sum(-2, keepdim=True))
+    itself = (w**2 * _minkowski(d, d0)).sum(-2, keepdim=True)
+    return value - c * (2 * (w * first).sum(-2, keepdim=True) + second - itself)
+
+
+@torch.no_grad()
+def _polar_pairs(x: Tensor) -> Polar:
+    """`polar_pair` of all pairs, in numbers ``(..., N, N)``, without the unit vectors.
+
+    By blocks of rows, for N x N x D numbers are too many.
+    """
+    n, size = x.shape[-2:]
+    rows = max(1, 2**18 // (n * size))
+    dr, h = [], []
+    for i in range(0, n, rows):  # with the points from i on: the rest is symmetric
+        pairs = polar_pair(x[..., i : i + rows, None, :], x[..., None, i:, :])
+        dr.append(pad(pairs.dr[..., 0].triu(1), (i, 0)))
+        h.append(pad(pairs.h[..., 0].triu(1), (i, 0)))
+    upper_dr, upper_h = torch.cat(dr, -2), torch.cat(h, -2)
+    r = norm(x)
+    return Polar(r, x, r.mT, x, upper_dr - upper_dr.mT, x, upper_h + upper_h.mT)
+
+
+def _transposed(root: Root) -> Root:
+    return Root(root.scale.mT, root.root.mT)
+
+
+def _sum_of_others(v: Tensor) -> Tensor:
+    """For each i the sum of ``v_j`` over j != i, without subtracting."""
+    before = torch.cat([torch.zeros_like(v[..., :1, :]), v[..., :-1, :]], -2).cumsum(-2)
+    after = torch.cat([v[..., 1:, :], torch.zeros_like(v[..., :1, :])], -2)
+    return before + after.flip(-2).cumsum(-2).flip(-2)
+
+
+def _minkowski(d: Tensor, d0: Tensor) -> Tensor:
+    return dot(d, d) - d0**2
 
 
 def _residual(w: Tensor, pull: Tensor, excess: Tensor) -> Tensor:
