@@ -18,7 +18,7 @@ from lorentzkit._numerics import (
     log_arc_over_sinh,
     norm,
 )
-from lorentzkit._pairs import Polar, Root, cosh_excess, polar_excess, polar_pair, time_of, time_root
+from lorentzkit._pairs import Polar, Root, polar_excess, polar_pair, time_of, time_root
 
 _STEPS = 100
 # Newton's method squares the error: of so little, nothing is left after one more step.
@@ -71,7 +71,8 @@ def frechet_mean(
     under ``torch.compile(fullgraph=True)`` or ``torch.vmap``; leading dimensions are batched.
 
     Args:
-        x: points, space components, ``(..., N, D)``. Time grows as ``N^2 D + N^3``.
+        x: points, space components, ``(..., N, D)``. Time grows as ``N^2 D + N^3``, memory as
+            ``N^2 + N D``.
         weights: non-negative, not all zero, of any sum; broadcast to the shape of ``x`` without
             its last dimension, ``(..., N)``. All equal if not given.
         curv: positive, broadcasts against the leading dimensions of the result.
@@ -147,13 +148,12 @@ def _checked_weights(weights: Tensor, x: Tensor, dim: int) -> Tensor:
 
 
 def _pair_excess(x: Tensor, c: Tensor) -> Tensor:
-    """``cosh(sqrt(c) dist(x_i, x_j)) - 1``, ``(..., N, N)``."""
-    n = x.shape[-2]
-    i, j = torch.triu_indices(n, n, 1, device=x.device)
-    upper = cosh_excess(x[..., i, :], x[..., j, :], c).squeeze(-1)
-    place = torch.zeros(n, n, dtype=torch.long, device=x.device)
-    place[i, j] = torch.arange(1, len(i) + 1, device=x.device)
-    return pad(upper, (1, 0))[..., place + place.mT]
+    """``cosh(sqrt(c) dist(x_i, x_j)) - 1``, ``(..., N, N)``; of float64, as products go by it."""
+    value, rise = _polar_excess(x.detach(), c), _rise(x, c)
+    cross = rise.d @ rise.x.mT - rise.d0 @ rise.x0.mT
+    both = rise.d @ rise.d.mT - rise.d0 @ rise.d0.mT
+    apart = torch.eye(x.shape[-2], device=x.device) == 0
+    return torch.where(apart, value - c * (cross + cross.mT + both), 0.0)
 
 
 class _Balance(NamedTuple):
@@ -194,22 +194,39 @@ def _midpoint(x: Tensor, w: Tensor, pull: Tensor, pairs: Tensor) -> Tensor:
 
 
 def _pair_sum(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
-    """``sum_ij w_i w_j (cosh(s_ij) - 1)`` over all pairs, ``(..., 1, 1)``, in N x N numbers.
-
-    Values and derivatives in w and c pair by pair. The derivatives in the points are sums over the
-    pairs of what is linear in the other point, and so need no pairs.
-    """
-    x_ = x.detach()
-    excess = polar_excess(_polar_pairs(x_), time_root(x_, c), _transposed(time_root(x_, c)), c)
+    """``sum_ij w_i w_j (cosh(s_ij) - 1)`` over all pairs, ``(..., 1, 1)``."""
+    excess = _polar_excess(x.detach(), c)
     value = (w * (w.mT * excess).sum(-1, keepdim=True)).sum(-2, keepdim=True)
+    rise = _rise(x, c)
+    cross = dot(rise.d, _sum_of_others(w * rise.x)) - rise.d0 * _sum_of_others(w * rise.x0)
+    both = _minkowski((w * rise.d).sum(-2, keepdim=True), (w * rise.d0).sum(-2, keepdim=True))
+    itself = (w**2 * _minkowski(rise.d, rise.d0)).sum(-2, keepdim=True)
+    return value - c * (2 * (w * cross).sum(-2, keepdim=True) + both - itself)
 
-    x0, x0_ = time_of(x, c), time_of(x_, c)
-    d = x - x_  # zero, with its time component:
-    d0 = dot(d, (x + x_) / (x0 + x0_))
-    first = dot(d, _sum_of_others(w * x_)) - d0 * _sum_of_others(w * x0_)
-    second = _minkowski((w * d).sum(-2, keepdim=True), (w * d0).sum(-2, keepdim=True))
-    itself = (w**2 * _minkowski(d, d0)).sum(-2, keepdim=True)
-    return value - c * (2 * (w * first).sum(-2, keepdim=True) + second - itself)
+
+class _Rise(NamedTuple):
+    """Points, constant, and ``x - x.detach()``: zero, but for its derivatives; with times.
+
+    The derivative of ``cosh(s_ij) = -c <x_i, x_j>`` in a point is linear in the other one: sums of
+    it are sums of points, and need no N x N x D numbers.
+    """
+
+    x: Tensor
+    x0: Tensor
+    d: Tensor
+    d0: Tensor
+
+
+def _rise(x: Tensor, c: Tensor) -> _Rise:
+    x_ = x.detach()
+    x0, d = time_of(x_, c), x - x_
+    return _Rise(x_, x0, d, dot(d, (x + x_) / (time_of(x, c) + x0)))
+
+
+def _polar_excess(x: Tensor, c: Tensor) -> Tensor:
+    """`_pair_excess` with its derivatives in c alone."""
+    x0 = time_root(x, c)
+    return polar_excess(_polar_pairs(x), x0, Root(x0.scale.mT, x0.root.mT), c)
 
 
 @torch.no_grad()
@@ -228,10 +245,6 @@ def _polar_pairs(x: Tensor) -> Polar:
     upper_dr, upper_h = torch.cat(dr, -2), torch.cat(h, -2)
     r = norm(x)
     return Polar(r, x, r.mT, x, upper_dr - upper_dr.mT, x, upper_h + upper_h.mT)
-
-
-def _transposed(root: Root) -> Root:
-    return Root(root.scale.mT, root.root.mT)
 
 
 def _sum_of_others(v: Tensor) -> Tensor:
