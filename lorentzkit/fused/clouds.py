@@ -1,0 +1,120 @@
+"""Two clouds of points, prepared once for all their pairs: directions as a matrix, radii as scalars.
+
+``h = 1 - cos(theta) = |u - v|**2 / 2`` of all pairs is one matrix product. It is taken of the
+directions less their common mean ``m``, which narrow cones of embeddings have a large one of: the
+product's rounding errors are those of the spread, not of the unit sphere. With the rows
+``[u - m, |u - m|**2/2, 1]`` and ``[m - v, 1, |v - m|**2/2]`` the product is h itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lorentzkit._checks import norm_limit
+from lorentzkit._numerics import dot
+from lorentzkit.fused.formulas import Radial, radial
+
+# Up to this many dimensions, differences of all pairs cost less than a product and its mending.
+FEW_DIMENSIONS = 16
+_CHUNK = 2**18  # elements: what is done row by row stays in the cache
+
+
+class Cloud(NamedTuple):
+    basis: Tensor
+    """``(N, D + 2)``, see above; the sign of the first D is that of the product"""
+    radial: Radial
+    length: Tensor
+    """``|x|``, ``(N, 1)``, but never 0: at the origin derivatives take the limit"""
+    inside: Tensor
+    """Whether the point is within ``max_radius``; ``(N, 1)``"""
+
+    @property
+    def spread(self) -> Tensor:
+        """The directions less the mean; of the second cloud, times -1."""
+        return self.basis[:, :-2]
+
+
+class Clouds(NamedTuple):
+    x: Cloud
+    y: Cloud
+    mean: Tensor
+    c: Tensor
+    threshold: float
+    """The h under which the product has lost it."""
+
+
+def clouds(x: Tensor, y: Tensor, c: Tensor, precision: str) -> Clouds:
+    """Two clouds ``(N, D)``, ``(M, D)`` for the curvature ``(1,)``."""
+    D = x.shape[-1]
+    bases = [z.new_empty(len(z), D + 2) for z in (x, y)]
+    lengths = [_directions(z, b[:, :D], precision) for z, b in zip((x, y), bases, strict=True)]
+    mean = 0.5 * sum(b[:, :D].mean(0) if len(b) else x.new_zeros(D) for b in bases)
+    spreads = [_centre(b, mean) for b in bases]
+    bases[1][:, :D].neg_()
+    bases[1][:, -2:] = bases[1][:, -2:].flip(-1)
+    # A product's error in h is about `error` roundings; what the pairwise bound allows in h is 16
+    # times what one rounding of both directions, by 2 sin(theta), makes.
+    error = (2 + math.sqrt(D) / 4) * max(1e-3, spreads[0] * spreads[1])
+    threshold = min(1.0, error**2 / 2048) if D > FEW_DIMENSIONS else math.inf
+    x_, y_ = (_cloud(b, r, c) for b, r in zip(bases, lengths, strict=True))
+    return Clouds(x_, y_, mean, c, threshold)
+
+
+def row_blocks(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def chunks(z: Tensor) -> Iterator[slice]:
+    """Row blocks of a matrix that fit the cache."""
+    return row_blocks(len(z), max(1, _CHUNK // z.shape[-1]))
+
+
+def _directions(x: Tensor, out: Tensor, precision: str) -> Tensor:
+    """Writes the unit vectors; returns the lengths ``(N, 1)``."""
+    length = x.new_empty(len(x), 1)
+    for rows in chunks(x):
+        scale = x[rows].abs().amax(-1, keepdim=True)
+        z = x[rows] / torch.where(scale == 0, 1.0, scale)
+        norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
+        z /= torch.where(norm == 0, 1.0, norm)
+        if precision != "highest":
+            z = rounded(z, precision)
+            z /= torch.linalg.vector_norm(z, dim=-1, keepdim=True).clamp_min(0.5)
+        out[rows] = z
+        length[rows] = scale * norm
+    return length
+
+
+def rounded(unit: Tensor, precision: str) -> Tensor:
+    """Unit vectors in tf32's ("high") or bfloat16's ("medium") digits."""
+    if precision == "medium":
+        return unit.bfloat16().to(unit.dtype)
+    bits = unit.float().view(torch.int32)  # to nearest, 13 of the 23 digits dropped
+    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32).to(unit.dtype)
+
+
+def _centre(basis: Tensor, mean: Tensor) -> float:
+    """Subtracts the mean and fills the last two columns; returns the largest length left."""
+    largest = 0.0
+    for rows in chunks(basis):
+        spread = basis[rows, :-2].sub_(mean)
+        half = 0.5 * dot(spread, spread)
+        basis[rows, -2:-1] = half
+        largest = max(largest, float(half.max()))
+    basis[:, -1] = 1.0
+    return math.sqrt(2 * largest)
+
+
+def _cloud(basis: Tensor, length: Tensor, c: Tensor) -> Cloud:
+    limit = norm_limit(c)
+    inside = ~(length > limit)
+    apex = (length != 0).to(length.dtype)
+    tiny = 2.0**-330 if length.dtype == torch.float64 else 2.0**-66
+    length = length.clamp_min(tiny)
+    s = c.sqrt() * torch.minimum(length, limit)
+    return Cloud(basis, radial(s, apex), length, inside)

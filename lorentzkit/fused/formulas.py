@@ -1,0 +1,202 @@
+"""One pair of points, in scalars: what every kernel computes between its matrix products.
+
+With ``a = sqrt(c) d(O, x)``, ``b`` likewise for y, and ``h = 1 - cos(theta)``, theta the angle at
+the origin, a triangle O, x, y of curvature -1 has
+
+    t = sinh((a - b)/2)                       T = sinh(D/2)**2 = t**2 + sinh(a) sinh(b) h / 2
+    N_x = sinh(b) sin(theta)                  M_x = -sinh(a - b) - cosh(a) sinh(b) h
+    alpha = atan2(N_x, M_x)                   D = log1p(2 T + R),  R = sinh(D)
+
+where D is the distance, alpha the exterior angle at x, and beta, N_y, M_y are alpha, N_x, M_x with
+the points exchanged. ``N_x**2 + M_x**2 = R**2 = N_y**2 + M_y**2``, and so all derivatives are ratios
+of these numbers (the derivations are in docs/kernels.md). Nothing cancels and nothing overflows.
+
+Rows carry the scalars of x as ``(N, 1)``, columns those of y as ``(1, M)``; the functions are plain
+torch, for `torch.compile` to fuse.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Radial(NamedTuple):
+    """What a pair needs to know of the radius ``a`` of one of its points."""
+
+    sinh: Tensor
+    cosh: Tensor
+    grow: Tensor
+    """``exp(a/2)``"""
+    decay: Tensor
+    """``exp(-a)``"""
+    rest: Tensor
+    """``1 - exp(-a)``"""
+    apex: Tensor
+    """1, but 0 at the origin: every angle there is 0, for the origin entails everything."""
+
+    def columns(self) -> Radial:
+        """The scalars of points that are the columns."""
+        return Radial(*(s.transpose(-1, -2).contiguous() for s in self))
+
+    def __getitem__(self, rows: slice) -> Radial:  # type: ignore[override]
+        """Those of some of the points that are rows."""
+        return Radial(*(s[rows] for s in tuple(self)))
+
+
+def radial(s: Tensor, apex: Tensor) -> Radial:
+    """From ``s = sinh a >= 0``."""
+    cosh = torch.hypot(torch.ones_like(s), s)
+    decay = 1 / (s + cosh)
+    rest = (s + s * (s / (1 + cosh))) * decay
+    return Radial(s, cosh, decay.rsqrt(), decay, rest, apex)
+
+
+class Triangle(NamedTuple):
+    t: Tensor
+    turn: Tensor
+    """``sinh(a - b)``"""
+    T: Tensor
+    R: Tensor
+
+
+def triangle(h: Tensor, x: Radial, y: Radial) -> Triangle:
+    total = x.decay + y.decay
+    # exp(-b) - exp(-a), from the complements where those are the smaller numbers.
+    difference = torch.where(total > 1, x.rest - y.rest, y.decay - x.decay)
+    return _triangle(0.5 * x.grow * y.grow, difference, total, h, x, y)
+
+
+def exact_triangle(h: Tensor, turn: Tensor, x: Radial, y: Radial) -> Triangle:
+    """From the exact ``sinh(a - b)``, which differences of the radii cannot give for close points."""
+    near = x.decay * torch.expm1(torch.asinh(turn.clamp(-1, 1)))
+    difference = torch.where(turn.abs() < 1, near, y.decay - x.decay)
+    return _triangle(0.5 * x.grow * y.grow, difference, x.decay + y.decay, h, x, y)
+
+
+def _triangle(
+    half: Tensor, difference: Tensor, total: Tensor, h: Tensor, x: Radial, y: Radial
+) -> Triangle:
+    t = half * difference
+    T = t * t + 0.5 * x.sinh * y.sinh * h
+    return Triangle(t, 2 * t * (half * total), T, 2 * T.sqrt() * (T + 1).sqrt())
+
+
+def unfold(folded: Tensor) -> tuple[Tensor, Tensor]:
+    """``h = 1 - cos`` and ``g = 1 + cos`` from the one of them that is given: g as ``-g``.
+
+    Where cos is nearly -1, g is the small number, and h cannot hold it.
+    """
+    opposite = folded < 0
+    return torch.where(opposite, 2 + folded, folded), torch.where(opposite, -folded, 2 - folded)
+
+
+def sines(h: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """``sin(theta)`` and its inverse, which is 0 where the points are aligned."""
+    square = h * g
+    apart = square > 1e-30  # of rounded unit vectors the square is 0 or at least 1e-16 (1e-33)
+    return square.clamp_min(0).sqrt(), torch.where(apart, square, 1.0).rsqrt() * apart
+
+
+class Change(NamedTuple):
+    """Derivative of a sum over pairs, term by term: in h, in both radii, and in c times ``2 c``."""
+
+    h: Tensor
+    a: Tensor
+    b: Tensor
+    c: Tensor
+
+
+class Legs(NamedTuple):
+    """Sine and cosine of the two exterior angles, both times ``R``."""
+
+    n_x: Tensor
+    n_y: Tensor
+    m_x: Tensor
+    m_y: Tensor
+
+
+def legs(h: Tensor, sine: Tensor, tri: Triangle, x: Radial, y: Radial) -> Legs:
+    both = x.apex * y.apex  # at the origin there is no angle, and of it a constant one
+    x_sinh, y_sinh = x.sinh * both, y.sinh * both
+    return Legs(
+        n_x=y_sinh * sine,
+        n_y=x_sinh * sine,
+        m_x=-tri.turn - x.cosh * y_sinh * h,
+        m_y=tri.turn - y.cosh * x_sinh * h,
+    )
+
+
+def angles(h: Tensor, g: Tensor, tri: Triangle, x: Radial, y: Radial) -> tuple[Tensor, Tensor]:
+    """Exterior angles at x and at y; 0 where the points coincide."""
+    leg = legs(h, sines(h, g)[0], tri, x, y)
+    apart = tri.R > 0
+    alpha = torch.atan2(leg.n_x, torch.where(apart, leg.m_x, 1.0))
+    return alpha, torch.atan2(leg.n_y, torch.where(apart, leg.m_y, 1.0))
+
+
+def angle_change(
+    h: Tensor, g: Tensor, tri: Triangle, x: Radial, y: Radial, at_x: Tensor, at_y: Tensor | None
+) -> Change:
+    """Derivative of ``at_x * alpha + at_y * beta``."""
+    sine, inverse_sine = sines(h, g)
+    inverse = _inverse(tri.R)
+    # The sines' common factor is left out: in the derivative by h it is in the denominator.
+    n_x, n_y, m_x, m_y = (leg * inverse for leg in legs(h, torch.ones_like(sine), tri, x, y))
+    steep_x, steep_y = n_x * sine * inverse, n_y * sine * inverse
+    cosh_d = 1 + 2 * tri.T
+    product = x.sinh * y.sinh * h
+    tanh_a, tanh_b = x.sinh / x.cosh, y.sinh / y.cosh
+    change = Change(
+        h=-at_x * n_x * m_y * inverse_sine,
+        a=at_x * steep_x * cosh_d,
+        b=-at_x * steep_y,
+        c=at_x * steep_x * tanh_a * (product - tri.turn * tanh_b),
+    )
+    if at_y is None:
+        return change
+    return Change(
+        h=change.h - at_y * n_y * m_x * inverse_sine,
+        a=change.a - at_y * steep_x,
+        b=change.b + at_y * steep_y * cosh_d,
+        c=change.c + at_y * steep_y * tanh_b * (product + tri.turn * tanh_a),
+    )
+
+
+def distance(tri: Triangle) -> Tensor:
+    """``D = sqrt(c) d``."""
+    return torch.log1p(2 * tri.T + tri.R)
+
+
+def distance_change(h: Tensor, tri: Triangle, x: Radial, y: Radial, at: Tensor) -> Change:
+    """Derivative of ``at * sqrt(c) d``, but in c that of ``at * d``, times ``2 c sqrt(c)``."""
+    inverse = _inverse(tri.R)
+    m_x, m_y = legs(h, h, tri, x, y)[2:]
+    # (C_x - C_y)^2 / (C_x C_y), without cancellation
+    spread = tri.t * x.grow * y.grow * (x.rest + x.decay * y.rest)
+    spread = (spread / x.cosh) * (spread / y.cosh)
+    return Change(
+        h=at * (x.sinh * inverse) * y.sinh,
+        a=-at * m_x * inverse,
+        b=-at * m_y * inverse,
+        c=-at * (2 * _half_excess(tri) + spread * inverse),
+    )
+
+
+def _half_excess(tri: Triangle) -> Tensor:
+    """``D/2 - tanh(D/2)``."""
+    tanh = 2 * tri.T * _inverse(tri.R)
+    square = tanh * tanh
+    terms = 15 if tanh.dtype == torch.float64 else 6
+    series = torch.full_like(tanh, 1 / (2 * terms + 1))
+    for k in range(terms - 1, 0, -1):
+        series = series * square + 1 / (2 * k + 1)
+    return torch.where(square < 0.1, tanh * square * series, 0.5 * distance(tri) - tanh)
+
+
+def _inverse(R: Tensor) -> Tensor:
+    """``1/R``; 0 where the points coincide, and with it all derivatives."""
+    apart = R > 0
+    return torch.where(apart, 1 / torch.where(apart, R, 1.0), 0.0)

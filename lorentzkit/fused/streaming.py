@@ -1,0 +1,289 @@
+"""Pairwise functions and log-sum-exps in blocks that fit the cache: O((N + M) D) memory, any device.
+
+A block is one matrix product into a reused buffer, mended where the product has lost a nearly
+parallel pair, then one pass over it (`pointwise`), and for gradients two more products. The pass is
+compiled where that pays and a C++ compiler is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lorentzkit._numerics import dot
+from lorentzkit.fused import pointwise
+from lorentzkit.fused.clouds import FEW_DIMENSIONS, Cloud, Clouds, chunks, clouds, row_blocks
+from lorentzkit.fused.formulas import Radial
+from lorentzkit.fused.pointwise import Sums
+
+ROWS, COLUMNS = 512, 1024
+_WORTH_COMPILING = 2**20  # pairs; below, some tens of blocks' overhead are not worth seconds
+_ALIGNED = 1e-36  # under what `formulas.sines` takes for 0, but with a sign
+
+VALUES = {
+    "inner": pointwise.inner_value,
+    "distance": pointwise.distance_value,
+    "angle": pointwise.angle_value,
+}
+SUMS = {
+    "inner": pointwise.inner_sums,
+    "distance": pointwise.distance_sums,
+    "angle": pointwise.angle_sums,
+}
+
+
+class Gradients(NamedTuple):
+    x: Tensor
+    y: Tensor
+    c: Tensor
+    """``(1,)``"""
+    scale: Tensor
+    """0-dim"""
+
+
+# --- Matrices -----------------------------------------------------------------------------------
+
+
+def matrix(kind: str, x: Tensor, y: Tensor, c: Tensor, precision: str) -> Tensor:
+    """``(N, D), (M, D) -> (N, M)`` of inner products, distances or exterior angles."""
+    pairs = _Pairs(clouds(x, y, c, precision), exact_opposites=kind == "angle")
+    value = pairs.fused(VALUES[kind])
+    out = x.new_empty(len(x), len(y))
+    for block in pairs:
+        out[block.rows, block.columns] = value(block.folded, block.x, block.y, c)
+    return out
+
+
+def matrix_gradients(
+    kind: str, x: Tensor, y: Tensor, c: Tensor, at: Tensor, precision: str
+) -> Gradients:
+    """Derivatives of ``(at * matrix).sum()``."""
+    pairs = _Pairs(clouds(x, y, c, precision), exact_opposites=kind == "angle")
+    value = pairs.fused(SUMS[kind])
+    totals = _Totals(pairs.clouds)
+    for block in pairs:
+        sums = value(block.folded, block.x, block.y, c, at[block.rows, block.columns])
+        totals.add(block, sums)
+    return totals.gradients()
+
+
+# --- Log-sum-exps -------------------------------------------------------------------------------
+
+
+def log_sums(
+    similarity: str,
+    x: Tensor,
+    y: Tensor,
+    c: Tensor,
+    scale: Tensor,
+    ids: tuple[Tensor, Tensor],
+    precision: str,
+) -> tuple[Tensor, Tensor]:
+    """log-sum-exp of the logits by rows ``(N,)`` and columns ``(M,)``, equal ids left out."""
+    pairs = _Pairs(clouds(x, y, c, precision), exact_opposites=similarity == "angle")
+    value = pairs.fused(pointwise.log_sums)
+    factor = unit_scale(similarity, scale, c)
+    of_rows = x.new_full((len(x), -(-len(y) // COLUMNS)), -torch.inf)
+    of_columns = x.new_full((-(-len(x) // ROWS), len(y)), -torch.inf)
+    for block in pairs:
+        row, column = value(
+            similarity, block.folded, block.x, block.y, factor, block.of(*ids)
+        )
+        of_rows[block.rows, block.columns.start // COLUMNS] = row[:, 0]
+        of_columns[block.rows.start // ROWS, block.columns] = column[0]
+    return of_rows.logsumexp(1), of_columns.logsumexp(0)
+
+
+def log_sums_gradients(
+    similarity: str,
+    x: Tensor,
+    y: Tensor,
+    c: Tensor,
+    scale: Tensor,
+    ids: tuple[Tensor, Tensor],
+    sums: tuple[Tensor, Tensor],
+    at: tuple[Tensor, Tensor],
+    precision: str,
+) -> Gradients:
+    """Derivatives of ``at[0] . rows + at[1] . columns``, with ``sums`` what `log_sums` gave."""
+    pairs = _Pairs(clouds(x, y, c, precision), exact_opposites=similarity == "angle")
+    value = pairs.fused(pointwise.log_sums_change)
+    factor = unit_scale(similarity, scale, c)
+    totals = _Totals(pairs.clouds)
+    for block in pairs:
+        change = value(
+            similarity,
+            block.folded,
+            block.x,
+            block.y,
+            factor,
+            block.of(*ids),
+            block.of(*sums),
+            block.of(*at),
+        )
+        totals.add(block, change)
+    gradients = totals.gradients()
+    return gradients._replace(scale=unit_scale(similarity, gradients.scale, c))
+
+
+def unit_scale(similarity: str, scale: Tensor, c: Tensor) -> Tensor:
+    """The scale of logits in units of the radius of curvature: 0-dim."""
+    return scale / c.sqrt().squeeze() if similarity == "distance" else scale
+
+
+# --- Blocks ---------------------------------------------------------------------------------------
+
+
+class _Block(NamedTuple):
+    rows: slice
+    columns: slice
+    folded: Tensor
+    """See `formulas.unfold`; valid until the next block is asked for."""
+    x: Radial
+    y: Radial
+
+    def of(self, by_row: Tensor, by_column: Tensor) -> tuple[Tensor, Tensor]:
+        return by_row[self.rows, None], by_column[None, self.columns]
+
+
+class _Pairs:
+    """The blocks of all pairs of two clouds."""
+
+    def __init__(self, prepared: Clouds, *, exact_opposites: bool) -> None:
+        self.clouds = prepared
+        self._opposites = exact_opposites
+        x, y = prepared.x.basis, prepared.y.basis
+        self._buffer = x.new_empty(min(len(x), ROWS) * min(len(y), COLUMNS))
+
+    def __iter__(self) -> Iterator[_Block]:
+        x, y = self.clouds.x, self.clouds.y
+        y_radial = y.radial.columns()
+        for rows in row_blocks(len(x.basis), ROWS):
+            x_radial = Radial(*(s[rows] for s in x.radial))
+            for columns in row_blocks(len(y.basis), COLUMNS):
+                folded = self._folded(x.basis[rows], y.basis[columns])
+                y_block = Radial(*(s[:, columns] for s in y_radial))
+                yield _Block(rows, columns, folded, x_radial, y_block)
+
+    def fused(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function`, compiled if that pays."""
+        x, y = self.clouds.x.basis, self.clouds.y.basis
+        return compiled(function) if compiles(x, len(x) * len(y)) else function
+
+    def _folded(self, x: Tensor, y: Tensor) -> Tensor:
+        out = self._buffer[: len(x) * len(y)].view(len(x), len(y))
+        if x.shape[-1] - 2 <= FEW_DIMENSIONS:
+            near = _half_square(x[:, :-2], -y[:, :-2])
+            if self._opposites:
+                near = torch.where(near > 1, self._opposite(x, y), near)
+            return near
+        torch.mm(x, y.mT, out=out)
+        threshold = self.clouds.threshold
+        lowest, highest = out.aminmax()
+        if lowest < threshold:
+            self._mend(out, x, y, out < threshold, opposite=False)
+        if self._opposites and highest > 2 - threshold:
+            self._mend(out, x, y, out > 2 - threshold, opposite=True)
+        return out
+
+    def _mend(self, out: Tensor, x: Tensor, y: Tensor, which: Tensor, *, opposite: bool) -> None:
+        i, j = which.nonzero(as_tuple=True)
+        if 8 * len(i) > out.numel():
+            exact = self._opposite(x, y) if opposite else _half_square(x[:, :-2], -y[:, :-2])
+            out.copy_(torch.where(which, exact, out))
+            return
+        for some in chunks(x.new_empty(len(i), x.shape[-1], device="meta")):
+            if opposite:
+                d = x[i[some], :-2] + 2 * self.clouds.mean - y[j[some], :-2]
+                out[i[some], j[some]] = -0.5 * dot(d, d)[:, 0] - _ALIGNED
+            else:
+                d = x[i[some], :-2] + y[j[some], :-2]
+                out[i[some], j[some]] = 0.5 * dot(d, d)[:, 0]
+
+    def _opposite(self, x: Tensor, y: Tensor) -> Tensor:
+        return -_half_square(x[:, :-2] + 2 * self.clouds.mean, y[:, :-2]) - _ALIGNED
+
+
+def _half_square(x: Tensor, y: Tensor) -> Tensor:
+    """``|x_i - y_j|**2 / 2`` from differences."""
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square_().mul_(0.5)
+
+
+class _Totals:
+    """Gradients, summed block by block."""
+
+    def __init__(self, prepared: Clouds) -> None:
+        self._clouds = prepared
+        self._x, self._y = _Total(prepared.x), _Total(prepared.y)
+        self._c = torch.zeros(1, dtype=torch.float64, device=prepared.c.device)
+        self._scale = torch.zeros((), dtype=torch.float64, device=prepared.c.device)
+
+    def add(self, block: _Block, sums: Sums) -> None:
+        x, y = self._clouds.x.spread[block.rows], self._clouds.y.spread[block.columns]
+        self._x.directions[block.rows].addmm_(sums.h, y)
+        self._y.directions[block.columns].addmm_(sums.h.mT, x)
+        self._x.weights[block.rows] += sums.h_rows
+        self._y.weights[block.columns] += sums.h_columns.mT
+        self._x.radii[block.rows] += sums.a
+        self._y.radii[block.columns] += sums.b.mT
+        self._c += sums.c
+        self._scale += sums.scale
+
+    def gradients(self) -> Gradients:
+        c, mean = self._clouds.c, self._clouds.mean
+        dtype = c.dtype
+        return Gradients(
+            self._x.gradient(1, mean, c),
+            self._y.gradient(-1, mean, c),
+            (self._c / (2 * c)).to(dtype),
+            self._scale.to(dtype),
+        )
+
+
+class _Total:
+    """The sums over the other cloud of ``W times direction``, of ``W`` and of radial changes."""
+
+    def __init__(self, cloud: Cloud) -> None:
+        self._cloud = cloud
+        self.directions = torch.zeros_like(cloud.spread, memory_format=torch.contiguous_format)
+        self.weights = torch.zeros_like(cloud.length)
+        self.radii = torch.zeros_like(cloud.length)
+
+    def gradient(self, sign: int, mean: Tensor, c: Tensor) -> Tensor:
+        """``(sum_j W_ij (v_j - u_i cos)) / |x| + u_i da_i``, in the place of the first sum."""
+        cloud = self._cloud
+        along = torch.where(cloud.inside, self.radii * (c.sqrt() / cloud.radial.cosh), 0.0)
+        for rows in chunks(self.directions):
+            unit = mean + sign * cloud.spread[rows]
+            change = sign * self.directions[rows] - self.weights[rows] * mean
+            across = (change - unit * dot(unit, change)) / cloud.length[rows]
+            self.directions[rows] = across + unit * along[rows]
+        return self.directions
+
+
+# --- Compilation ------------------------------------------------------------------------------
+
+
+def compiles(x: Tensor, pairs: int) -> bool:
+    """Whether the pass over a block is compiled: for many pairs on a CPU with a C++ compiler."""
+    return pairs >= _WORTH_COMPILING and x.device.type == "cpu" and _has_compiler()
+
+
+@cache
+def _has_compiler() -> bool:
+    try:
+        from torch._inductor.cpp_builder import get_cpp_compiler
+
+        get_cpp_compiler()
+    except Exception:  # whatever is missing, the blocks run without
+        return False
+    return True
+
+
+@cache
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, dynamic=True, fullgraph=True)
