@@ -34,6 +34,8 @@ class Radial(NamedTuple):
     """``exp(-a)``"""
     rest: Tensor
     """``1 - exp(-a)``"""
+    tanh: Tensor
+    sech: Tensor
     apex: Tensor
     """1, but 0 at the origin: every angle there is 0, for the origin entails everything."""
 
@@ -51,7 +53,7 @@ def radial(s: Tensor, apex: Tensor) -> Radial:
     cosh = torch.hypot(torch.ones_like(s), s)
     decay = 1 / (s + cosh)
     rest = (s + s * (s / (1 + cosh))) * decay
-    return Radial(s, cosh, decay.rsqrt(), decay, rest, apex)
+    return Radial(s, cosh, decay.rsqrt(), decay, rest, s / cosh, 1 / cosh, apex)
 
 
 class Triangle(NamedTuple):
@@ -132,9 +134,37 @@ def legs(h: Tensor, sine: Tensor, tri: Triangle, x: Radial, y: Radial) -> Legs:
 def angles(h: Tensor, g: Tensor, tri: Triangle, x: Radial, y: Radial) -> tuple[Tensor, Tensor]:
     """Exterior angles at x and at y; 0 where the points coincide."""
     leg = legs(h, sines(h, g)[0], tri, x, y)
-    apart = tri.R > 0
-    alpha = torch.atan2(leg.n_x, torch.where(apart, leg.m_x, 1.0))
-    return alpha, torch.atan2(leg.n_y, torch.where(apart, leg.m_y, 1.0))
+    apart = tri.T > 0
+    alpha = angle_of(leg.n_x, torch.where(apart, leg.m_x, 1.0))
+    return alpha, angle_of(leg.n_y, torch.where(apart, leg.m_y, 1.0))
+
+
+# atan(t)/t in t**2 on [0, 1], highest order first: Chebyshev, off by 1.8e-8.
+ARCTAN = [
+    0.0027662834618240595,
+    -0.015731249004602432,
+    0.04213762283325195,
+    -0.07456854730844498,
+    0.10618370771408081,
+    -0.14197798073291779,
+    0.1999187171459198,
+    -0.333330363035202,
+    1.0,
+]
+
+
+def angle_of(n: Tensor, m: Tensor) -> Tensor:
+    """``atan2(n, m)`` for ``n >= 0``; in float32 twice as fast as torch's, 3 roundings off."""
+    if n.dtype == torch.float64:
+        return torch.atan2(n, m)
+    size = m.abs()
+    t = torch.minimum(n, size) / torch.maximum(n, size)
+    square = t * t
+    series = torch.full_like(t, ARCTAN[0])
+    for coefficient in ARCTAN[1:]:
+        series = series * square + coefficient
+    acute = torch.where(n > size, torch.pi / 2 - series * t, series * t)
+    return torch.where(m < 0, torch.pi - acute, acute)
 
 
 def angle_change(
@@ -148,12 +178,11 @@ def angle_change(
     steep_x, steep_y = n_x * sine * inverse, n_y * sine * inverse
     cosh_d = 1 + 2 * tri.T
     product = x.sinh * y.sinh * h
-    tanh_a, tanh_b = x.sinh / x.cosh, y.sinh / y.cosh
     change = Change(
         h=-at_x * n_x * m_y * inverse_sine,
         a=at_x * steep_x * cosh_d,
         b=-at_x * steep_y,
-        c=at_x * steep_x * tanh_a * (product - tri.turn * tanh_b),
+        c=at_x * steep_x * x.tanh * (product - tri.turn * y.tanh),
     )
     if at_y is None:
         return change
@@ -161,7 +190,7 @@ def angle_change(
         h=change.h - at_y * n_y * m_x * inverse_sine,
         a=change.a - at_y * steep_x,
         b=change.b + at_y * steep_y * cosh_d,
-        c=change.c + at_y * steep_y * tanh_b * (product + tri.turn * tanh_a),
+        c=change.c + at_y * steep_y * y.tanh * (product + tri.turn * x.tanh),
     )
 
 
@@ -176,7 +205,7 @@ def distance_change(h: Tensor, tri: Triangle, x: Radial, y: Radial, at: Tensor) 
     m_x, m_y = legs(h, h, tri, x, y)[2:]
     # (C_x - C_y)^2 / (C_x C_y), without cancellation
     spread = tri.t * x.grow * y.grow * (x.rest + x.decay * y.rest)
-    spread = (spread / x.cosh) * (spread / y.cosh)
+    spread = (spread * x.sech) * (spread * y.sech)
     return Change(
         h=at * (x.sinh * inverse) * y.sinh,
         a=-at * m_x * inverse,

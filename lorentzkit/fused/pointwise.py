@@ -28,28 +28,23 @@ from lorentzkit.fused.formulas import (
 
 
 class Sums(NamedTuple):
-    """A `Change` with its row sums and column sums."""
+    """A `Change` summed by rows, ``(n, 1)``; what is to be summed by columns is left whole.
+
+    A compiler makes one loop of it only if there are no sums in two directions.
+    """
 
     h: Tensor
-    h_rows: Tensor
-    h_columns: Tensor
-    a: Tensor
     b: Tensor
-    c: Tensor
-    scale: Tensor
+    h_rows: Tensor
+    a_rows: Tensor
+    c_rows: Tensor
+    scale_rows: Tensor
 
 
 def _sums(change: Change, scale: Tensor | None = None) -> Sums:
-    h, a, b, c = change
-    return Sums(
-        h,
-        h.sum(1, keepdim=True),
-        h.sum(0, keepdim=True),
-        a.sum(1, keepdim=True),
-        b.sum(0, keepdim=True),
-        c.sum(),
-        c.new_zeros(()) if scale is None else scale.sum(),
-    )
+    rows = [t.sum(1, keepdim=True) for t in (change.h, change.a, change.c)]
+    scale_rows = torch.zeros_like(rows[0]) if scale is None else scale.sum(1, keepdim=True)
+    return Sums(change.h, change.b, *rows, scale_rows)
 
 
 # --- Matrices -----------------------------------------------------------------------------------
@@ -71,8 +66,8 @@ def angle_value(folded: Tensor, x: Radial, y: Radial, c: Tensor) -> Tensor:
 def inner_sums(h: Tensor, x: Radial, y: Radial, c: Tensor, at: Tensor) -> Sums:
     at = at / c
     m_x, m_y = legs(h, h, triangle(h, x, y), x, y)[2:]
-    ratio = x.cosh / y.cosh
-    change = Change(-at * x.sinh * y.sinh, at * m_x, at * m_y, at * (ratio + 1 / ratio))
+    ratios = x.cosh * y.sech + y.cosh * x.sech
+    change = Change(-at * x.sinh * y.sinh, at * m_x, at * m_y, at * ratios)
     return _sums(change)
 
 
@@ -100,7 +95,7 @@ def angle_score(folded: Tensor, x: Radial, y: Radial) -> Tensor:
     tri = triangle(h, x, y)
     leg = legs(h, sines(h, g)[0], tri, x, y)
     share = leg.n_x / (leg.n_x + leg.m_x.abs())
-    return torch.where(tri.R > 0, torch.where(leg.m_x < 0, 2 - share, share), 0.0)
+    return torch.where(tri.T > 0, torch.where(leg.m_x < 0, 2 - share, share), 0.0)
 
 
 # --- Log-sum-exps -------------------------------------------------------------------------------

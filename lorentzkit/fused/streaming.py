@@ -227,11 +227,11 @@ class _Totals:
         self._x.directions[block.rows].addmm_(sums.h, y)
         self._y.directions[block.columns].addmm_(sums.h.mT, x)
         self._x.weights[block.rows] += sums.h_rows
-        self._y.weights[block.columns] += sums.h_columns.mT
-        self._x.radii[block.rows] += sums.a
-        self._y.radii[block.columns] += sums.b.mT
-        self._c += sums.c
-        self._scale += sums.scale
+        self._y.weights[block.columns, 0] += sums.h.sum(0)
+        self._x.radii[block.rows] += sums.a_rows
+        self._y.radii[block.columns, 0] += sums.b.sum(0)
+        self._c += sums.c_rows.sum()
+        self._scale += sums.scale_rows.sum()
 
     def gradients(self) -> Gradients:
         c, mean = self._clouds.c, self._clouds.mean
