@@ -98,10 +98,7 @@ def polar_pair(x: Tensor, y: Tensor) -> Polar:
     """Polar coordinates of a pair; the differences keep relative accuracy for close points."""
     rx, u = polar(x)
     ry, v = polar(y)
-    near = (rx < 2 * ry) & (ry < 2 * rx)
-    # x - y is exact enough where the radii are within a factor of two (Sterbenz).
-    total = torch.where(near, rx + ry, 1.0)
-    dr = carry(torch.where(near, dot((x - y) / total, x + y), rx - ry), rx - ry)
+    dr = carry(radius_difference(x, y, rx, ry), rx - ry)
     # From the exact sine: at small angles the plain differences have lost h and w.
     sine = transverse(x.detach(), y.detach()) / torch.where(ry > 0, ry, 1.0)
     cosine = dot(u, v)
@@ -109,6 +106,14 @@ def polar_pair(x: Tensor, y: Tensor) -> Polar:
     h = torch.where((rx > 0) & (ry > 0), h, dot(u - v, u - v) / 2)
     w = carry(torch.where((rx > 0) & (ry > 0), u * h - sine, u - v), u - v)
     return Polar(rx, u, ry, v, dr, w, carry(h, dot(w, w) / 2))
+
+
+def radius_difference(x: Tensor, y: Tensor, rx: Tensor, ry: Tensor) -> Tensor:
+    """``rx - ry``, with relative accuracy for close points."""
+    near = (rx < 2 * ry) & (ry < 2 * rx)
+    # x - y is exact enough where the radii are within a factor of two (Sterbenz).
+    total = torch.where(near, rx + ry, 1.0)
+    return torch.where(near, dot((x - y) / total, x + y), rx - ry)
 
 
 def transverse(x: Tensor, y: Tensor) -> Tensor:
@@ -127,14 +132,14 @@ def transverse(x: Tensor, y: Tensor) -> Tensor:
     return scale_y * torch.where(xk == 0, y, across)
 
 
-def sinh_difference(p: Polar, fx: Root, fy: Root) -> Tensor:
+def sinh_difference(rx: Tensor, ry: Tensor, dr: Tensor, fx: Root, fy: Root) -> Tensor:
     """``rx fy - ry fx``: ``sinh(a - b)`` if f is the time, ``sinh(a - b)/sqrt(c)`` if f is cosh."""
-    total = p.rx + p.ry
+    total = rx + ry
     divisible = total > smallest_length(total.dtype)
     total = torch.where(divisible, total, 1.0)
-    part_x = torch.where(divisible, p.rx / total, 0.5)
-    part_y = torch.where(divisible, p.ry / total, 0.5)
-    return p.dr / (fy.times(part_x) + fx.times(part_y))
+    part_x = torch.where(divisible, rx / total, 0.5)
+    part_y = torch.where(divisible, ry / total, 0.5)
+    return dr / (fy.times(part_x) + fx.times(part_y))
 
 
 def squared_chord_increment(x: Tensor, y: Tensor, c: Tensor, scale: Tensor | float) -> Tensor:
@@ -167,7 +172,7 @@ def chord(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
     """Minkowski length of ``x - y``: ``(2/sqrt(c)) sinh(sqrt(c) d / 2)``; gradient 0 at x = y."""
     x_, y_ = x.detach(), y.detach()
     p = polar_pair(x_, y_)
-    t = sinh_difference(p, cosh_root(x_, c), cosh_root(y_, c))
+    t = sinh_difference(p.rx, p.ry, p.dr, cosh_root(x_, c), cosh_root(y_, c))
     radial = t / ((1 + root_one_plus(c.sqrt() * t)) / 2).sqrt()
     length = hypot(radial, p.rx.sqrt() * p.ry.sqrt() * norm(p.w))
     scale = torch.where(length > 0, length, 1.0).detach().clamp_min(smallest_length(x.dtype))
@@ -185,8 +190,31 @@ def cosh_excess(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
 
 def polar_excess(p: Polar, x0: Root, y0: Root, c: Tensor) -> Tensor:
     """`cosh_excess` with its derivatives in c alone, from polar coordinates and times."""
-    t = sinh_difference(p, x0, y0)
+    t = sinh_difference(p.rx, p.ry, p.dr, x0, y0)
     return t * (t / (1 + root_one_plus(t))) + c * p.rx * p.ry * p.h
+
+
+def apex(x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """Sine and cosine of the exterior angle at x, up to a common positive factor."""
+    # The gradient grows as 1/|x| and 1/|x - y|: where that would overflow it is left out.
+    least = 2.0**-20 * smallest_length(x.dtype)
+    x = torch.where(norm(x.detach()) > least, x, x.detach())
+    p = polar_pair(x, y)
+    cosh_x, cosh_y = cosh_root(x, c), cosh_root(y, c)
+    across = carry(transverse(x.detach(), y.detach()), y - p.u * dot(p.u, y))
+    radial = sinh_difference(p.rx, p.ry, p.dr, cosh_x, cosh_y)
+    lean = cosh_x.times(p.ry * p.h)
+    size = torch.maximum(norm(across), radial.abs() + lean).detach()
+    angle = (size != 0) & (p.rx != 0)
+    # Divided by the size term by term: in the gradient a square of the size would underflow. Where
+    # the size is nothing beside cosh a |y| the gradient would overflow, and is left out.
+    floor = least * cosh_x.times(p.ry).detach().clamp_min(1.0)
+    size = torch.where(angle, torch.maximum(size, floor), 1.0)
+    steady = ~(size > floor)
+    radial = sinh_difference(p.rx, p.ry, p.dr / size, cosh_x, cosh_y)
+    sine = torch.where(angle, norm(across) / size, 0.0)
+    cosine = torch.where(angle, -radial - cosh_x.times(p.h * (p.ry / size)), 1.0)
+    return torch.where(steady, sine.detach(), sine), torch.where(steady, cosine.detach(), cosine)
 
 
 class Split(NamedTuple):

@@ -1,4 +1,4 @@
-"""Two clouds of points, prepared once for all their pairs: directions as a matrix, radii as scalars.
+"""Two clouds of points, prepared once for all their pairs: a matrix of directions, scalar radii.
 
 ``h = 1 - cos(theta) = |u - v|**2 / 2`` of all pairs is one matrix product. It is taken of the
 directions less their common mean ``m``, which narrow cones of embeddings have a large one of: the
@@ -21,6 +21,8 @@ from lorentzkit.fused.formulas import Radial, radial
 
 # Up to this many dimensions, differences of all pairs cost less than a product and its mending.
 FEW_DIMENSIONS = 16
+# Radii under this one count as the origin's, in whose place derivatives take their limit.
+TINY = {torch.float32: 2.0**-66, torch.float64: 2.0**-330}
 _CHUNK = 2**18  # elements: what is done row by row stays in the cache
 
 
@@ -53,7 +55,7 @@ def clouds(x: Tensor, y: Tensor, c: Tensor, precision: str) -> Clouds:
     D = x.shape[-1]
     bases = [z.new_empty(len(z), D + 2) for z in (x, y)]
     lengths = [_directions(z, b[:, :D], precision) for z, b in zip((x, y), bases, strict=True)]
-    mean = 0.5 * sum(b[:, :D].mean(0) if len(b) else x.new_zeros(D) for b in bases)
+    mean = 0.5 * (bases[0][:, :D].mean(0) + bases[1][:, :D].mean(0))
     spreads = [_centre(b, mean) for b in bases]
     bases[1][:, :D].neg_()
     bases[1][:, -2:] = bases[1][:, -2:].flip(-1)
@@ -69,15 +71,15 @@ def row_blocks(count: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def chunks(z: Tensor) -> Iterator[slice]:
-    """Row blocks of a matrix that fit the cache."""
-    return row_blocks(len(z), max(1, _CHUNK // z.shape[-1]))
+def row_chunks(count: int, width: int) -> Iterator[slice]:
+    """Row blocks that fit the cache."""
+    return row_blocks(count, max(1, _CHUNK // width))
 
 
 def _directions(x: Tensor, out: Tensor, precision: str) -> Tensor:
     """Writes the unit vectors; returns the lengths ``(N, 1)``."""
     length = x.new_empty(len(x), 1)
-    for rows in chunks(x):
+    for rows in row_chunks(*x.shape):
         scale = x[rows].abs().amax(-1, keepdim=True)
         z = x[rows] / torch.where(scale == 0, 1.0, scale)
         norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
@@ -101,7 +103,7 @@ def rounded(unit: Tensor, precision: str) -> Tensor:
 def _centre(basis: Tensor, mean: Tensor) -> float:
     """Subtracts the mean and fills the last two columns; returns the largest length left."""
     largest = 0.0
-    for rows in chunks(basis):
+    for rows in row_chunks(*basis.shape):
         spread = basis[rows, :-2].sub_(mean)
         half = 0.5 * dot(spread, spread)
         basis[rows, -2:-1] = half
@@ -114,7 +116,6 @@ def _cloud(basis: Tensor, length: Tensor, c: Tensor) -> Cloud:
     limit = norm_limit(c)
     inside = ~(length > limit)
     apex = (length != 0).to(length.dtype)
-    tiny = 2.0**-330 if length.dtype == torch.float64 else 2.0**-66
-    length = length.clamp_min(tiny)
+    length = length.clamp_min(TINY[length.dtype])
     s = c.sqrt() * torch.minimum(length, limit)
     return Cloud(basis, radial(s, apex), length, inside)

@@ -8,8 +8,8 @@ the origin, a triangle O, x, y of curvature -1 has
     alpha = atan2(N_x, M_x)                   D = log1p(2 T + R),  R = sinh(D)
 
 where D is the distance, alpha the exterior angle at x, and beta, N_y, M_y are alpha, N_x, M_x with
-the points exchanged. ``N_x**2 + M_x**2 = R**2 = N_y**2 + M_y**2``, and so all derivatives are ratios
-of these numbers (the derivations are in docs/kernels.md). Nothing cancels and nothing overflows.
+the points exchanged. ``N_x**2 + M_x**2 = R**2 = N_y**2 + M_y**2``, and so all derivatives are
+ratios of these numbers (docs/kernels.md derives them). Nothing cancels and nothing overflows.
 
 Rows carry the scalars of x as ``(N, 1)``, columns those of y as ``(1, M)``; the functions are plain
 torch, for `torch.compile` to fuse.
@@ -72,7 +72,7 @@ def triangle(h: Tensor, x: Radial, y: Radial) -> Triangle:
 
 
 def exact_triangle(h: Tensor, turn: Tensor, x: Radial, y: Radial) -> Triangle:
-    """From the exact ``sinh(a - b)``, which differences of the radii cannot give for close points."""
+    """From the exact ``sinh(a - b)``, which differences of radii cannot give for close points."""
     near = x.decay * torch.expm1(torch.asinh(turn.clamp(-1, 1)))
     difference = torch.where(turn.abs() < 1, near, y.decay - x.decay)
     return _triangle(0.5 * x.grow * y.grow, difference, x.decay + y.decay, h, x, y)
@@ -100,6 +100,9 @@ def sines(h: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     square = h * g
     apart = square > 1e-30  # of rounded unit vectors the square is 0 or at least 1e-16 (1e-33)
     return square.clamp_min(0).sqrt(), torch.where(apart, square, 1.0).rsqrt() * apart
+
+
+KINDS = ("inner", "distance", "angle", "cosine")
 
 
 class Change(NamedTuple):
@@ -212,6 +215,47 @@ def distance_change(h: Tensor, tri: Triangle, x: Radial, y: Radial, at: Tensor) 
         b=-at * m_y * inverse,
         c=-at * (2 * _half_excess(tri) + spread * inverse),
     )
+
+
+def inner_change(h: Tensor, tri: Triangle, x: Radial, y: Radial, at: Tensor) -> Change:
+    """Derivative of ``at * cosh(sqrt(c) d)``, but in c that of ``-at * c * inner``, times 2 c."""
+    m_x, m_y = legs(h, h, tri, x, y)[2:]
+    ratios = x.cosh * y.sech + y.cosh * x.sech
+    return Change(at * x.sinh * y.sinh, -at * m_x, -at * m_y, -at * ratios)
+
+
+def values(
+    kind: str, h: Tensor, g: Tensor, tri: Triangle, x: Radial, y: Radial, c: Tensor
+) -> tuple[Tensor, ...]:
+    """The value of a pair: of "angle" two, that at x and that at y."""
+    if kind == "angle":
+        return angles(h, g, tri, x, y)
+    if kind == "distance":
+        return (distance(tri) / c.sqrt(),)
+    if kind == "inner":
+        return (-(1 + 2 * tri.T) / c,)
+    return ((1 - h) * (x.apex * y.apex),)  # cosine
+
+
+def change(
+    kind: str,
+    h: Tensor,
+    g: Tensor,
+    tri: Triangle,
+    x: Radial,
+    y: Radial,
+    c: Tensor,
+    at: tuple[Tensor, ...],
+) -> Change:
+    """The derivative of ``at[0] * values[0] + ...``."""
+    if kind == "angle":
+        return angle_change(h, g, tri, x, y, at[0], at[1] if len(at) > 1 else None)
+    if kind == "distance":
+        return distance_change(h, tri, x, y, at[0] / c.sqrt())
+    if kind == "inner":
+        return inner_change(h, tri, x, y, -at[0] / c)
+    none = torch.zeros_like(h)
+    return Change(-at[0] * (x.apex * y.apex), none, none, none)
 
 
 def _half_excess(tri: Triangle) -> Tensor:

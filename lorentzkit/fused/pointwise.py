@@ -7,7 +7,6 @@ the curvature ``c`` ``(1,)``. Results are reduced as far as the block can be.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -16,15 +15,16 @@ from torch import Tensor
 from lorentzkit.fused.formulas import (
     Change,
     Radial,
-    angle_change,
-    angles,
-    distance,
-    distance_change,
+    change,
     legs,
     sines,
     triangle,
     unfold,
+    values,
 )
+
+# Similarities as logits: the sign of a pair's value in its row, and in its column.
+SIGNS = {"angle": (-1, 1), "distance": (-1, -1), "cosine": (1, 1)}
 
 
 class Sums(NamedTuple):
@@ -41,139 +41,63 @@ class Sums(NamedTuple):
     scale_rows: Tensor
 
 
-def _sums(change: Change, scale: Tensor | None = None) -> Sums:
-    rows = [t.sum(1, keepdim=True) for t in (change.h, change.a, change.c)]
-    scale_rows = torch.zeros_like(rows[0]) if scale is None else scale.sum(1, keepdim=True)
-    return Sums(change.h, change.b, *rows, scale_rows)
+def _sums(of: Change, scale: Tensor) -> Sums:
+    rows = [t.sum(1, keepdim=True) for t in (of.h, of.a, of.c, scale)]
+    return Sums(of.h, of.b, *rows)
 
 
 # --- Matrices -----------------------------------------------------------------------------------
 
 
-def inner_value(h: Tensor, x: Radial, y: Radial, c: Tensor) -> Tensor:
-    return -(1 + 2 * triangle(h, x, y).T) / c
+def matrix(kind: str, folded: Tensor, x: Radial, y: Radial, c: Tensor) -> Tensor:
+    h, g = _unfolded(kind, folded)
+    return values(kind, h, g, triangle(h, x, y), x, y, c)[0]
 
 
-def distance_value(h: Tensor, x: Radial, y: Radial, c: Tensor) -> Tensor:
-    return distance(triangle(h, x, y)) / c.sqrt()
+def matrix_change(kind: str, folded: Tensor, x: Radial, y: Radial, c: Tensor, at: Tensor) -> Sums:
+    h, g = _unfolded(kind, folded)
+    return _sums(change(kind, h, g, triangle(h, x, y), x, y, c, (at,)), torch.zeros_like(h))
 
 
-def angle_value(folded: Tensor, x: Radial, y: Radial, c: Tensor) -> Tensor:
-    h, g = unfold(folded)
-    return angles(h, g, triangle(h, x, y), x, y)[0]
-
-
-def inner_sums(h: Tensor, x: Radial, y: Radial, c: Tensor, at: Tensor) -> Sums:
-    at = at / c
-    m_x, m_y = legs(h, h, triangle(h, x, y), x, y)[2:]
-    ratios = x.cosh * y.sech + y.cosh * x.sech
-    change = Change(-at * x.sinh * y.sinh, at * m_x, at * m_y, at * ratios)
-    return _sums(change)
-
-
-def distance_sums(h: Tensor, x: Radial, y: Radial, c: Tensor, at: Tensor) -> Sums:
-    change = distance_change(h, triangle(h, x, y), x, y, at / c.sqrt())
-    return _sums(change)
-
-
-def angle_sums(folded: Tensor, x: Radial, y: Radial, c: Tensor, at: Tensor) -> Sums:
-    h, g = unfold(folded)
-    return _sums(angle_change(h, g, triangle(h, x, y), x, y, at, None))
-
-
-# --- Order-preserving scores, without an inverse function -----------------------------------------
-
-
-def distance_score(h: Tensor, x: Radial, y: Radial) -> Tensor:
-    """Grows with the distance."""
-    return triangle(h, x, y).T
-
-
-def angle_score(folded: Tensor, x: Radial, y: Radial) -> Tensor:
-    """Grows with the exterior angle, from 0 to 2; resolves small angles."""
-    h, g = unfold(folded)
+def score(kind: str, folded: Tensor, x: Radial, y: Radial) -> Tensor:
+    """Grows with the distance, or with the exterior angle (from 0 to 2), and costs less."""
+    h, g = _unfolded(kind, folded)
     tri = triangle(h, x, y)
+    if kind != "angle":
+        return tri.T
     leg = legs(h, sines(h, g)[0], tri, x, y)
     share = leg.n_x / (leg.n_x + leg.m_x.abs())
     return torch.where(tri.T > 0, torch.where(leg.m_x < 0, 2 - share, share), 0.0)
 
 
+def _unfolded(kind: str, folded: Tensor) -> tuple[Tensor, Tensor]:
+    return unfold(folded) if kind == "angle" else (folded, folded)
+
+
 # --- Log-sum-exps -------------------------------------------------------------------------------
-# The logits of rows and of columns, and what their cotangents say of the pair.
-
-
-class Logits(NamedTuple):
-    """Every pair's logit in its row and in its column; ``scale`` is a 0-dim tensor."""
-
-    values: Callable[[Tensor, Radial, Radial, Tensor], tuple[Tensor, Tensor]]
-    sums: Callable[[Tensor, Radial, Radial, Tensor, Tensor, Tensor], Sums]
-
-
-def _angle_logits(
-    folded: Tensor, x: Radial, y: Radial, scale: Tensor
-) -> tuple[Tensor, Tensor]:
-    h, g = unfold(folded)
-    alpha, beta = angles(h, g, triangle(h, x, y), x, y)
-    return -scale * alpha, scale * beta
-
-
-def _angle_logit_sums(
-    folded: Tensor, x: Radial, y: Radial, scale: Tensor, at_row: Tensor, at_column: Tensor
-) -> Sums:
-    h, g = unfold(folded)
-    tri = triangle(h, x, y)
-    alpha, beta = angles(h, g, tri, x, y)
-    change = angle_change(h, g, tri, x, y, -scale * at_row, scale * at_column)
-    return _sums(change, at_column * beta - at_row * alpha)
-
-
-def _distance_logits(
-    h: Tensor, x: Radial, y: Radial, scale: Tensor
-) -> tuple[Tensor, Tensor]:
-    logit = -scale * distance(triangle(h, x, y))
-    return logit, logit
-
-
-def _distance_logit_sums(
-    h: Tensor, x: Radial, y: Radial, scale: Tensor, at_row: Tensor, at_column: Tensor
-) -> Sums:
-    tri, at = triangle(h, x, y), at_row + at_column
-    return _sums(distance_change(h, tri, x, y, -scale * at), -at * distance(tri))
-
-
-def _cosine_logits(
-    h: Tensor, x: Radial, y: Radial, scale: Tensor
-) -> tuple[Tensor, Tensor]:
-    logit = scale * (1 - h) * (x.apex * y.apex)
-    return logit, logit
-
-
-def _cosine_logit_sums(
-    h: Tensor, x: Radial, y: Radial, scale: Tensor, at_row: Tensor, at_column: Tensor
-) -> Sums:
-    at = (at_row + at_column) * (x.apex * y.apex)
-    none = torch.zeros_like(h)
-    return _sums(Change(-scale * at, none, none, none), at * (1 - h))
-
-
-LOGITS = {
-    "angle": Logits(_angle_logits, _angle_logit_sums),
-    "distance": Logits(_distance_logits, _distance_logit_sums),
-    "cosine": Logits(_cosine_logits, _cosine_logit_sums),
-}
 
 
 def log_sums(
-    similarity: str, folded: Tensor, x: Radial, y: Radial, scale: Tensor, ids: tuple[Tensor, Tensor]
+    similarity: str,
+    folded: Tensor,
+    x: Radial,
+    y: Radial,
+    c: Tensor,
+    scale: Tensor,
+    ids: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor]:
     """log-sum-exp of the rows ``(n, 1)`` and columns ``(1, m)``, pairs of equal ids left out."""
-    row, column = LOGITS[similarity].values(folded, x, y, scale)
+    h, g = _unfolded(similarity, folded)
+    value = values(similarity, h, g, triangle(h, x, y), x, y, c)
+    row, column = SIGNS[similarity]
     same = ids[0] == ids[1]
-    return _log_sum(row, same, 1), _log_sum(column, same, 0)
+    return (
+        _log_sum(torch.where(same, -math.inf, row * scale * value[0]), 1),
+        _log_sum(torch.where(same, -math.inf, column * scale * value[-1]), 0),
+    )
 
 
-def _log_sum(logit: Tensor, same: Tensor, dim: int) -> Tensor:
-    logit = torch.where(same, -math.inf, logit)
+def _log_sum(logit: Tensor, dim: int) -> Tensor:
     largest = logit.amax(dim, keepdim=True)
     shift = torch.where(largest == -math.inf, 0.0, largest)
     return shift + (logit - shift).exp().sum(dim, keepdim=True).log()
@@ -184,14 +108,24 @@ def log_sums_change(
     folded: Tensor,
     x: Radial,
     y: Radial,
+    c: Tensor,
     scale: Tensor,
     ids: tuple[Tensor, Tensor],
     log_sums: tuple[Tensor, Tensor],
     at: tuple[Tensor, Tensor],
 ) -> Sums:
     """Derivative of ``at[0] . rows + at[1] . columns``; `log_sums` as over all blocks."""
-    logits, same = LOGITS[similarity], ids[0] == ids[1]
-    row, column = logits.values(folded, x, y, scale)
-    at_row = torch.where(same, 0.0, at[0] * (row - log_sums[0]).exp())
-    at_column = torch.where(same, 0.0, at[1] * (column - log_sums[1]).exp())
-    return logits.sums(folded, x, y, scale, at_row, at_column)
+    h, g = _unfolded(similarity, folded)
+    tri = triangle(h, x, y)
+    value = values(similarity, h, g, tri, x, y, c)
+    same, (row, column) = ids[0] == ids[1], SIGNS[similarity]
+    of_row = at[0] * (row * scale * value[0] - log_sums[0]).exp()
+    of_column = at[1] * (column * scale * value[-1] - log_sums[1]).exp()
+    # What each value is multiplied by in the sum, without the scale.
+    of_row, of_column = (
+        torch.where(same, 0.0, sign * of) for sign, of in ((row, of_row), (column, of_column))
+    )
+    by_scale = of_row * value[0] + of_column * value[-1]
+    weights = (of_row, of_column) if len(value) > 1 else (of_row + of_column,)
+    at_values = tuple(scale * w for w in weights)
+    return _sums(change(similarity, h, g, tri, x, y, c, at_values), by_scale)

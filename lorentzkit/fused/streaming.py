@@ -1,4 +1,4 @@
-"""Pairwise functions and log-sum-exps in blocks that fit the cache: O((N + M) D) memory, any device.
+"""Pairwise functions and log-sum-exps in blocks that fit the cache: O((N + M) D) memory.
 
 A block is one matrix product into a reused buffer, mended where the product has lost a nearly
 parallel pair, then one pass over it (`pointwise`), and for gradients two more products. The pass is
@@ -16,24 +16,13 @@ from torch import Tensor
 
 from lorentzkit._numerics import dot
 from lorentzkit.fused import pointwise
-from lorentzkit.fused.clouds import FEW_DIMENSIONS, Cloud, Clouds, chunks, clouds, row_blocks
+from lorentzkit.fused.clouds import FEW_DIMENSIONS, Cloud, Clouds, clouds, row_blocks, row_chunks
 from lorentzkit.fused.formulas import Radial
 from lorentzkit.fused.pointwise import Sums
 
 ROWS, COLUMNS = 512, 1024
 _WORTH_COMPILING = 2**20  # pairs; below, some tens of blocks' overhead are not worth seconds
 _ALIGNED = 1e-36  # under what `formulas.sines` takes for 0, but with a sign
-
-VALUES = {
-    "inner": pointwise.inner_value,
-    "distance": pointwise.distance_value,
-    "angle": pointwise.angle_value,
-}
-SUMS = {
-    "inner": pointwise.inner_sums,
-    "distance": pointwise.distance_sums,
-    "angle": pointwise.angle_sums,
-}
 
 
 class Gradients(NamedTuple):
@@ -51,10 +40,10 @@ class Gradients(NamedTuple):
 def matrix(kind: str, x: Tensor, y: Tensor, c: Tensor, precision: str) -> Tensor:
     """``(N, D), (M, D) -> (N, M)`` of inner products, distances or exterior angles."""
     pairs = _Pairs(clouds(x, y, c, precision), exact_opposites=kind == "angle")
-    value = pairs.fused(VALUES[kind])
+    value = pairs.fused(pointwise.matrix)
     out = x.new_empty(len(x), len(y))
     for block in pairs:
-        out[block.rows, block.columns] = value(block.folded, block.x, block.y, c)
+        out[block.rows, block.columns] = value(kind, block.folded, block.x, block.y, c)
     return out
 
 
@@ -63,11 +52,11 @@ def matrix_gradients(
 ) -> Gradients:
     """Derivatives of ``(at * matrix).sum()``."""
     pairs = _Pairs(clouds(x, y, c, precision), exact_opposites=kind == "angle")
-    value = pairs.fused(SUMS[kind])
+    change = pairs.fused(pointwise.matrix_change)
     totals = _Totals(pairs.clouds)
     for block in pairs:
-        sums = value(block.folded, block.x, block.y, c, at[block.rows, block.columns])
-        totals.add(block, sums)
+        weights = at[block.rows, block.columns].contiguous()  # of a sum, strides are 0
+        totals.add(block, change(kind, block.folded, block.x, block.y, c, weights))
     return totals.gradients()
 
 
@@ -86,13 +75,10 @@ def log_sums(
     """log-sum-exp of the logits by rows ``(N,)`` and columns ``(M,)``, equal ids left out."""
     pairs = _Pairs(clouds(x, y, c, precision), exact_opposites=similarity == "angle")
     value = pairs.fused(pointwise.log_sums)
-    factor = unit_scale(similarity, scale, c)
     of_rows = x.new_full((len(x), -(-len(y) // COLUMNS)), -torch.inf)
     of_columns = x.new_full((-(-len(x) // ROWS), len(y)), -torch.inf)
     for block in pairs:
-        row, column = value(
-            similarity, block.folded, block.x, block.y, factor, block.of(*ids)
-        )
+        row, column = value(similarity, block.folded, block.x, block.y, c, scale, block.of(*ids))
         of_rows[block.rows, block.columns.start // COLUMNS] = row[:, 0]
         of_columns[block.rows.start // ROWS, block.columns] = column[0]
     return of_rows.logsumexp(1), of_columns.logsumexp(0)
@@ -112,7 +98,6 @@ def log_sums_gradients(
     """Derivatives of ``at[0] . rows + at[1] . columns``, with ``sums`` what `log_sums` gave."""
     pairs = _Pairs(clouds(x, y, c, precision), exact_opposites=similarity == "angle")
     value = pairs.fused(pointwise.log_sums_change)
-    factor = unit_scale(similarity, scale, c)
     totals = _Totals(pairs.clouds)
     for block in pairs:
         change = value(
@@ -120,19 +105,14 @@ def log_sums_gradients(
             block.folded,
             block.x,
             block.y,
-            factor,
+            c,
+            scale,
             block.of(*ids),
             block.of(*sums),
             block.of(*at),
         )
         totals.add(block, change)
-    gradients = totals.gradients()
-    return gradients._replace(scale=unit_scale(similarity, gradients.scale, c))
-
-
-def unit_scale(similarity: str, scale: Tensor, c: Tensor) -> Tensor:
-    """The scale of logits in units of the radius of curvature: 0-dim."""
-    return scale / c.sqrt().squeeze() if similarity == "distance" else scale
+    return totals.gradients()
 
 
 # --- Blocks ---------------------------------------------------------------------------------------
@@ -196,7 +176,7 @@ class _Pairs:
             exact = self._opposite(x, y) if opposite else _half_square(x[:, :-2], -y[:, :-2])
             out.copy_(torch.where(which, exact, out))
             return
-        for some in chunks(x.new_empty(len(i), x.shape[-1], device="meta")):
+        for some in row_chunks(len(i), x.shape[-1]):
             if opposite:
                 d = x[i[some], :-2] + 2 * self.clouds.mean - y[j[some], :-2]
                 out[i[some], j[some]] = -0.5 * dot(d, d)[:, 0] - _ALIGNED
@@ -257,7 +237,7 @@ class _Total:
         """``(sum_j W_ij (v_j - u_i cos)) / |x| + u_i da_i``, in the place of the first sum."""
         cloud = self._cloud
         along = torch.where(cloud.inside, self.radii * (c.sqrt() / cloud.radial.cosh), 0.0)
-        for rows in chunks(self.directions):
+        for rows in row_chunks(*self.directions.shape):
             unit = mean + sign * cloud.spread[rows]
             change = sign * self.directions[rows] - self.weights[rows] * mean
             across = (change - unit * dot(unit, change)) / cloud.length[rows]

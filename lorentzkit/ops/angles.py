@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from lorentzkit._checks import points_and
-from lorentzkit._numerics import carry, dot, norm, smallest_length
-from lorentzkit._pairs import cosh_root, polar_pair, sinh_difference, transverse
+from lorentzkit._numerics import norm
+from lorentzkit._pairs import apex
 
 
 def exterior_angle(x: Tensor, y: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -33,7 +33,7 @@ def exterior_angle(x: Tensor, y: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     >>> exterior_angle(x, 2 * x), exterior_angle(x, torch.tensor([1.0, 1e-6]))
     (tensor(0.), tensor(1.5708))
     """
-    sine, cosine = _apex(*points_and(curv, {"x": x, "y": y}))
+    sine, cosine = apex(*points_and(curv, {"x": x, "y": y}))
     return torch.atan2(sine, cosine).squeeze(-1)
 
 
@@ -55,7 +55,7 @@ def interior_angle(x: Tensor, y: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     >>> interior_angle(torch.tensor([2.0, 0.0]), torch.tensor([1.0, 0.0]))
     tensor(0.)
     """
-    sine, cosine = _apex(*points_and(curv, {"x": x, "y": y}))
+    sine, cosine = apex(*points_and(curv, {"x": x, "y": y}))
     return torch.atan2(sine, -cosine).squeeze(-1)
 
 
@@ -114,31 +114,8 @@ def entailment_residual(
     if not aperture_scale > 0:
         raise ValueError(f"aperture_scale: expected a positive number, got {aperture_scale!r}")
     x, y, c = points_and(curv, {"x": x, "y": y})
-    outside = torch.atan2(*_apex(x, y, c)) - aperture_scale * _half_aperture(x, c, min_radius)
+    outside = torch.atan2(*apex(x, y, c)) - aperture_scale * _half_aperture(x, c, min_radius)
     return outside.clamp_min(0.0).squeeze(-1)
-
-
-def _apex(x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """Sine and cosine of the exterior angle at x, up to a common positive factor."""
-    # The gradient grows as 1/|x| and 1/|x - y|: where that would overflow it is left out.
-    least = 2.0**-20 * smallest_length(x.dtype)
-    x = torch.where(norm(x.detach()) > least, x, x.detach())
-    p = polar_pair(x, y)
-    cosh_x, cosh_y = cosh_root(x, c), cosh_root(y, c)
-    across = carry(transverse(x.detach(), y.detach()), y - p.u * dot(p.u, y))
-    radial = sinh_difference(p, cosh_x, cosh_y)
-    lean = cosh_x.times(p.ry * p.h)
-    size = torch.maximum(norm(across), radial.abs() + lean).detach()
-    angle = (size != 0) & (p.rx != 0)
-    # Divided by the size term by term: in the gradient a square of the size would underflow. Where
-    # the size is nothing beside cosh a |y| the gradient would overflow, and is left out.
-    floor = least * cosh_x.times(p.ry).detach().clamp_min(1.0)
-    size = torch.where(angle, torch.maximum(size, floor), 1.0)
-    steady = ~(size > floor)
-    radial = sinh_difference(p._replace(dr=p.dr / size), cosh_x, cosh_y)
-    sine = torch.where(angle, norm(across) / size, 0.0)
-    cosine = torch.where(angle, -radial - cosh_x.times(p.h * (p.ry / size)), 1.0)
-    return torch.where(steady, sine.detach(), sine), torch.where(steady, cosine.detach(), cosine)
 
 
 def _half_aperture(x: Tensor, c: Tensor, min_radius: float) -> Tensor:

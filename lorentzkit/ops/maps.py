@@ -337,7 +337,7 @@ def _transp_slope_value(
     obtuse = p.h > 1
     ry, h = torch.where(obtuse, -p.ry, p.ry), torch.where(obtuse, 2 - p.h, p.h)
     w = torch.where(obtuse, p.u + p.v, p.w)
-    difference = sinh_difference(p, x_root, y_root)
+    difference = sinh_difference(p.rx, p.ry, p.dr, x_root, y_root)
     t = torch.where(obtuse, c * (p.rx * y0 + p.ry * x0), difference)
     cosh = root_one_plus(t)
     whole = 1 + cosh + c * p.rx * ry * h
@@ -349,7 +349,7 @@ def _transp_slope_value(
     # the derivative in whole itself would underflow.
     s = whole.detach().sqrt()
     one, x_s, y_s = 1 / s / s, p.rx / s, ry / s
-    difference_s = sinh_difference(p._replace(dr=p.dr / s / s), x_root, y_root)
+    difference_s = sinh_difference(p.rx, p.ry, p.dr / s / s, x_root, y_root)
     t_s = torch.where(obtuse, c * (x_s * (y0 / s) - y_s * (x0 / s)), difference_s)
     cosh_s = torch.hypot(one, t_s)
     whole_s = one + cosh_s + c * x_s * y_s * h
@@ -360,7 +360,7 @@ def _transp_slope_value(
     flat = x_root.over(t_s / whole_s) + h * lift
     along = torch.where(t > 1, outward, torch.where(t < -1, inward, flat))
     value = dot(u.transverse, w) * lift + u.radial * along
-    slant = cosh_x.over(sinh_difference(p, cosh_x, cosh_root(y, c)))
+    slant = cosh_x.over(sinh_difference(p.rx, p.ry, p.dr, cosh_x, cosh_root(y, c)))
     slant = torch.where(obtuse, p.rx * y0 / x0 + p.ry, slant)
     return value, whole, ry * w + p.u * slant
 
