@@ -59,12 +59,17 @@ def clouds(x: Tensor, y: Tensor, c: Tensor, precision: str) -> Clouds:
     spreads = [_centre(b, mean) for b in bases]
     bases[1][:, :D].neg_()
     bases[1][:, -2:] = bases[1][:, -2:].flip(-1)
-    # A product's error in h is about `error` roundings; what the pairwise bound allows in h is 16
-    # times what one rounding of both directions, by 2 sin(theta), makes.
-    error = (2 + math.sqrt(D) / 4) * max(1e-3, spreads[0] * spreads[1])
-    threshold = min(1.0, error**2 / 2048) if D > FEW_DIMENSIONS else math.inf
+    threshold = mend_below(D, spreads[0] * spreads[1])
     x_, y_ = (_cloud(b, r, c) for b, r in zip(bases, lengths, strict=True))
     return Clouds(x_, y_, mean, c, threshold)
+
+
+def mend_below(D: int, spread: float = 1.0) -> float:
+    """The h under which a product of vectors of lengths with the product `spread` has lost it."""
+    # The product's error in h is about `error` roundings; what the pairwise bound allows in h is 16
+    # times what one rounding of both directions, by 2 sin(theta), makes.
+    error = (2 + math.sqrt(D) / 4) * max(1e-3, spread)
+    return min(1.0, error**2 / 2048)
 
 
 def row_blocks(count: int, size: int) -> Iterator[slice]:
