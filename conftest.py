@@ -4,7 +4,7 @@ import geoopt
 import pytest
 import torch
 
-from lorentzkit import ops
+from lorentzkit import losses, ops
 
 
 @pytest.fixture(autouse=True)
@@ -12,3 +12,4 @@ def _doctest_names(doctest_namespace: dict[str, object]) -> None:
     torch.manual_seed(0)
     doctest_namespace.update({"torch": torch, "geoopt": geoopt})
     doctest_namespace.update({name: getattr(ops, name) for name in ops.__all__})
+    doctest_namespace.update({name: getattr(losses, name) for name in losses.__all__})

@@ -1,12 +1,12 @@
 """Differentiable hyperbolic geometry for PyTorch.
 
-`lorentzkit.ops` holds the geometry as plain functions of tensors. `lorentzkit.manifolds` makes it
-a geoopt manifold for Riemannian optimisers, and is imported only when asked for: importing
-`lorentzkit` loads nothing beyond PyTorch.
+`lorentzkit.ops` holds the geometry as plain functions of tensors, `lorentzkit.losses` the losses.
+`lorentzkit.manifolds` makes it a geoopt manifold for Riemannian optimisers, and is imported only
+when asked for: importing `lorentzkit` loads nothing beyond PyTorch.
 """
 
-from lorentzkit import ops
+from lorentzkit import losses, ops
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "ops"]
+__all__ = ["__version__", "losses", "ops"]

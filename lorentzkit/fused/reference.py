@@ -14,7 +14,7 @@ from lorentzkit._checks import clamp_norm, norm_limit, values_known
 from lorentzkit._numerics import arsinh_length, carry, dot, norm
 from lorentzkit._pairs import apex, chord, cosh_excess, time_of
 from lorentzkit.fused.clouds import FEW_DIMENSIONS, TINY, mend_below
-from lorentzkit.fused.formulas import Radial, legs, radial, triangle
+from lorentzkit.fused.formulas import legs, radial, triangle
 from lorentzkit.fused.pointwise import SIGNS
 
 

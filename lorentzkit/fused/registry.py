@@ -8,6 +8,7 @@ reference: exact, with N x M matrices.
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -56,11 +57,8 @@ def _why_no_triton(x: Tensor) -> str | None:
 
 
 def _module(impl: str) -> ModuleType:
-    if impl == "triton":
-        from lorentzkit.fused import triton  # slow to import, and absent on many machines
-
-        return triton
-    return streaming
+    # Triton is slow to import, and absent on many machines.
+    return import_module("lorentzkit.fused.triton") if impl == "triton" else streaming
 
 
 # --- Custom ops: forward and gradient of each function --------------------------------------------
@@ -274,7 +272,8 @@ def _differentiable(
             by = gradient_op(*args) if compiling else Gradient.apply(tensors, *args)
             return (*by, *([None] * (tensors - inputs + len(ctx.rest))))
 
-    return Forward.apply
+    apply: Callable[..., Any] = Forward.apply
+    return apply
 
 
 def _second(

@@ -2,6 +2,8 @@
 
 These are the positives of a loss and the winners of a search: few, and worth every digit. A
 gathered copy of the points would be as large as the pairs are many: they are taken some at a time.
+All is computed in float64. For float32 points that is so much wider that inner products give every
+angle; float64 points take the exact products of `_pairs`.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lorentzkit._checks import norm_limit
-from lorentzkit._numerics import dot, norm, polar
+from lorentzkit._numerics import dot, polar
 from lorentzkit._pairs import radius_difference, sinh_difference, time_root, transverse
 from lorentzkit.fused.clouds import TINY, row_chunks
 from lorentzkit.fused.formulas import Radial, Triangle, change, exact_triangle, radial, values
@@ -24,7 +26,8 @@ class _Side(NamedTuple):
     point: Tensor
     unit: Tensor
     length: Tensor
-    inside: Tensor
+    true_length: Tensor
+    """Before the point was moved to ``max_radius``; never 0"""
     radial: Radial
 
 
@@ -34,6 +37,9 @@ class _Pair(NamedTuple):
     h: Tensor
     g: Tensor
     triangle: Triangle
+    across_x: Tensor
+    """``v - u cos(theta)``"""
+    across_y: Tensor
 
 
 def selected(kind: str, x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor) -> Tensor:
@@ -41,8 +47,10 @@ def selected(kind: str, x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor) -
     out = x.new_empty(len(i), 2 if kind == "angle" else 1)
     for some in row_chunks(len(i), x.shape[-1]):
         pair = _pair(x[i[some]], y[j[some]], c)
-        value = values(kind, pair.h, pair.g, pair.triangle, pair.x.radial, pair.y.radial, c)
-        out[some] = torch.cat(value, -1)
+        value = values(
+            kind, pair.h, pair.g, pair.triangle, pair.x.radial, pair.y.radial, c.double()
+        )
+        out[some] = torch.cat(value, -1).to(out.dtype)
     return out
 
 
@@ -52,7 +60,8 @@ def selected_gradients(
     """Derivatives of ``(at * selected).sum()`` by x, y and c."""
     dx, dy, dc = torch.zeros_like(x), torch.zeros_like(y), torch.zeros_like(c).double()
     for some in row_chunks(len(i), x.shape[-1]):
-        pair = _pair(x[i[some]], y[j[some]], c)
+        rows, columns = i[some], j[some]
+        pair = _pair(x[rows], y[columns], c)
         by = change(
             kind,
             pair.h,
@@ -60,43 +69,56 @@ def selected_gradients(
             pair.triangle,
             pair.x.radial,
             pair.y.radial,
-            c,
-            at[some].tensor_split(at.shape[-1], -1),
+            c.double(),
+            at[some].double().tensor_split(at.shape[-1], -1),
         )
-        dx.index_add_(0, i[some], _gradient(by.h, by.a, pair.x, pair.y, c))
-        dy.index_add_(0, j[some], _gradient(by.h, by.b, pair.y, pair.x, c))
+        dx.index_add_(0, rows, _gradient(by.h, by.a, pair.x, pair.across_x, c).to(x.dtype))
+        dy.index_add_(0, columns, _gradient(by.h, by.b, pair.y, pair.across_y, c).to(x.dtype))
         dc += by.c.sum()
     return dx, dy, (dc / (2 * c)).to(c.dtype)
 
 
 def _pair(x: Tensor, y: Tensor, c: Tensor) -> _Pair:
-    a, b = _side(x, c), _side(y, c)
-    sine = _across(a, b)
+    widened, limit = x.dtype != torch.float64, norm_limit(c).double()
+    x, y, c = x.double(), y.double(), c.double()
+    a, b = _side(x, c, limit, widened), _side(y, c, limit, widened)
     cosine = dot(a.unit, b.unit)
+    if widened:
+        across_x, across_y = b.unit - a.unit * cosine, a.unit - b.unit * cosine
+        turn = torch.sinh(torch.asinh(a.radial.sinh) - torch.asinh(b.radial.sinh))
+    else:
+        across_x = transverse(a.point, b.point) / b.length.clamp_min(_LEAST)
+        across_y = transverse(b.point, a.point) / a.length.clamp_min(_LEAST)
+        dr = radius_difference(a.point, b.point, a.length, b.length)
+        turn = sinh_difference(a.length, b.length, dr, time_root(a.point, c), time_root(b.point, c))
+    square = dot(across_x, across_x)
+    if widened:  # below that is float64's noise: no float32 point can tell it from 0
+        square = torch.where(square < 1e-28, 0.0, square)
     both = (a.length > 0) & (b.length > 0)
-    small = torch.where(both, dot(sine, sine), 1.0) / (1 + cosine.abs())
+    small = torch.where(both, square, 1.0) / (1 + cosine.abs())
     h = torch.where(cosine > 0, small, 1 - cosine)
     g = torch.where(cosine > 0, 1 + cosine, small)
-    rx, ry = norm(a.point), norm(b.point)
-    dr = radius_difference(a.point, b.point, rx, ry)
-    turn = sinh_difference(rx, ry, dr, time_root(a.point, c), time_root(b.point, c))
-    return _Pair(a, b, h, g, exact_triangle(h, turn, a.radial, b.radial))
+    triangle = exact_triangle(h, turn, a.radial, b.radial)
+    return _Pair(a, b, h, g, triangle, across_x, across_y)
 
 
-def _side(x: Tensor, c: Tensor) -> _Side:
-    length, unit = polar(x)
-    limit = norm_limit(c)
-    inside = ~(length > limit)
-    s = c.sqrt() * torch.minimum(length, limit).clamp_min(TINY[x.dtype])
+_LEAST = TINY[torch.float64]
+
+
+def _side(x: Tensor, c: Tensor, limit: Tensor, widened: bool) -> _Side:
+    if widened:
+        true_length = dot(x, x).sqrt()
+        unit = x / true_length.clamp_min(_LEAST)
+    else:
+        true_length, unit = polar(x)
+    length = torch.minimum(true_length, limit)
+    point = x if widened else torch.where(true_length > limit, unit * limit, x)
     apex = (length != 0).to(x.dtype)
-    return _Side(torch.where(inside, x, unit * limit), unit, length, inside, radial(s, apex))
+    of_radius = radial(c.sqrt() * length.clamp_min(_LEAST), apex)
+    return _Side(point, unit, length, true_length.clamp_min(_LEAST), of_radius)
 
 
-def _across(a: _Side, b: _Side) -> Tensor:
-    """The part of the direction of b across a: ``v - u cos(theta)``."""
-    return transverse(a.point, b.point) / norm(b.point).clamp_min(TINY[b.point.dtype])
-
-
-def _gradient(by_h: Tensor, by_radius: Tensor, a: _Side, b: _Side, c: Tensor) -> Tensor:
-    along = torch.where(a.inside, by_radius * (c.sqrt() / a.radial.cosh), 0.0)
-    return a.unit * along - _across(a, b) * (by_h / a.length.clamp_min(TINY[by_h.dtype]))
+def _gradient(by_h: Tensor, by_radius: Tensor, a: _Side, across: Tensor, c: Tensor) -> Tensor:
+    along = by_radius * (c.double().sqrt() / a.radial.cosh)
+    along = torch.where(a.true_length > a.length.clamp_min(_LEAST), 0.0, along)
+    return a.unit * along - across * (by_h / a.true_length)

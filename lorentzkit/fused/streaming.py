@@ -21,7 +21,7 @@ from lorentzkit.fused.formulas import Radial
 from lorentzkit.fused.pointwise import Sums
 
 ROWS, COLUMNS = 512, 1024
-_WORTH_COMPILING = 2**20  # pairs; below, some tens of blocks' overhead are not worth seconds
+_WORTH_COMPILING = 2**18  # pairs: one block
 _ALIGNED = 1e-36  # under what `formulas.sines` takes for 0, but with a sign
 
 
@@ -58,6 +58,37 @@ def matrix_gradients(
         weights = at[block.rows, block.columns].contiguous()  # of a sum, strides are 0
         totals.add(block, change(kind, block.folded, block.x, block.y, c, weights))
     return totals.gradients()
+
+
+def topk(
+    kind: str,
+    x: Tensor,
+    y: Tensor,
+    c: Tensor,
+    k: int,
+    largest: bool,
+    chunk: int,
+    precision: str,
+) -> Tensor:
+    """Indices ``(N, k)`` of the columns with the least (largest) values, in their order.
+
+    ``chunk`` columns at a time; 0 for what fits the cache.
+    """
+    pairs = _Pairs(clouds(x, y, c, precision), exact_opposites=kind == "angle", columns=chunk)
+    score, sign = pairs.fused(pointwise.score), 1 if largest else -1
+    if kind == "inner":  # falls with the distance
+        sign = -sign
+    best = x.new_full((len(x), k), -torch.inf)
+    where = torch.zeros(len(x), k, dtype=torch.int64, device=x.device)
+    for block in pairs:
+        rows, first = block.rows, block.columns.start
+        scores = sign * score(kind, block.folded, block.x, block.y)
+        values, columns = scores.topk(min(k, scores.shape[1]), sorted=False)
+        values = torch.cat([best[rows], values], 1)
+        columns = torch.cat([where[rows], columns + first], 1)
+        best[rows], order = values.topk(k)
+        where[rows] = columns.gather(1, order)
+    return where
 
 
 # --- Log-sum-exps -------------------------------------------------------------------------------
@@ -133,18 +164,19 @@ class _Block(NamedTuple):
 class _Pairs:
     """The blocks of all pairs of two clouds."""
 
-    def __init__(self, prepared: Clouds, *, exact_opposites: bool) -> None:
+    def __init__(self, prepared: Clouds, *, exact_opposites: bool, columns: int = 0) -> None:
         self.clouds = prepared
+        self._columns = columns or COLUMNS
         self._opposites = exact_opposites
         x, y = prepared.x.basis, prepared.y.basis
-        self._buffer = x.new_empty(min(len(x), ROWS) * min(len(y), COLUMNS))
+        self._buffer = x.new_empty(min(len(x), ROWS) * min(len(y), self._columns))
 
     def __iter__(self) -> Iterator[_Block]:
         x, y = self.clouds.x, self.clouds.y
         y_radial = y.radial.columns()
         for rows in row_blocks(len(x.basis), ROWS):
             x_radial = Radial(*(s[rows] for s in x.radial))
-            for columns in row_blocks(len(y.basis), COLUMNS):
+            for columns in row_blocks(len(y.basis), self._columns):
                 folded = self._folded(x.basis[rows], y.basis[columns])
                 y_block = Radial(*(s[:, columns] for s in y_radial))
                 yield _Block(rows, columns, folded, x_radial, y_block)

@@ -33,6 +33,13 @@ from lorentzkit.ops.models import (
     to_klein,
     to_poincare,
 )
+from lorentzkit.ops.pairwise import (
+    pairwise_dist,
+    pairwise_exterior_angle,
+    pairwise_impl,
+    pairwise_inner,
+    pairwise_topk,
+)
 from lorentzkit.ops.points import (
     add_time,
     drop_time,
@@ -65,6 +72,11 @@ __all__ = [
     "logmap",
     "logmap0",
     "max_radius",
+    "pairwise_dist",
+    "pairwise_exterior_angle",
+    "pairwise_impl",
+    "pairwise_inner",
+    "pairwise_topk",
     "tangent_inner",
     "tangent_norm",
     "time",

@@ -1,0 +1,197 @@
+"""Losses on points of hyperbolic space."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lorentzkit._checks import values_known
+from lorentzkit.fused import reference, registry
+from lorentzkit.fused.pointwise import SIGNS
+from lorentzkit.ops.pairwise import Implementation, Precision, cloud_pair
+
+Targets = int | Tensor | tuple[Tensor, Tensor] | None
+
+
+def contrastive_loss(
+    x: Tensor,
+    y: Tensor,
+    curv: float | Tensor = 1.0,
+    logit_scale: float | Tensor = 1.0,
+    *,
+    similarity: Literal["angle", "distance", "cosine"] = "angle",
+    targets: Targets = None,
+    reduction: Literal["mean", "sum", "none"] = "mean",
+    impl: Implementation = "auto",
+    precision: Precision = "highest",
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""Symmetric InfoNCE of paired batches, in O((N + M) D) memory.
+
+    For ``targets=None`` the same as, with s the scale and ``ext`` the exterior angle,
+
+        rows, columns = -s * pairwise_exterior_angle(x, y), s * pairwise_exterior_angle(y, x)
+        rows, columns = -s * pairwise_dist(x, y), -s * pairwise_dist(y, x)  # for "distance"
+        rows, columns = s * cosine(x, y), s * cosine(y, x)                  # for "cosine"
+        (cross_entropy(rows, arange(N)) + cross_entropy(columns, arange(N))) / 2
+
+    from one product of unit vectors forward and three backward. Positives are computed by the exact
+    elementwise forms, and each loss as ``log(1 + sum of the others / positive)``: it keeps its
+    relative accuracy when it is small. For "angle", x are the general concepts (texts): ``ext`` at
+    the apex x is to be small, ``ext`` at the apex y large.
+
+    Args:
+        x: points, space components, ``(N, D)``.
+        y: points, ``(M, D)``.
+        curv: positive, one number; "cosine" does not depend on it.
+        logit_scale: s > 0, a number or a tensor with one element: the inverse temperature.
+        similarity: "angle" (ATMG), "distance" (MERU) or "cosine" of space components (CLIP).
+        targets: which pairs are positive. None: (i, i), for N = M. An int, the offset of a shard:
+            (i, i + offset), for N + offset <= M. Integer labels ``(N,)`` of x and of y, or two such
+            tensors ``(N,), (M,)``: pairs of equal labels, as many as there are; a point's loss then
+            is the mean over its positives p of ``logsumexp(row) - row[p]`` (SupCon), and points
+            without a positive have none.
+        reduction: "mean": of the two directions' means; "sum": half of the two directions' sums;
+            "none": the losses of x ``(N,)`` and of y ``(M,)``, 0 where there is no positive.
+        impl, precision: see `ops.pairwise_dist`.
+
+    Returns:
+        A 0-dim tensor, or two tensors for "none"; float64 for float64 points, else float32. The
+        gradient is analytic in x, y, curv and logit_scale; its own derivative is the reference's,
+        with N x M matrices. Memory besides: a few numbers for each positive pair.
+
+    Raises:
+        TypeError, ValueError: as `ops.pairwise_dist`; for targets that do not fit, or without any
+            positive pair.
+
+    Source: Radford et al. 2021 (CLIP), fig. 3; Desai et al. 2023 (MERU), eq. 3; Ramasinghe et al.
+    2024 (ATMG), "Accept the Modality Gap", sec. 4; several positives: Khosla et al. 2020, eq. 2.
+
+    >>> x = torch.tensor([[0.1, 0.0], [0.0, 0.1]])
+    >>> contrastive_loss(x, 2 * x, logit_scale=10.0)  # each y lies right behind its x
+    tensor(0.0049)
+    >>> contrastive_loss(x, 2 * x, logit_scale=10.0, targets=torch.tensor([0, 0]))
+    tensor(6.2649)
+    """
+    if similarity not in SIGNS:
+        raise ValueError(f"similarity: expected one of {', '.join(SIGNS)}, got {similarity!r}")
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
+    x, y, c = cloud_pair(x, y, curv)
+    impl_ = registry.choose(impl, x, precision)
+    scale = _scale(logit_scale, x)
+    rows, columns, pairs = _targets(targets, len(x), len(y), x.device)
+
+    if impl_ == "reference":
+        with torch.autocast(x.device.type, enabled=False):
+            others = reference.log_sums(similarity, x, y, c, scale, rows, columns)
+            positives = reference.selected(similarity, x, y, c, *pairs)
+    else:
+        others = registry.log_sums(x, y, c, scale, rows, columns, similarity, impl_, precision)
+        positives = registry.selected(x, y, c, *pairs, similarity)
+
+    losses, counts = [], []
+    for other, value, sign, of in zip(
+        others, (positives[:, 0], positives[:, -1]), SIGNS[similarity], pairs, strict=True
+    ):
+        loss, count = _losses(other, sign * scale * value, of)
+        losses.append(loss)
+        counts.append(count)
+    if reduction == "none":
+        return losses[0], losses[1]
+    total = [
+        loss.sum() / (n if reduction == "mean" else 1)
+        for loss, n in zip(losses, counts, strict=True)
+    ]
+    return (total[0] + total[1]) / 2
+
+
+def _losses(others: Tensor, positives: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
+    """Each anchor's loss, from the log-sum-exp of its negatives and the logits of its positives.
+
+    ``of`` says whose each positive is. Also returned is how many anchors have one.
+    """
+    count = torch.zeros_like(others).index_add(0, of, torch.ones_like(positives))
+    some = count > 0
+    largest = torch.full_like(others, -torch.inf).scatter_reduce(0, of, positives.detach(), "amax")
+    largest = torch.where(some, largest, 0.0)
+    shifted = torch.zeros_like(others).index_add(0, of, (positives - largest[of]).exp())
+    log_sum = largest + torch.where(some, shifted, 1.0).log()
+    # log_sum less the mean of the positives, as a mean of differences: 0 for a single one
+    spread = torch.zeros_like(others).index_add(0, of, log_sum[of] - positives)
+    loss = torch.logaddexp(others - log_sum, torch.zeros_like(others)) + spread / count.clamp_min(1)
+    return torch.where(some, loss, 0.0), some.sum()
+
+
+def _scale(logit_scale: object, x: Tensor) -> Tensor:
+    if isinstance(logit_scale, Tensor):
+        if logit_scale.numel() != 1 or not logit_scale.is_floating_point():
+            raise ValueError(
+                f"logit_scale: expected a number or a floating tensor with one element, "
+                f"got {logit_scale.dtype} of shape {tuple(logit_scale.shape)}"
+            )
+        scale = logit_scale.reshape(()).to(x.device, x.dtype)
+    elif isinstance(logit_scale, bool) or not isinstance(logit_scale, (int, float)):
+        raise TypeError(f"logit_scale: expected a number, got {type(logit_scale).__name__}")
+    else:
+        scale = torch.full((), float(logit_scale), dtype=x.dtype, device=x.device)
+    if scale.device.type == "cpu" and values_known(scale) and bool(scale <= 0):
+        raise ValueError(f"logit_scale: expected a positive number, got {scale.item():g}")
+    return scale
+
+
+def _targets(
+    targets: object, N: int, M: int, device: torch.device
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """Ids of rows and of columns, int32, equal where a pair is positive; and the positive pairs."""
+    if isinstance(targets, Tensor):
+        targets = (targets, targets)
+    if isinstance(targets, tuple):
+        return _labelled(targets, N, M, device)
+    if targets is None and N != M:
+        raise ValueError(
+            f"targets: None pairs x[i] with y[i] and needs as many of each, got {N} and {M}; "
+            f"give an offset or labels"
+        )
+    offset = 0 if targets is None else targets
+    if isinstance(offset, bool) or not isinstance(offset, int):
+        raise TypeError(
+            f"targets: expected None, an int, or integer tensors, got {type(targets).__name__}"
+        )
+    if not 0 <= offset <= M - N:
+        raise ValueError(
+            f"targets: an offset pairs x[i] with y[i + offset] and must lie in [0, M - N], "
+            f"got {offset} for N = {N}, M = {M}"
+        )
+    i = torch.arange(N, device=device)
+    columns = torch.arange(M, device=device, dtype=torch.int32)
+    return columns[offset : offset + N].clone(), columns, (i, i + offset)
+
+
+def _labelled(
+    labels: tuple[object, ...], N: int, M: int, device: torch.device
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    shapes = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in labels]
+    if shapes != [(N,), (M,)]:
+        raise ValueError(f"targets: expected labels of shapes ({N},) and ({M},), got {shapes}")
+    of_x, of_y = (t.to(device) for t in labels if isinstance(t, Tensor))
+    if of_x.is_floating_point() or of_y.is_floating_point():
+        raise TypeError(f"targets: expected integer labels, got {of_x.dtype} and {of_y.dtype}")
+    _, ids = torch.unique(torch.cat([of_x, of_y]), return_inverse=True)
+    rows, columns = ids[:N], ids[N:]
+    order = columns.argsort(stable=True)
+    ordered = columns[order]
+    first = torch.searchsorted(ordered, rows)
+    count = torch.searchsorted(ordered, rows, right=True) - first
+    i = torch.arange(N, device=device).repeat_interleave(count)
+    if not len(i):
+        raise ValueError(
+            "targets: no label of x occurs among those of y; there is no positive pair"
+        )
+    # The n-th positive of a row is n places after its first in the order of the columns.
+    place = torch.arange(len(i), device=device) - (count.cumsum(0) - count)[i]
+    return rows.int(), columns.int(), (i, order[first[i] + place])
+
+
+__all__ = ["Targets", "contrastive_loss"]

@@ -1,0 +1,250 @@
+"""All pairs of two sets of points: matrices, and the search for the nearest."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lorentzkit._checks import check_broadcast, curvature, vectors, working_dtype
+from lorentzkit.fused import reference, registry, streaming
+
+Implementation = Literal["auto", "reference", "streaming", "triton"]
+Precision = Literal["highest", "high", "medium"]
+
+_SCORES = {"dist": "distance", "exterior_angle": "angle", "inner": "inner"}
+
+
+def pairwise_inner(
+    x: Tensor,
+    y: Tensor,
+    curv: float | Tensor = 1.0,
+    *,
+    impl: Implementation = "auto",
+    precision: Precision = "highest",
+) -> Tensor:
+    r"""Lorentzian inner products of all pairs: ``ops.inner(x[i], y[j])``.
+
+    Args:
+        x: points, space components, ``(..., N, D)``.
+        y: points, ``(..., M, D)``.
+        curv: positive, broadcasts against ``(...)``.
+        impl, precision: see `pairwise_dist`.
+
+    Returns:
+        ``(..., N, M)``, at most ``-1/curv``.
+
+    Raises:
+        TypeError, ValueError: as `pairwise_dist`.
+
+    Source: as `inner`; the pairwise form is in docs/kernels.md.
+
+    >>> pairwise_inner(torch.tensor([[3.0, 0.0]]), torch.tensor([[3.0, 0.0], [-3.0, 0.0]]))
+    tensor([[ -1., -19.]])
+    """
+    return _matrix("inner", x, y, curv, impl, precision)
+
+
+def pairwise_dist(
+    x: Tensor,
+    y: Tensor,
+    curv: float | Tensor = 1.0,
+    *,
+    impl: Implementation = "auto",
+    precision: Precision = "highest",
+) -> Tensor:
+    r"""Geodesic distances of all pairs: ``ops.dist(x[i], y[j])``.
+
+    One matrix product of unit vectors and one pass over it, forward; two more products, backward.
+    Nothing of size N x M is held but the result.
+
+    Args:
+        x: points, space components, ``(..., N, D)``.
+        y: points, ``(..., M, D)``.
+        curv: positive, broadcasts against ``(...)``.
+        impl: "streaming" computes blocks that fit the cache, on any device; "triton" is for CUDA
+            and float32 or less; "reference" is plain PyTorch, with all its temporaries, and the
+            only one with a forward-mode derivative. "auto" takes "triton" where it runs, and else
+            "streaming"; `pairwise_impl` tells.
+        precision: as in `torch.set_float32_matmul_precision`. "highest" recomputes nearly parallel
+            pairs from differences; "high" rounds directions to tf32 and "medium" to bfloat16 first:
+            then the result is that of points so much moved. docs/kernels.md has the bounds.
+
+    Returns:
+        ``(..., N, M)``; the gradient of a pair that coincides is 0. Radii under 2^-66/sqrt(curv)
+        (float64: 2^-330) count as the origin's.
+
+    Raises:
+        TypeError, ValueError: for integer tensors, trailing sizes that differ, ``curv <= 0``,
+            leading dimensions that do not broadcast, an implementation that cannot run here.
+
+    Source: as `dist`; the pairwise form is in docs/kernels.md.
+
+    >>> x = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+    >>> pairwise_dist(x, x)
+    tensor([[0.0000, 2.3124],
+            [2.3124, 0.0000]])
+    """
+    return _matrix("distance", x, y, curv, impl, precision)
+
+
+def pairwise_exterior_angle(
+    x: Tensor,
+    y: Tensor,
+    curv: float | Tensor = 1.0,
+    *,
+    impl: Implementation = "auto",
+    precision: Precision = "highest",
+) -> Tensor:
+    r"""Exterior angles of all pairs, the apex first: ``ops.exterior_angle(x[i], y[j])``.
+
+    Args:
+        x: apexes, space components, ``(..., N, D)``.
+        y: points, ``(..., M, D)``.
+        curv: positive, broadcasts against ``(...)``.
+        impl, precision: see `pairwise_dist`.
+
+    Returns:
+        ``(..., N, M)``, radians in [0, pi], with the conventions of `exterior_angle`: 0 where the
+        points coincide or the apex is the origin, and pi where only y is; there the gradient is 0.
+
+    Raises:
+        TypeError, ValueError: as `pairwise_dist`.
+
+    Source: as `exterior_angle`; the pairwise form is in docs/kernels.md.
+
+    >>> x = torch.tensor([[1.0, 0.0]])
+    >>> pairwise_exterior_angle(x, torch.tensor([[2.0, 0.0], [0.5, 0.0]]))
+    tensor([[0.0000, 3.1416]])
+    """
+    return _matrix("angle", x, y, curv, impl, precision)
+
+
+def pairwise_topk(
+    x: Tensor,
+    y: Tensor,
+    k: int,
+    curv: float | Tensor = 1.0,
+    *,
+    score: Literal["dist", "exterior_angle", "inner"] = "dist",
+    largest: bool = False,
+    chunk: int | None = None,
+    impl: Literal["auto", "streaming", "triton"] = "auto",
+    precision: Precision = "highest",
+) -> tuple[Tensor, Tensor]:
+    r"""For every x, the k points y of the smallest (or largest) score: retrieval.
+
+    The same as ``pairwise_dist(x, y).topk(k, largest=False)``, without the N x M matrix. Candidates
+    are compared by what grows with the score and costs less; the winners' scores are the exact
+    elementwise ones, and their order is that of those.
+
+    Args:
+        x: queries, space components, ``(N, D)``.
+        y: the gallery, ``(M, D)``.
+        k: how many, 1 <= k <= M.
+        curv: positive, one number.
+        score: "dist", "exterior_angle" (x is the apex), or "inner".
+        largest: whether the largest scores are wanted.
+        chunk: how many points of the gallery are compared at a time; by default what is fast.
+        impl, precision: see `pairwise_dist`; there is no "reference" (it is the line above).
+
+    Returns:
+        values ``(N, k)``, sorted, differentiable in x, y and curv; and indices into y, int64.
+
+    Raises:
+        TypeError, ValueError: as `pairwise_dist`; for k outside [1, M].
+
+    >>> x = torch.tensor([[0.0, 1.0]])
+    >>> values, indices = pairwise_topk(x, torch.tensor([[0.0, 3.0], [1.0, 1.0], [0.0, 1.0]]), 2)
+    >>> indices
+    tensor([[2, 1]])
+    """
+    if score not in _SCORES:
+        raise ValueError(f"score: expected one of {', '.join(_SCORES)}, got {score!r}")
+    if impl not in ("auto", "streaming", "triton"):
+        raise ValueError(f"impl: expected 'auto', 'streaming' or 'triton', got {impl!r}")
+    kind = _SCORES[score]
+    x, y, c = cloud_pair(x, y, curv)
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= len(y):
+        raise ValueError(f"k: expected an int in [1, {len(y)}], the size of y, got {k!r}")
+    if chunk is not None and not (isinstance(chunk, int) and chunk >= 1):
+        raise ValueError(f"chunk: expected a positive int or None, got {chunk!r}")
+    impl_ = registry.choose(impl, x, precision)
+    found = (x.detach(), y.detach(), c.detach())
+    indices = registry.topk(*found, kind, k, largest, chunk or 0, impl_, precision)
+    rows = torch.arange(len(x), device=x.device).repeat_interleave(k)
+    values = registry.selected(x, y, c, rows, indices.flatten(), kind)[:, 0].view(-1, k)
+    values, order = values.sort(dim=1, descending=largest, stable=True)
+    return values, indices.gather(1, order)
+
+
+def pairwise_impl(x: Tensor, y: Tensor, impl: Implementation = "auto") -> str:
+    """What runs a pairwise op or a loss of these points: the choice of ``impl="auto"``, named.
+
+    Args:
+        x: ``(..., N, D)``.
+        y: ``(..., M, D)``.
+        impl: see `pairwise_dist`.
+
+    Returns:
+        "triton", "reference", "streaming" (eager operations on blocks) or "streaming, compiled"
+        (the pass over a block compiled by `torch.compile`: for 2^20 pairs and more, on a CPU, where
+        there is a C++ compiler; the first such call takes some seconds).
+
+    >>> x = torch.zeros(3, 2)
+    >>> pairwise_impl(x, x)
+    'streaming'
+    """
+    x, y = vectors(x=x, y=y)
+    name = registry.choose(impl, x, "highest")
+    pairs = x.shape[-2] * y.shape[-2]
+    compiled = name == "streaming" and streaming.compiles(x, pairs)
+    return f"{name}, compiled" if compiled else name
+
+
+def cloud_pair(x: object, y: object, curv: object) -> tuple[Tensor, Tensor, Tensor]:
+    """Checked, promoted ``(N, D)``, ``(M, D)`` and a curvature ``(1,)``."""
+    x, y = vectors(x=x, y=y)
+    for name, z in (("x", x), ("y", y)):
+        if z.dim() != 2 or len(z) == 0:
+            raise ValueError(f"{name}: expected points (N, D) with N >= 1, got {tuple(z.shape)}")
+    dtype = working_dtype(x, y, curv)
+    c = curvature(curv, dtype, x.device)
+    if c.numel() != 1:
+        raise ValueError(f"curv: expected one number, got shape {tuple(c.shape[:-1])}")
+    return x.to(dtype).contiguous(), y.to(dtype).contiguous(), c.reshape(1)
+
+
+def _matrix(kind: str, x: object, y: object, curv: object, impl: str, precision: str) -> Tensor:
+    x, y = vectors(x=x, y=y)
+    for name, z in (("x", x), ("y", y)):
+        if z.dim() < 2:
+            raise ValueError(f"{name}: expected points (..., N, D), got shape {tuple(z.shape)}")
+    dtype = working_dtype(x, y, curv)
+    x, y, c = x.to(dtype), y.to(dtype), curvature(curv, dtype, x.device)
+    check_broadcast(x=x[..., 0, 0], y=y[..., 0, 0], curv=c[..., 0])
+    impl = registry.choose(impl, x, precision)
+    if impl == "reference":
+        with torch.autocast(x.device.type, enabled=False):
+            return reference.matrix(kind, x, y, c)
+    batch = torch.broadcast_tensors(x[..., 0, 0], y[..., 0, 0], c[..., 0])[0].shape
+    (N, D), M = x.shape[-2:], y.shape[-2]
+    out: Tensor = registry.matrix(
+        x.expand(*batch, N, D).reshape(-1, N, D).contiguous(),
+        y.expand(*batch, M, D).reshape(-1, M, D).contiguous(),
+        c.expand(*batch, 1).reshape(-1, 1),
+        kind,
+        impl,
+        precision,
+    )
+    return out.reshape(*batch, N, M)
+
+
+__all__ = [
+    "pairwise_dist",
+    "pairwise_exterior_angle",
+    "pairwise_impl",
+    "pairwise_inner",
+    "pairwise_topk",
+]
