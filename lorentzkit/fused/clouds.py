@@ -23,7 +23,7 @@ from lorentzkit.fused.formulas import Radial, radial
 FEW_DIMENSIONS = 16
 # Radii under this one count as the origin's, in whose place derivatives take their limit.
 TINY = {torch.float32: 2.0**-66, torch.float64: 2.0**-330}
-_CHUNK = 2**18  # elements: what is done row by row stays in the cache
+_CHUNK = 2**15  # elements: what is done row by row stays in the cache
 
 
 class Cloud(NamedTuple):

@@ -43,10 +43,6 @@ class Radial(NamedTuple):
         """The scalars of points that are the columns."""
         return Radial(*(s.transpose(-1, -2).contiguous() for s in self))
 
-    def __getitem__(self, rows: slice) -> Radial:  # type: ignore[override]
-        """Those of some of the points that are rows."""
-        return Radial(*(s[rows] for s in tuple(self)))
-
 
 def radial(s: Tensor, apex: Tensor) -> Radial:
     """From ``s = sinh a >= 0``."""

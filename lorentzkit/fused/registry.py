@@ -269,7 +269,7 @@ def _differentiable(
             args = (*ctx.saved_tensors, *at, *ctx.rest)
             # Dynamo fails at a Function in a Function, and has no second derivatives anyway.
             compiling = torch.compiler.is_compiling()
-            by = gradient_op(*args) if compiling else Gradient.apply(tensors, *args)
+            by = gradient_op(*args) if compiling else Gradient.apply(tensors, *args)  # type: ignore[no-untyped-call]
             return (*by, *([None] * (tensors - inputs + len(ctx.rest))))
 
     apply: Callable[..., Any] = Forward.apply

@@ -1,9 +1,10 @@
 """The values of chosen pairs, by the exact elementwise forms, with analytic derivatives.
 
-These are the positives of a loss and the winners of a search: few, and worth every digit. A
-gathered copy of the points would be as large as the pairs are many: they are taken some at a time.
-All is computed in float64. For float32 points that is so much wider that inner products give every
-angle; float64 points take the exact products of `_pairs`.
+These are the positives of a loss and the winners of a search: few, and worth every digit. Gathered
+copies of the points would be as large as the pairs are many, so their lengths and angles are
+measured some at a time; the rest is scalars. All is computed in float64. For float32 points that is
+so much wider that inner products give every angle; float64 points take the exact products of
+`_pairs`.
 """
 
 from __future__ import annotations
@@ -15,110 +16,123 @@ from torch import Tensor
 
 from lorentzkit._checks import norm_limit
 from lorentzkit._numerics import dot, polar
-from lorentzkit._pairs import radius_difference, sinh_difference, time_root, transverse
-from lorentzkit.fused.clouds import TINY, row_chunks
+from lorentzkit._pairs import radius_difference, transverse
+from lorentzkit.fused.clouds import TINY, row_blocks
 from lorentzkit.fused.formulas import Radial, Triangle, change, exact_triangle, radial, values
+
+_LEAST = TINY[torch.float64]
+_CHUNK = 2**15  # elements: larger temporaries are handed back to the system, and fetched again
+
+
+class _Measures(NamedTuple):
+    """Of the pairs, ``(P, 1)``: lengths and their difference, cosine and squared sine."""
+
+    rx: Tensor
+    ry: Tensor
+    dr: Tensor
+    cosine: Tensor
+    square: Tensor
 
 
 class _Side(NamedTuple):
-    """Points, one for each pair: scalars ``(P, 1)``, vectors ``(P, D)``."""
-
-    point: Tensor
-    unit: Tensor
     length: Tensor
     true_length: Tensor
     """Before the point was moved to ``max_radius``; never 0"""
     radial: Radial
 
 
-class _Pair(NamedTuple):
+class _Pairs(NamedTuple):
     x: _Side
     y: _Side
+    cosine: Tensor
     h: Tensor
     g: Tensor
     triangle: Triangle
-    across_x: Tensor
-    """``v - u cos(theta)``"""
-    across_y: Tensor
 
 
 def selected(kind: str, x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor) -> Tensor:
     """The values of the pairs (i, j): ``(P, K)``, K = 2 for "angle": at x and at y; else 1."""
-    out = x.new_empty(len(i), 2 if kind == "angle" else 1)
-    for some in row_chunks(len(i), x.shape[-1]):
-        pair = _pair(x[i[some]], y[j[some]], c)
-        value = values(
-            kind, pair.h, pair.g, pair.triangle, pair.x.radial, pair.y.radial, c.double()
-        )
-        out[some] = torch.cat(value, -1).to(out.dtype)
-    return out
+    a, b, _, h, g, triangle = _pairs(x, y, c, i, j)
+    return torch.cat(values(kind, h, g, triangle, a.radial, b.radial, c.double()), -1).to(x.dtype)
 
 
 def selected_gradients(
     kind: str, x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor, at: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Derivatives of ``(at * selected).sum()`` by x, y and c."""
-    dx, dy, dc = torch.zeros_like(x), torch.zeros_like(y), torch.zeros_like(c).double()
-    for some in row_chunks(len(i), x.shape[-1]):
-        rows, columns = i[some], j[some]
-        pair = _pair(x[rows], y[columns], c)
-        by = change(
-            kind,
-            pair.h,
-            pair.g,
-            pair.triangle,
-            pair.x.radial,
-            pair.y.radial,
-            c.double(),
-            at[some].double().tensor_split(at.shape[-1], -1),
-        )
-        dx.index_add_(0, rows, _gradient(by.h, by.a, pair.x, pair.across_x, c).to(x.dtype))
-        dy.index_add_(0, columns, _gradient(by.h, by.b, pair.y, pair.across_y, c).to(x.dtype))
-        dc += by.c.sum()
-    return dx, dy, (dc / (2 * c)).to(c.dtype)
+    a, b, cosine, h, g, triangle = _pairs(x, y, c, i, j)
+    weights = at.double().tensor_split(at.shape[-1], -1)
+    by = change(kind, h, g, triangle, a.radial, b.radial, c.double(), weights)
+    along_x, along_y = _along(by.a, a, c), _along(by.b, b, c)
+    steep = by.h / (a.true_length * b.true_length)
+    dx, dy = torch.zeros_like(x), torch.zeros_like(y)
+    for some in _chunks(i, x):
+        p, q = x[i[some]].double(), y[j[some]].double()
+        ratio = cosine[some] * b.true_length[some] / a.true_length[some]
+        gradient = p * along_x[some] - _across(p, q, ratio, x.dtype) * steep[some]
+        dx.index_add_(0, i[some], gradient.to(x.dtype))
+        ratio = cosine[some] * a.true_length[some] / b.true_length[some]
+        gradient = q * along_y[some] - _across(q, p, ratio, x.dtype) * steep[some]
+        dy.index_add_(0, j[some], gradient.to(x.dtype))
+    return dx, dy, (by.c.sum() / (2 * c)).to(c.dtype)
 
 
-def _pair(x: Tensor, y: Tensor, c: Tensor) -> _Pair:
-    widened, limit = x.dtype != torch.float64, norm_limit(c).double()
-    x, y, c = x.double(), y.double(), c.double()
-    a, b = _side(x, c, limit, widened), _side(y, c, limit, widened)
-    cosine = dot(a.unit, b.unit)
-    if widened:
-        across_x, across_y = b.unit - a.unit * cosine, a.unit - b.unit * cosine
-        turn = torch.sinh(torch.asinh(a.radial.sinh) - torch.asinh(b.radial.sinh))
-    else:
-        across_x = transverse(a.point, b.point) / b.length.clamp_min(_LEAST)
-        across_y = transverse(b.point, a.point) / a.length.clamp_min(_LEAST)
-        dr = radius_difference(a.point, b.point, a.length, b.length)
-        turn = sinh_difference(a.length, b.length, dr, time_root(a.point, c), time_root(b.point, c))
-    square = dot(across_x, across_x)
-    if widened:  # below that is float64's noise: no float32 point can tell it from 0
-        square = torch.where(square < 1e-28, 0.0, square)
-    both = (a.length > 0) & (b.length > 0)
-    small = torch.where(both, square, 1.0) / (1 + cosine.abs())
-    h = torch.where(cosine > 0, small, 1 - cosine)
-    g = torch.where(cosine > 0, 1 + cosine, small)
-    triangle = exact_triangle(h, turn, a.radial, b.radial)
-    return _Pair(a, b, h, g, triangle, across_x, across_y)
+def _along(by_radius: Tensor, a: _Side, c: Tensor) -> Tensor:
+    """What the point is multiplied by in its gradient: 0 beyond ``max_radius``."""
+    along = by_radius * (c.double().sqrt() / a.radial.cosh) / a.true_length
+    return torch.where(a.true_length > a.length.clamp_min(_LEAST), 0.0, along)
 
 
-_LEAST = TINY[torch.float64]
+def _across(p: Tensor, q: Tensor, ratio: Tensor, dtype: torch.dtype) -> Tensor:
+    """The part of q across p; ``ratio`` is that of the part along p to p."""
+    return transverse(p, q) if dtype == torch.float64 else q - p * ratio
 
 
-def _side(x: Tensor, c: Tensor, limit: Tensor, widened: bool) -> _Side:
-    if widened:
-        true_length = dot(x, x).sqrt()
-        unit = x / true_length.clamp_min(_LEAST)
-    else:
-        true_length, unit = polar(x)
+def _pairs(x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor) -> _Pairs:
+    measure = _exact_measures if x.dtype == torch.float64 else _wide_measures
+    some = [measure(x[i[s]].double(), y[j[s]].double()) for s in _chunks(i, x)]
+    m = _Measures(*(torch.cat(column) for column in zip(*some, strict=True)))
+    c, limit = c.double(), norm_limit(c).double()
+    a, b = _side(m.rx, c, limit), _side(m.ry, c, limit)
+    inside = (m.rx <= limit) & (m.ry <= limit)
+    dr = torch.where(inside, m.dr, a.length - b.length)
+    (sa, ca), (sb, cb) = a.radial[:2], b.radial[:2]
+    turn = (sa + sb) * (c.sqrt() * dr / (sa * cb + ca * sb))
+    small = m.square / (1 + m.cosine.abs())
+    h = torch.where(m.cosine > 0, small, 1 - m.cosine)
+    g = torch.where(m.cosine > 0, 1 + m.cosine, small)
+    return _Pairs(a, b, m.cosine, h, g, exact_triangle(h, turn, a.radial, b.radial))
+
+
+def _chunks(i: Tensor, x: Tensor) -> list[slice]:
+    return list(row_blocks(len(i), max(1, _CHUNK // x.shape[-1])))
+
+
+def _wide_measures(x: Tensor, y: Tensor) -> _Measures:
+    """Of float32 points in float64."""
+    xx, yy, xy = dot(x, x), dot(y, y), dot(x, y)
+    rx, ry = xx.sqrt(), yy.sqrt()
+    apart = (rx > 0) & (ry > 0)
+    cosine = xy / rx.clamp_min(_LEAST) / ry.clamp_min(_LEAST)
+    square = 1 - cosine * cosine
+    near = ((square < 1e-8) & apart).squeeze(-1).nonzero().squeeze(-1)
+    if len(near):
+        across = y[near] - x[near] * (xy[near] / xx[near])
+        exact = dot(across, across) / yy[near]
+        # Less is float64's noise: no two float32 directions are so close but equal ones.
+        square[near] = torch.where(exact < 1e-28, 0.0, exact)
+    return _Measures(rx, ry, rx - ry, cosine, torch.where(apart, square, 1.0))
+
+
+def _exact_measures(x: Tensor, y: Tensor) -> _Measures:
+    """Of float64 points."""
+    (rx, u), (ry, v) = polar(x), polar(y)
+    across = transverse(x, y) / ry.clamp_min(_LEAST)
+    square = torch.where((rx > 0) & (ry > 0), dot(across, across), 1.0)
+    return _Measures(rx, ry, radius_difference(x, y, rx, ry), dot(u, v), square)
+
+
+def _side(true_length: Tensor, c: Tensor, limit: Tensor) -> _Side:
     length = torch.minimum(true_length, limit)
-    point = x if widened else torch.where(true_length > limit, unit * limit, x)
-    apex = (length != 0).to(x.dtype)
-    of_radius = radial(c.sqrt() * length.clamp_min(_LEAST), apex)
-    return _Side(point, unit, length, true_length.clamp_min(_LEAST), of_radius)
-
-
-def _gradient(by_h: Tensor, by_radius: Tensor, a: _Side, across: Tensor, c: Tensor) -> Tensor:
-    along = by_radius * (c.double().sqrt() / a.radial.cosh)
-    along = torch.where(a.true_length > a.length.clamp_min(_LEAST), 0.0, along)
-    return a.unit * along - across * (by_h / a.true_length)
+    of_radius = radial(c.sqrt() * length.clamp_min(_LEAST), (length != 0).double())
+    return _Side(length, true_length.clamp_min(_LEAST), of_radius)

@@ -228,7 +228,7 @@ def _matrix(kind: str, x: object, y: object, curv: object, impl: str, precision:
     if impl == "reference":
         with torch.autocast(x.device.type, enabled=False):
             return reference.matrix(kind, x, y, c)
-    batch = torch.broadcast_tensors(x[..., 0, 0], y[..., 0, 0], c[..., 0])[0].shape
+    batch = (x[..., 0, 0] + y[..., 0, 0] + c[..., 0]).shape
     (N, D), M = x.shape[-2:], y.shape[-2]
     out: Tensor = registry.matrix(
         x.expand(*batch, N, D).reshape(-1, N, D).contiguous(),
