@@ -174,22 +174,23 @@ def angle_change(
     inverse = _inverse(tri.R)
     # The sines' common factor is left out: in the derivative by h it is in the denominator.
     n_x, n_y, m_x, m_y = (leg * inverse for leg in legs(h, torch.ones_like(sine), tri, x, y))
-    steep_x, steep_y = n_x * sine * inverse, n_y * sine * inverse
-    cosh_d = 1 + 2 * tri.T
-    product = x.sinh * y.sinh * h
+    # Each product in an order in which none is far below its result, lest it underflow.
+    sine_x, sine_y = n_x * sine, n_y * sine
+    coth_d = (1 + 2 * tri.T) * inverse
+    product, tilt = x.sinh * y.sinh * h * inverse, tri.turn * inverse
     change = Change(
         h=-at_x * n_x * m_y * inverse_sine,
-        a=at_x * steep_x * cosh_d,
-        b=-at_x * steep_y,
-        c=at_x * steep_x * x.tanh * (product - tri.turn * y.tanh),
+        a=at_x * sine_x * coth_d,
+        b=-at_x * sine_y * inverse,
+        c=at_x * sine_x * x.tanh * (product - tilt * y.tanh),
     )
     if at_y is None:
         return change
     return Change(
         h=change.h - at_y * n_y * m_x * inverse_sine,
-        a=change.a - at_y * steep_x,
-        b=change.b + at_y * steep_y * cosh_d,
-        c=change.c + at_y * steep_y * y.tanh * (product + tri.turn * x.tanh),
+        a=change.a - at_y * sine_x * inverse,
+        b=change.b + at_y * sine_y * coth_d,
+        c=change.c + at_y * sine_y * y.tanh * (product + tilt * x.tanh),
     )
 
 

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from lorentzkit._checks import clamp_norm, norm_limit, values_known
-from lorentzkit._numerics import arsinh_length, carry, dot, norm
-from lorentzkit._pairs import apex, chord, cosh_excess, time_of
+from lorentzkit._numerics import arsinh_length, carry, dot, hypot, norm, root_one_plus
+from lorentzkit._pairs import Root, apex, chord, cosh_excess, sinh_difference, time_of
 from lorentzkit.fused.clouds import FEW_DIMENSIONS, TINY, mend_below
-from lorentzkit.fused.formulas import legs, radial, triangle
 from lorentzkit.fused.pointwise import SIGNS
 
 
@@ -59,35 +58,78 @@ def selected(kind: str, x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor) -
 
 
 def _values(kind: str, x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, ...]:
+    """As in `lorentzkit.ops`, with the angles at the origin from a product of unit vectors."""
     x, y = (clamp_norm(z, norm_limit(c.detach())) for z in (x, y))
     (u, rx), (v, ry) = _unit(x), _unit(y)
+    ry = ry.mT
     if kind == "cosine":
         return (u @ v.mT,)
     h, g = _half_chords(u, v)
-    a, b = (radial(c.sqrt() * r.clamp_min(TINY[r.dtype]), (r > 0).to(r.dtype)) for r in (rx, ry))
-    b = b.columns()
-    tri = triangle(h, a, b)
-    # Polar coordinates are not smooth at the origin; there the other form does not cancel.
-    excess = c * (time_of(x, c) @ time_of(y, c).mT - x @ y.mT) - 1
-    T = torch.where((rx == 0) | (ry == 0).mT, carry(tri.T, excess / 2), tri.T)
-    apart = T > 0
-    if kind == "inner":
-        return (-(1 + 2 * T) / c,)
+    cosh_x, cosh_y = root_one_plus(c.sqrt() * rx), root_one_plus(c.sqrt() * ry)
+    roots = Root(torch.ones_like(cosh_x), cosh_x), Root(torch.ones_like(cosh_y), cosh_y)
+    if kind == "angle":
+        sine, back = _root(h * g), (roots[1], roots[0])
+        alpha = _angle(ry, rx, sine, h, cosh_x, back, rx > 0)
+        beta = _angle(rx, ry, sine, h, cosh_y, roots, ry > 0)
+        return alpha, torch.where(rx > 0, beta, beta.detach())
+    turn = sinh_difference(rx, ry, rx - ry, *roots)  # sinh(a - b)/sqrt(c)
+    radial = turn / ((1 + root_one_plus(c.sqrt() * turn)) / 2).sqrt()
+    across = rx.clamp_min(TINY[x.dtype]).sqrt() * ry.clamp_min(TINY[x.dtype]).sqrt() * _root(2 * h)
+    chord_ = _at_origin(hypot(radial, across), x, y, rx, ry, c)
     if kind == "distance":
-        half = torch.asinh(torch.where(apart, T, 1.0).sqrt())
-        return (torch.where(apart, 2 * half, 0.0) / c.sqrt(),)
-    square = h * g
-    sine = torch.where(square > 0, torch.where(square > 0, square, 1.0).sqrt(), 0.0)
-    n_x, n_y, m_x, m_y = legs(h, sine, tri, a, b)
-    return tuple(
-        torch.atan2(torch.where(apart, n, 0.0), torch.where(apart, m, 1.0))
-        for n, m in ((n_x, m_x), (n_y, m_y))
-    )
+        return (2 * arsinh_length(chord_ / 2, c),)
+    return (_inner(x, y, c, chord_),)
+
+
+def _at_origin(chord_: Tensor, x: Tensor, y: Tensor, rx: Tensor, ry: Tensor, c: Tensor) -> Tensor:
+    """With the derivatives in points at the origin, where polar coordinates have none.
+
+    What is added to the square is 0, and so is its derivative in all else.
+    """
+    x0, y0, least = time_of(x, c), time_of(y, c).mT, c.rsqrt()
+    rise = torch.where(rx == 0, dot(x, x) / (x0 + least) * y0, 0.0)
+    rise = rise + torch.where(ry == 0, dot(y, y).mT / (y0 + least) * x0, 0.0)
+    size = torch.where(chord_ > 0, chord_, 1.0).detach()
+    square = (chord_ / size) ** 2 + 2 * ((rise - x @ y.mT) / size / size)
+    return torch.where((rx == 0) | (ry == 0), size * _root(square), chord_)
+
+
+def _angle(
+    far: Tensor,
+    near: Tensor,
+    sine: Tensor,
+    h: Tensor,
+    cosh: Tensor,
+    roots: tuple[Root, Root],
+    exists: Tensor,
+) -> Tensor:
+    """At the apex of radius `near`; `roots` are those of the other point and of the apex."""
+    scales = (far * sine, sinh_difference(far, near, far - near, *roots).abs(), cosh * far * h)
+    size = torch.maximum(torch.maximum(*scales[:2]), scales[2]).detach()
+    exists = exists & (size > 0)
+    # Divided term by term: in the derivatives a square of the size would overflow.
+    size = torch.where(exists, size, 1.0)
+    out = sinh_difference(far, near, (far - near) / size, *roots) - cosh * (far / size) * h
+    n = torch.where(exists, far / size * sine, 0.0)
+    return torch.atan2(n, torch.where(exists, out, 1.0))
+
+
+def _inner(x: Tensor, y: Tensor, c: Tensor, chord_: Tensor) -> Tensor:
+    """Its derivative in c is that of the product of times alone."""
+    half = chord_.detach() * (chord_.detach() / 2)
+    times = time_of(x, c) @ time_of(y, c).mT
+    return carry(-1 / c - half, x @ y.mT - times)
+
+
+def _root(square: Tensor) -> Tensor:
+    """The square root, with derivative 0 at 0."""
+    positive = square > 0
+    return torch.where(positive, torch.where(positive, square, 1.0).sqrt(), 0.0)
 
 
 def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
     r = norm(x)
-    return x / r.clamp_min(TINY[r.dtype]), r
+    return torch.where(r > 0, x / r.clamp_min(TINY[r.dtype]), 0.0), r
 
 
 def _half_chords(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

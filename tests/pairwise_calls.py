@@ -1,0 +1,45 @@
+"""One pair among others, as an elementwise function: for the measure of `condition.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from condition import exact_dot
+from mpmath import mp
+from torch import Tensor
+
+from lorentzkit import ops
+
+# The pairwise op, by the elementwise one whose values it has.
+PAIRWISE = {
+    "inner": ops.pairwise_inner,
+    "dist": ops.pairwise_dist,
+    "exterior_angle": ops.pairwise_exterior_angle,
+}
+
+
+def in_a_crowd(op: str, **how: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Entry (0, 0) of the pairwise op; the crowd keeps the directions' mean away from the pair."""
+
+    def function(x: Tensor, y: Tensor, curv: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(x.shape[-1])
+        crowd = torch.randn(3, x.shape[-1], generator=generator, dtype=torch.float64).to(x.dtype)
+        xs, ys = torch.cat([x[None], crowd]), torch.cat([y[None], -crowd])
+        return PAIRWISE[op](xs, ys, curv, **how)[0, 0]
+
+    return function
+
+
+def measurable(x: Tensor, y: Tensor, curv: Tensor) -> bool:
+    """Whether the pairwise ops, which round directions to unit vectors, can be measured.
+
+    Points are at the origin or at radii from 1e-6, and exactly aligned or farther from it than that
+    rounding: closer, the measure's first order says nothing of what one rounding changes.
+    """
+    if any(z.any() and curv.sqrt() * z.double().norm() < 9e-7 for z in (x, y)):
+        return False
+    with mp.workdps(400):
+        xx, yy, xy = exact_dot(x, x), exact_dot(y, y), exact_dot(x, y)
+        square = 1 - xy * xy / (xx * yy) if xx and yy else 0
+        return square == 0 or square > (4 * torch.finfo(x.dtype).eps) ** 2
