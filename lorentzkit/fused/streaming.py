@@ -211,13 +211,19 @@ class _Pairs:
         for some in row_chunks(len(i), x.shape[-1]):
             if opposite:
                 d = x[i[some], :-2] + 2 * self.clouds.mean - y[j[some], :-2]
-                out[i[some], j[some]] = -0.5 * dot(d, d)[:, 0] - _ALIGNED
+                out[i[some], j[some]] = _opposite(0.5 * dot(d, d)[:, 0])
             else:
                 d = x[i[some], :-2] + y[j[some], :-2]
                 out[i[some], j[some]] = 0.5 * dot(d, d)[:, 0]
 
     def _opposite(self, x: Tensor, y: Tensor) -> Tensor:
-        return -_half_square(x[:, :-2] + 2 * self.clouds.mean, y[:, :-2]) - _ALIGNED
+        return _opposite(_half_square(x[:, :-2] + 2 * self.clouds.mean, y[:, :-2]))
+
+
+def _opposite(g: Tensor) -> Tensor:
+    """Folded; the mean's rounding is left of exactly opposite directions, and taken for 0."""
+    noise = 2 * torch.finfo(g.dtype).eps ** 2
+    return -torch.where(g < noise, 0.0, g) - _ALIGNED
 
 
 def _half_square(x: Tensor, y: Tensor) -> Tensor:
