@@ -119,6 +119,11 @@ class Total:
         self.weights = torch.zeros_like(side.length)
         self.radii = torch.zeros_like(side.length)
 
+    def add(self, rows: slice, sums: Tensor) -> None:
+        """``(2, n)``: of W, and of radial changes."""
+        self.weights[rows] += sums[0, :, None]
+        self.radii[rows] += sums[1, :, None]
+
     def gradient(self, mean: Tensor, root: Tensor) -> Tensor:
         """``(sum_j dh_ij (u_i cos - v_j)) / |x| + u_i da_i``; ``root`` is sqrt(c)."""
         side, D = self._side, len(mean)
