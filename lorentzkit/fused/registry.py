@@ -7,6 +7,7 @@ reference: exact, with N x M matrices.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
@@ -20,6 +21,7 @@ from torch.autograd import Function
 from lorentzkit.fused import reference, streaming
 from lorentzkit.fused import selected as chosen
 
+MOST_SELECTED = 128  # by Triton's top-k, which keeps them in registers
 IMPLEMENTATIONS = ("auto", "reference", "streaming", "triton")
 PRECISIONS = ("highest", "high", "medium")
 
@@ -27,8 +29,8 @@ PRECISIONS = ("highest", "high", "medium")
 # --- Choice ---------------------------------------------------------------------------------------
 
 
-def choose(impl: str, x: Tensor, precision: str) -> str:
-    """The implementation that runs for ``impl``; raises if there is none."""
+def choose(impl: str, x: Tensor, precision: str, k: int = 0) -> str:
+    """The implementation that runs for ``impl``; raises if there is none. ``k`` of a top-k."""
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl: expected one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
     if precision not in PRECISIONS:
@@ -38,7 +40,7 @@ def choose(impl: str, x: Tensor, precision: str) -> str:
             f"precision: impl='reference' has only 'highest', got {precision!r}; "
             f"use impl='streaming'"
         )
-    missing = _why_no_triton(x)
+    missing = _why_no_triton(x, k)
     if impl == "triton" and missing:
         raise ValueError(f"impl: 'triton' {missing}; use impl='streaming' or 'auto'")
     if impl == "auto":
@@ -46,11 +48,14 @@ def choose(impl: str, x: Tensor, precision: str) -> str:
     return impl
 
 
-def _why_no_triton(x: Tensor) -> str | None:
-    if x.device.type != "cuda":
+def _why_no_triton(x: Tensor, k: int) -> str | None:
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if x.device.type != "cuda" and not (interpreted and x.device.type == "cpu"):
         return f"needs CUDA tensors, got {x.device.type}"
     if x.dtype == torch.float64:
         return "computes in float32, got float64"
+    if k > MOST_SELECTED:
+        return f"selects at most k = {MOST_SELECTED}, got {k}"
     if find_spec("triton") is None:
         return "needs the package triton, which is not installed"
     return None

@@ -100,6 +100,7 @@ def _pairs(x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor) -> _Pairs:
     turn = (sa + sb) * (c.sqrt() * dr / (sa * cb + ca * sb))
     small = m.square / (1 + m.cosine.abs())
     h = torch.where(m.cosine > 0, small, 1 - m.cosine)
+    h = torch.where((m.rx > 0) | (m.ry > 0), h, 0.0)  # two points at the origin coincide
     g = torch.where(m.cosine > 0, 1 + m.cosine, small)
     return _Pairs(a, b, m.cosine, h, g, exact_triangle(h, turn, a.radial, b.radial))
 

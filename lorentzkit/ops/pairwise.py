@@ -170,7 +170,7 @@ def pairwise_topk(
         raise ValueError(f"k: expected an int in [1, {len(y)}], the size of y, got {k!r}")
     if chunk is not None and not (isinstance(chunk, int) and chunk >= 1):
         raise ValueError(f"chunk: expected a positive int or None, got {chunk!r}")
-    impl_ = registry.choose(impl, x, precision)
+    impl_ = registry.choose(impl, x, precision, k)
     found = (x.detach(), y.detach(), c.detach())
     indices = registry.topk(*found, kind, k, largest, chunk or 0, impl_, precision)
     rows = torch.arange(len(x), device=x.device).repeat_interleave(k)

@@ -18,22 +18,15 @@ class Config(NamedTuple):
     stages: int
 
 
-# The largest that leave all registers of a thread's pairs where they are, on every architecture.
-_TABLE = {
-    "matrix": Config(64, 64, 32, 4, 3),
-    "log_sums": Config(64, 64, 32, 4, 3),
-    "change": Config(64, 64, 32, 4, 3),
-    "topk": Config(32, 128, 32, 4, 2),
-    "product": Config(128, 64, 32, 4, 3),
+# The largest of which all numbers stay in registers, on sm_80, sm_90 and sm_100 (docs/kernels.md).
+CONFIGS = {
+    "matrix": Config(128, 64, 32, 8, 3),
+    "log_sums": Config(128, 64, 32, 8, 3),
+    "change": Config(64, 64, 32, 8, 3),
+    "topk": Config(32, 64, 32, 8, 2),  # for k <= 32
+    "topk, many": Config(16, 128, 32, 8, 2),
+    "product": Config(128, 128, 32, 8, 3),
 }
-_INTERPRETED = Config(16, 32, 32, 1, 1)
 
 CHUNK = 2**26  # pairs whose derivative by h is kept at a time: 256 MB
-MOST = 128  # columns of the top-k, for they stay in registers
 PROGRAMS = 1024  # that fill a device
-
-
-def config(kernel: str) -> Config:
-    if INTERPRETED:
-        return _INTERPRETED
-    return _TABLE[kernel]

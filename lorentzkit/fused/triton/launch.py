@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lorentzkit.fused.pointwise import SIGNS
 from lorentzkit.fused.streaming import Gradients
-from lorentzkit.fused.triton.config import CHUNK, MOST, PROGRAMS, Config, config
+from lorentzkit.fused.triton.config import CHUNK, CONFIGS, PROGRAMS, Config
 from lorentzkit.fused.triton.kernels import (
     log_sums_change_kernel,
     log_sums_kernel,
@@ -28,7 +28,7 @@ _DIGITS = {"tf32": 10, "bf16": 7}  # of the operands of products, but for the le
 
 def matrix(kind: str, x: Tensor, y: Tensor, c: Tensor, precision: str) -> Tensor:
     """``(N, D), (M, D) -> (N, M)`` of inner products, distances or exterior angles."""
-    of, use = prepare(x, y, c, precision), config("matrix")
+    of, use = prepare(x, y, c, precision), CONFIGS["matrix"]
     out = torch.empty(len(x), len(y), device=x.device)
     with _device(x):
         matrix_kernel[_tiles(out, use)](
@@ -65,7 +65,7 @@ def log_sums(
     precision: str,
 ) -> tuple[Tensor, Tensor]:
     """log-sum-exp of the logits by rows ``(N,)`` and columns ``(M,)``, equal ids left out."""
-    of, use = prepare(x, y, c, precision, scale), config("log_sums")
+    of, use = prepare(x, y, c, precision, scale), CONFIGS["log_sums"]
     by_rows = torch.empty(triton.cdiv(len(y), use.columns), len(x), device=x.device)
     by_columns = torch.empty(triton.cdiv(len(x), use.rows), len(y), device=x.device)
     row_sign, column_sign = SIGNS[similarity]
@@ -92,7 +92,9 @@ def log_sums_gradients(
     """Derivatives of ``at[0] . rows + at[1] . columns``, with ``sums`` what `log_sums` gave."""
     of = prepare(x, y, c, precision, scale)
     # Of a sum, strides are 0.
-    by_row, by_column = zip(*((r.contiguous(), s.contiguous()) for r, s in (ids, sums, at)))
+    by_row, by_column = zip(
+        *((r.contiguous(), s.contiguous()) for r, s in (ids, sums, at)), strict=True
+    )
     row_sign, column_sign = SIGNS[similarity]
 
     def launch(part: Prepared, rows: slice, outputs: tuple[Tensor, ...], use: Config) -> None:
@@ -120,11 +122,8 @@ def topk(
 
     Needs no more memory for more columns: ``chunk`` is for the other implementation.
     """
-    if k > MOST:
-        raise ValueError(f"k: impl='triton' selects at most {MOST}, got {k}; use impl='streaming'")
-    of, use = prepare(x, y, c, precision), config("topk")
-    best = max(16, triton.next_power_of_2(k))
-    use = use._replace(columns=max(use.columns, best))
+    of, best = prepare(x, y, c, precision), max(16, triton.next_power_of_2(k))
+    use = CONFIGS["topk" if best <= 32 else "topk, many"]
     row_tiles, column_tiles = triton.cdiv(len(x), use.rows), triton.cdiv(len(y), use.columns)
     share = triton.cdiv(column_tiles, max(1, PROGRAMS // row_tiles))
     splits = triton.cdiv(column_tiles, share)
@@ -176,7 +175,7 @@ def _gradients(
     of: Prepared, launch: Callable[[Prepared, slice, tuple[Tensor, ...], Config], None]
 ) -> Gradients:
     """``launch(some rows of both clouds, those rows, outputs, sizes)`` for all rows, summed up."""
-    use = config("change")
+    use = CONFIGS["change"]
     (N, M), device = _sizes(of)[:2], of.mean.device
     x, y = Total(of.x), Total(of.y)
     c_and_scale = torch.zeros(2, dtype=torch.float64, device=device)

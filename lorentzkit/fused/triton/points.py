@@ -15,6 +15,7 @@ from lorentzkit.fused import formulas
 _PI = tl.constexpr(3.141592653589793)
 # Under this the square of a sine is that of rounded unit vectors, and 0.
 _SQUARE_OF_0 = tl.constexpr(1e-30)
+ALIGNED = tl.constexpr(1e-36)  # under that, but with a sign
 _ARCTAN = tl.constexpr(tuple(formulas.ARCTAN))
 # atanh(w)/w in w**2 on [0, 1/9], highest order first: Chebyshev, off by 8e-9.
 _ARTANH = tl.constexpr(
@@ -59,6 +60,22 @@ def load_point(scalars, i, count):
     rest = tl.load(at + 5 * count, mask=within, other=0.0)
     apex = tl.load(at + 6 * count, mask=within, other=0.0)
     return Point(sinh, sinh + decay, grow, decay, rest, apex)
+
+
+@triton.jit
+def rows_of(p):
+    return Point(
+        p.sinh[:, None], p.cosh[:, None], p.grow[:, None],
+        p.decay[:, None], p.rest[:, None], p.apex[:, None],
+    )  # fmt: skip
+
+
+@triton.jit
+def columns_of(p):
+    return Point(
+        p.sinh[None, :], p.cosh[None, :], p.grow[None, :],
+        p.decay[None, :], p.rest[None, :], p.apex[None, :],
+    )  # fmt: skip
 
 
 @triton.jit

@@ -53,7 +53,9 @@ def prepare(
     """Clouds ``(N, D)``, ``(M, D)`` for the curvature ``(1,)``."""
     for z in (x, y):
         if z.dtype == torch.float64:
-            raise ValueError("impl: 'triton' computes in float32, got float64; use impl='streaming'")
+            raise ValueError(
+                "impl: 'triton' computes in float32, got float64; use impl='streaming'"
+            )
     D = x.shape[-1]
     few = D <= FEW_DIMENSIONS
     units, lengths = zip(_polar(x), _polar(y), strict=True)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lorentzkit.fused.triton.config import PROGRAMS, config
+from lorentzkit.fused.triton.config import CONFIGS, PROGRAMS
 from lorentzkit.fused.triton.tiles import indices
 
 
@@ -40,7 +40,7 @@ def product_kernel(
 
 def add_product(out: Tensor, a: Tensor, b: Tensor, precision: str) -> None:
     """``out += a @ b`` for contiguous ``out`` and ``b``; a long inner dimension is split."""
-    use = config("product")
+    use = CONFIGS["product"]
     (R, K), width = a.shape, b.shape[1]
     tiles = triton.cdiv(R, use.rows), triton.cdiv(width, use.columns)
     splits = max(1, min(PROGRAMS // (tiles[0] * tiles[1]), triton.cdiv(K, 16 * use.depth)))

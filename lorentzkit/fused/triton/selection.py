@@ -5,9 +5,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lorentzkit.fused.triton.kernels import pairs_of
-from lorentzkit.fused.triton.points import score
-from lorentzkit.fused.triton.tiles import indices
+from lorentzkit.fused.triton.points import columns_of, load_point, rows_of, score, triangle
+from lorentzkit.fused.triton.tiles import folded_cosines, indices, products, unfold
 
 _LEAST = tl.constexpr(-(2**63))
 
@@ -28,15 +27,21 @@ def topk_kernel(
 ):  # fmt: skip
     """``out (splits, N, BEST)``: keys of each row's largest ``sign * score`` in ``tiles`` tiles."""
     i = indices(tl.program_id(0), ROWS)
+    x = rows_of(load_point(x_scalars, i, N))
     best = tl.full((ROWS, BEST), _LEAST, tl.int64)
     first = tl.program_id(1) * tiles
     for tile in range(first, tl.minimum(first + tiles, tl.cdiv(M, COLUMNS))):
         j = indices(tile, COLUMNS)
-        h, g, tri, x, y = pairs_of(
-            X, Y, x_scalars, y_scalars, mean, constants, i, j, N, M, D, width,
-            KIND, PRECISION, DEPTH,
+        product = products(
+            X, Y, tl.program_id(0), tile, N, M, width, PRECISION, ROWS, COLUMNS, DEPTH
+        )
+        folded = folded_cosines(
+            product, X, Y, x_scalars, y_scalars, mean, constants, i, j, N, M, D, width,
+            KIND == "angle", PRECISION,
         )  # fmt: skip
-        key = _key(sign * score(KIND, h, g, tri, x, y), j[None, :])
+        h, g = unfold(folded, KIND == "angle")
+        y = columns_of(load_point(y_scalars, j, M))
+        key = _key(sign * score(KIND, h, g, triangle(h, x, y), x, y), j[None, :])
         key = tl.where((j < M)[None, :], key, _LEAST)
         # Of the later tiles, few have anything to add.
         if tl.max((tl.max(key, 1) > tl.min(best, 1)).to(tl.int32), 0) > 0:

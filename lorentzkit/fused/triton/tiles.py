@@ -5,8 +5,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from lorentzkit.fused.triton.points import ALIGNED
+
+STRIPS = tl.constexpr(4)
 _GROUP = tl.constexpr(8)  # row tiles that follow one another, so that they share columns' cache
-_ALIGNED = tl.constexpr(1e-36)  # under what a sine takes for 0, but with a sign
+_NOISE = tl.constexpr(2.0**-45)  # what the mean's rounding leaves of exactly opposite directions
 
 
 @triton.jit
@@ -26,6 +29,44 @@ def indices(tile, SIZE: tl.constexpr):
 
 
 @triton.jit
+def products(
+    X, Y, row_tile, column_tile, N, M, width,
+    PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """``x_i . y_j``; beyond the last point, that of the last. For "differences", 0."""
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    if PRECISION != "differences":
+        k = tl.arange(0, DEPTH)
+        i, j = (
+            tl.minimum(indices(row_tile, ROWS), N - 1),
+            tl.minimum(indices(column_tile, COLUMNS), M - 1),
+        )
+        x_at = X + i[:, None] * width + k[None, :]
+        y_at = Y + j[None, :] * width + k[:, None]
+        for _ in range(0, width, DEPTH):  # a multiple of it
+            if PRECISION == "bf16":
+                total = tl.dot(tl.load(x_at), tl.load(y_at), total)
+            else:
+                total = tl.dot(tl.load(x_at), tl.load(y_at), total, input_precision=PRECISION)
+            x_at += DEPTH
+            y_at += DEPTH
+    return total
+
+
+@triton.jit
+def _half_squares(X, Y, mean, i, j, D, width, opposite):
+    """``|x_i - y_j|**2 / 2``, and where `opposite` ``|x_i + y_j|**2 / 2``."""
+    x_at, y_at = X + i * width, Y + j * width
+    total = tl.zeros((i.shape[0], j.shape[0]), tl.float32)
+    for k in range(D):
+        x, y = tl.load(x_at + k).to(tl.float32), tl.load(y_at + k).to(tl.float32)
+        sums = x[:, None] + (y + 2 * tl.load(mean + k))[None, :]
+        d = tl.where(opposite, sums, x[:, None] - y[None, :])
+        total += d * d
+    return 0.5 * total
+
+
+@triton.jit
 def _normalised(square, x_rho, y_rho, ROUNDED: tl.constexpr):
     """``1 - cos`` from the half square of the difference of directions, ``1 + cos`` from the sum's.
 
@@ -38,73 +79,58 @@ def _normalised(square, x_rho, y_rho, ROUNDED: tl.constexpr):
 
 
 @triton.jit
-def _half_square(X, Y, mean, i, j, N, M, D, width, OPPOSITE: tl.constexpr):
-    """``|x_i - y_j|**2 / 2``, or if OPPOSITE ``|x_i + y_j|**2 / 2``, dimension by dimension."""
-    x_at, y_at = X + i * width, Y + j * width
-    total = tl.zeros((i.shape[0], j.shape[0]), tl.float32)
-    for k in range(D):
-        x = tl.load(x_at + k, mask=i < N, other=0.0).to(tl.float32)
-        y = tl.load(y_at + k, mask=j < M, other=0.0).to(tl.float32)
-        if OPPOSITE:
-            d = x[:, None] + (y + 2 * tl.load(mean + k))[None, :]
-        else:
-            d = x[:, None] - y[None, :]
-        total += d * d
-    return 0.5 * total
-
-
-@triton.jit
-def _product(X, Y, i, j, N, M, width, PRECISION: tl.constexpr, DEPTH: tl.constexpr):
-    k = tl.arange(0, DEPTH)
-    x_at = X + i[:, None] * width + k[None, :]
-    y_at = Y + j[None, :] * width + k[:, None]
-    total = tl.zeros((i.shape[0], j.shape[0]), tl.float32)
-    for _ in range(0, width, DEPTH):  # a multiple of it
-        x = tl.load(x_at, mask=i[:, None] < N, other=0.0)
-        y = tl.load(y_at, mask=j[None, :] < M, other=0.0)
-        if PRECISION == "bf16":
-            total = tl.dot(x, y, total)
-        else:
-            total = tl.dot(x, y, total, input_precision=PRECISION)
-        x_at += DEPTH
-        y_at += DEPTH
-    return total
-
-
-@triton.jit
-def cosines(
-    X, Y, x_scalars, y_scalars, mean, constants, i, j, N, M, D, width,
-    OPPOSITES: tl.constexpr, PRECISION: tl.constexpr, DEPTH: tl.constexpr,
+def folded_cosines(
+    product, X, Y, x_scalars, y_scalars, mean, constants, i, j, N, M, D, width,
+    OPPOSITES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """``1 - cos`` and ``1 + cos`` of the pairs ``i, j``; the latter exact where OPPOSITES."""
+    """``1 - cos`` of the pairs ``i, j``; if OPPOSITES, where cos is nearly -1, ``-(1 + cos)``.
+
+    What the product has lost is computed again, in the few tiles where there is such a pair.
+    """
     rounded: tl.constexpr = PRECISION == "tf32" or PRECISION == "bf16"
-    x_rho = tl.load(x_scalars + N + i, mask=i < N, other=1.0)[:, None]
-    y_rho = tl.load(y_scalars + M + j, mask=j < M, other=1.0)[None, :]
+    i, j = tl.minimum(i, N - 1), tl.minimum(j, M - 1)
+    x_rho, y_rho = tl.load(x_scalars + N + i)[:, None], tl.load(y_scalars + M + j)[None, :]
     if PRECISION == "differences":
-        h = _half_square(X, Y, mean, i, j, N, M, D, width, False)
-        if OPPOSITES:
-            g = _half_square(X, Y, mean, i, j, N, M, D, width, True)
-            h = tl.where(h > 1, -g - _ALIGNED, h)
+        h = _half_squares(X, Y, mean, i, j, D, width, product > 0)
+        lost = (h > 1) & OPPOSITES
     else:
-        x_half = tl.load(x_scalars + i, mask=i < N, other=0.0)[:, None]
-        y_half = tl.load(y_scalars + j, mask=j < M, other=0.0)[None, :]
-        h = x_half + y_half - _product(X, Y, i, j, N, M, width, PRECISION, DEPTH)
+        h = tl.load(x_scalars + i)[:, None] + tl.load(y_scalars + j)[None, :] - product
         h = _normalised(h, x_rho, y_rho, rounded)
-        # What the product has lost is computed again, in the few tiles where there is such a pair.
         threshold = tl.load(constants + 3)
-        within = (i < N)[:, None] & (j < M)[None, :]
-        lowest = tl.min(tl.min(tl.where(within, h, 1.0), 1), 0)
-        highest = tl.max(tl.max(tl.where(within, h, 1.0), 1), 0)
-        if lowest < threshold:
-            near = _half_square(X, Y, mean, i, j, N, M, D, width, False)
-            h = tl.where(h < threshold, _normalised(near, x_rho, y_rho, rounded), h)
+        lost = h < threshold
         if OPPOSITES:
-            if highest > 2 - threshold:
-                g = _half_square(X, Y, mean, i, j, N, M, D, width, True)
-                g = _normalised(g, x_rho, y_rho, rounded)
-                h = tl.where(h > 2 - threshold, -g - _ALIGNED, h)
-    # Until here one number for both, which spares registers.
+            lost |= h > 2 - threshold
+    if tl.max(tl.max(lost.to(tl.int32), 1), 0) > 0:
+        opposite = h > 1
+        exact = _half_squares(X, Y, mean, i, j, D, width, opposite)
+        exact = _normalised(exact, x_rho, y_rho, rounded)
+        other = -tl.where(exact < _NOISE, 0.0, exact) - ALIGNED
+        h = tl.where(lost, tl.where(opposite, other, exact), h)
+    return h
+
+
+@triton.jit
+def unfold(folded, OPPOSITES: tl.constexpr):
+    """``1 - cos`` and ``1 + cos``; the latter only if OPPOSITES."""
     if OPPOSITES:
-        folded = h
         return tl.where(folded < 0, 2 + folded, folded), tl.where(folded < 0, -folded, 2 - folded)
-    return h, h
+    return folded, folded
+
+
+@triton.jit
+def _halves(tile):
+    rows: tl.constexpr = tile.shape[0]
+    columns: tl.constexpr = tile.shape[1]
+    return tl.split(tl.permute(tl.reshape(tile, (rows, 2, columns // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def strips(tile):
+    """The tile's columns in 4 parts, one after the other.
+
+    The registers of a thread hold a product of a whole tile, but its pairs' scalars only of a part.
+    """
+    left, right = _halves(tile)
+    a, b = _halves(left)
+    c, d = _halves(right)
+    return a, b, c, d
