@@ -20,8 +20,8 @@ class Config(NamedTuple):
 
 # The largest of which all numbers stay in registers, on sm_80, sm_90 and sm_100 (docs/kernels.md).
 CONFIGS = {
-    "matrix": Config(128, 64, 32, 8, 3),
-    "log_sums": Config(128, 64, 32, 8, 3),
+    "matrix": Config(64, 128, 32, 8, 3),
+    "log_sums": Config(64, 128, 32, 8, 3),
     "change": Config(64, 64, 32, 8, 3),
     "topk": Config(32, 64, 32, 8, 2),  # for k <= 32
     "topk, many": Config(16, 128, 32, 8, 2),
