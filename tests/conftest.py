@@ -1,5 +1,8 @@
 """Hypothesis profiles: `--hypothesis-profile thorough` for an hour's worth of examples."""
 
+import os
+
+import torch
 from hypothesis import HealthCheck, Phase, settings
 
 _COMMON = settings(
@@ -13,3 +16,7 @@ _FAST = [Phase.explicit, Phase.reuse, Phase.generate]
 settings.register_profile("ci", _COMMON, max_examples=25, derandomize=True, phases=_FAST)
 settings.register_profile("thorough", _COMMON, max_examples=1000)
 settings.load_profile("ci")
+
+# Kernels run on a GPU or, from test_triton.py, in a process whose Triton interprets.
+if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+    collect_ignore = ["interpreter"]
