@@ -184,7 +184,7 @@ def _gradients(
     for start in range(0, N, height):
         rows = slice(start, min(start + height, N))
         weights = buffer[: rows.stop - start]
-        outputs = (weights, *_partials(*weights.shape, use, device))
+        outputs = (weights, *_partials(len(weights), M, use, device))
         part = of._replace(x=_part(of, rows))
         with _device(of.mean):
             launch(part, rows, outputs, use)

@@ -119,9 +119,8 @@ def unfold(folded, OPPOSITES: tl.constexpr):
 
 @triton.jit
 def _halves(tile):
-    rows: tl.constexpr = tile.shape[0]
-    columns: tl.constexpr = tile.shape[1]
-    return tl.split(tl.permute(tl.reshape(tile, (rows, 2, columns // 2)), (0, 2, 1)))
+    two = tl.reshape(tile, (tile.shape[0], 2, tile.shape[1] // 2))
+    return tl.split(tl.permute(two, (0, 2, 1)))
 
 
 @triton.jit
