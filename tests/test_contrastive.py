@@ -73,6 +73,15 @@ def test_loss_and_gradients(similarity, N, D, impl):
     compare(x, y, similarity, torch.eye(N, dtype=torch.bool), None, impl=impl)
 
 
+@pytest.mark.parametrize("similarity", ["angle", "distance"])
+@pytest.mark.parametrize("impl", ["streaming", "reference"])
+def test_a_positive_pair_at_the_origin(similarity, impl):
+    """It coincides: its angles are 0, as those of other coinciding points."""
+    x, y = points(5, 20), points(5, 20, seed=1)
+    x[1], y[1] = 0, 0
+    compare(x, y, similarity, torch.eye(5, dtype=torch.bool), None, impl=impl)
+
+
 @every_similarity
 def test_many_blocks(monkeypatch, similarity):
     monkeypatch.setattr(streaming, "ROWS", 16)
