@@ -2,11 +2,12 @@
 
     python benchmarks/run.py loss                              # the table of docs/kernels.md
     python benchmarks/run.py pairwise --sizes 512 4096
-    python benchmarks/run.py loss --sizes 512 --dimensions 64 --kinds distance --rounds 20
+    python benchmarks/run.py loss --sizes 512 --dimensions 64 --kinds distance --seconds 10
 
 All competitors of a row run in one process, in turns, after one turn for warming up; figures are
 quantiles over the turns. "floor" is the time of the row's matrix products alone. Peak memory is
-what one step adds to a fresh process. A competitor whose matrices would not fit is left out.
+what one step adds to a fresh process. A competitor whose matrices would not fit is left out. Rows
+replace those of the same name in the file of results.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -36,7 +38,8 @@ from lorentzkit.losses import contrastive_loss
 RESULTS = Path(__file__).parent / "results"
 KINDS = {"loss": ["angle", "distance", "cosine"], "pairwise": ["exterior_angle", "dist", "inner"]}
 OURS = ("auto", "reference")
-MATRICES = {"usual": 24, "compiled": 8, "reference": 40, "geoopt": 12}  # held at once, at most
+MATRICES = {"usual": 40, "compiled": 12, "reference": 70}  # held at once by the angle loss
+LEAST_ROUNDS, MOST_ROUNDS = 3, 25
 
 
 class Row(NamedTuple):
@@ -71,8 +74,8 @@ class Row(NamedTuple):
 
     def fits(self, name: str) -> bool:
         if name == "geoopt":
-            return _memory() / 2 > self.N * self.N * self.D * 4 * 8
-        return self.N * self.N * 4 * MATRICES.get(name, 0) < _memory() / 2
+            return 0.7 * _memory() > self.N * self.N * self.D * 4 * 8
+        return self.N * self.N * 4 * MATRICES.get(name, 0) < 0.7 * _memory()
 
 
 def _memory() -> int:
@@ -107,7 +110,7 @@ def _now() -> float:
     return time.perf_counter()
 
 
-def measure(row: Row, rounds: int) -> dict[str, dict[str, list[float]]]:
+def measure(row: Row, seconds: float) -> dict[str, dict[str, list[float]]]:
     """Quantiles 20, 50, 80 of milliseconds, by competitor and by part."""
     inputs = row.inputs()
     floor = Floor(*inputs[:2], again=row.suite == "loss")
@@ -116,7 +119,10 @@ def measure(row: Row, rounds: int) -> dict[str, dict[str, list[float]]]:
     for warm in steps.values():
         warm()
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
-    for _ in range(rounds):
+    started = time.perf_counter()
+    for done in range(MOST_ROUNDS):
+        if done >= LEAST_ROUNDS and time.perf_counter() - started > seconds:
+            break
         for name, run in steps.items():
             times[name].append(run())
     return {name: _quantiles(1e3 * np.array(t)) for name, t in times.items()}
@@ -142,8 +148,8 @@ def peak(row: Row, name: str) -> int:
         before = torch.cuda.memory_allocated()
         step(row.functions()[name], inputs)
         return (torch.cuda.max_memory_allocated() - before) >> 20
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_of_process, (row, name))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_peak_of_process, row, name).result()
 
 
 def _peak_of_process(row: Row, name: str) -> int:
@@ -194,33 +200,31 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", help="default: all")
     parser.add_argument("--sizes", nargs="+", type=int, default=[512, 2048, 4096])
     parser.add_argument("--dimensions", nargs="+", type=int, default=[512])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=40, help="for the turns of one row")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/SUITE-DEVICE.json")
     args = parser.parse_args()
     torch.set_num_threads(2)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     out = args.out or RESULTS / f"{args.suite}-{device}.json"
-    rows: list[dict[str, Any]] = []
+    rows: dict[str, dict[str, Any]] = json.loads(out.read_text())["rows"] if out.exists() else {}
     for kind in args.kinds or KINDS[args.suite]:
         for N in args.sizes:
             for D in args.dimensions:
                 row = Row(args.suite, kind, N, D)
                 torch.compiler.reset()
                 x = row.inputs()[0]
-                rows.append(
-                    {
-                        "kind": kind,
-                        "N": N,
-                        "D": D,
-                        "impl": ops.pairwise_impl(x, x),
-                        "ms": measure(row, args.rounds),
-                        "peak_mb": {n: peak(row, n) for n in ("auto", "usual") if row.fits(n)},
-                    }
-                )
-                print(list(table(rows))[-1], flush=True)
+                rows[f"{kind} {N} {D}"] = {
+                    "kind": kind,
+                    "N": N,
+                    "D": D,
+                    "impl": ops.pairwise_impl(x, x),
+                    "ms": measure(row, args.seconds),
+                    "peak_mb": {n: peak(row, n) for n in ("auto", "usual") if row.fits(n)},
+                }
+                print(*list(table([rows[f"{kind} {N} {D}"]]))[2:], flush=True)
                 out.parent.mkdir(parents=True, exist_ok=True)
                 out.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1))
-    print("\n".join(table(rows)))
+    print("\n".join(table(list(rows.values()))))
 
 
 if __name__ == "__main__":

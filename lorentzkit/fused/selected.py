@@ -21,7 +21,7 @@ from lorentzkit.fused.clouds import TINY, row_blocks
 from lorentzkit.fused.formulas import Radial, Triangle, change, exact_triangle, radial, values
 
 _LEAST = TINY[torch.float64]
-_CHUNK = 2**15  # elements: larger temporaries are handed back to the system, and fetched again
+_CHUNK = 2**16  # elements: larger temporaries are handed back to the system, and fetched again
 
 
 class _Measures(NamedTuple):
