@@ -329,4 +329,6 @@ selected = _differentiable(
     lambda x, y, c, i, j, kind: reference.selected(kind, x, y, c, i, j),
     inputs=3,
 )
+log_sums_gradients = _log_sums_gradients_op
+selected_gradients = _selected_gradients_op
 topk = _topk_op

@@ -106,7 +106,8 @@ def _pairs(x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor) -> _Pairs:
 
 
 def _chunks(i: Tensor, x: Tensor) -> list[slice]:
-    return list(row_blocks(len(i), max(1, _CHUNK // x.shape[-1])))
+    chunks = list(row_blocks(len(i), max(1, _CHUNK // x.shape[-1])))
+    return chunks or [slice(0, 0)]  # of no pairs, empty results
 
 
 def _wide_measures(x: Tensor, y: Tensor) -> _Measures:

@@ -1,4 +1,4 @@
-"""Losses on points of hyperbolic space."""
+"""The symmetric InfoNCE of all pairs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ import torch
 from torch import Tensor
 
 from lorentzkit._checks import values_known
+from lorentzkit.distributed import Group, Ring
 from lorentzkit.fused import reference, registry
 from lorentzkit.fused.pointwise import SIGNS
+from lorentzkit.losses import sharded
+from lorentzkit.losses.anchors import Anchors, equal_pairs
 from lorentzkit.ops.pairwise import Implementation, Precision, cloud_pair
 
+Similarity = Literal["angle", "distance", "cosine"]
 Targets = int | Tensor | tuple[Tensor, Tensor] | None
 
 
@@ -21,11 +25,12 @@ def contrastive_loss(
     curv: float | Tensor = 1.0,
     logit_scale: float | Tensor = 1.0,
     *,
-    similarity: Literal["angle", "distance", "cosine"] = "angle",
+    similarity: Similarity = "angle",
     targets: Targets = None,
     reduction: Literal["mean", "sum", "none"] = "mean",
     impl: Implementation = "auto",
     precision: Precision = "highest",
+    group: Group = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     r"""Symmetric InfoNCE of paired batches, in O((N + M) D) memory.
 
@@ -55,15 +60,23 @@ def contrastive_loss(
         reduction: "mean": of the two directions' means; "sum": half of the two directions' sums;
             "none": the losses of x ``(N,)`` and of y ``(M,)``, 0 where there is no positive.
         impl, precision: see `ops.pairwise_dist`.
+        group: the processes a batch is spread over, such as ``torch.distributed.group.WORLD``;
+            each gives its own share ``(n, D)``, of one size everywhere, and its points' labels.
+            None: the batch is all here. See `lorentzkit.distributed`.
 
     Returns:
         A 0-dim tensor, or two tensors for "none"; float64 for float64 points, else float32. The
         gradient is analytic in x, y, curv and logit_scale; its own derivative is the reference's,
         with N x M matrices. Memory besides: a few numbers for each positive pair.
 
+        With a group, the loss of this process's anchors against all: the mean over the processes is
+        the whole batch's ("sum": their sum). Gradients fit data-parallel averaging, see
+        `lorentzkit.distributed`; they have no derivative of their own.
+
     Raises:
         TypeError, ValueError: as `ops.pairwise_dist`; for targets that do not fit, or without any
-            positive pair.
+            positive pair; with a group, on every process, for shares of different sizes.
+        RuntimeError: if a process of the group is lost; the message has its rank.
 
     Source: Radford et al. 2021 (CLIP), fig. 3; Desai et al. 2023 (MERU), eq. 3; Ramasinghe et al.
     2024 (ATMG), "Accept the Modality Gap", sec. 4; several positives: Khosla et al. 2020, eq. 2.
@@ -81,47 +94,49 @@ def contrastive_loss(
     x, y, c = cloud_pair(x, y, curv)
     impl_ = registry.choose(impl, x, precision)
     scale = _scale(logit_scale, x)
-    rows, columns, pairs = _targets(targets, len(x), len(y), x.device)
-
-    if impl_ == "reference":
-        with torch.autocast(x.device.type, enabled=False):
-            others = reference.log_sums(similarity, x, y, c, scale, rows, columns)
-            positives = reference.selected(similarity, x, y, c, *pairs)
+    if group is None:
+        anchors = _anchors(x, y, c, scale, targets, (similarity, impl_, precision))
+        counts = [(side.number > 0).sum() for side in anchors]
     else:
-        others = registry.log_sums(x, y, c, scale, rows, columns, similarity, impl_, precision)
-        positives = registry.selected(x, y, c, *pairs, similarity)
+        if impl_ == "reference":
+            raise ValueError("impl: 'reference' does not run with a group; use impl='streaming'")
+        ring = Ring(group)
+        ring.check(x=x, y=y)
+        ids = _shared_ids(targets, len(x), len(y), x.device, ring)
+        how = (similarity, impl_, precision)
+        anchors = sharded.anchors(x, y, c, scale, ids, how, ring)
+        # Of a mean over processes: as if the anchors that count were spread evenly.
+        own = torch.stack([(side.number > 0).sum() for side in anchors])
+        counts = list(torch.stack(ring.all_of(own)).sum(0).to(scale.dtype) / ring.size)
+        _some_positive(bool(counts[0] > 0))
 
-    losses, counts = [], []
-    for other, value, sign, of in zip(
-        others, (positives[:, 0], positives[:, -1]), SIGNS[similarity], pairs, strict=True
-    ):
-        loss, count = _losses(other, sign * scale * value, of)
-        losses.append(loss)
-        counts.append(count)
+    losses = [side.losses() for side in anchors]
     if reduction == "none":
         return losses[0], losses[1]
-    total = [
-        loss.sum() / (n if reduction == "mean" else 1)
-        for loss, n in zip(losses, counts, strict=True)
+    if reduction == "sum":
+        return (losses[0].sum() + losses[1].sum()) / 2
+    return (losses[0].sum() / counts[0] + losses[1].sum() / counts[1]) / 2
+
+
+def _anchors(
+    x: Tensor, y: Tensor, c: Tensor, scale: Tensor, targets: object, how: tuple[str, str, str]
+) -> list[Anchors]:
+    """Of x and of y, when all are here."""
+    similarity, impl, precision = how
+    rows, columns, pairs = _targets(targets, len(x), len(y), x.device)
+    if impl == "reference":
+        with torch.autocast(x.device.type, enabled=False):
+            others = reference.log_sums(similarity, x, y, c, scale, rows, columns)
+            values = reference.selected(similarity, x, y, c, *pairs)
+    else:
+        others = registry.log_sums(x, y, c, scale, rows, columns, similarity, impl, precision)
+        values = registry.selected(x, y, c, *pairs, similarity)
+    return [
+        Anchors.none(other).joined(other, sign * scale * value, of)
+        for other, value, sign, of in zip(
+            others, (values[:, 0], values[:, -1]), SIGNS[similarity], pairs, strict=True
+        )
     ]
-    return (total[0] + total[1]) / 2
-
-
-def _losses(others: Tensor, positives: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
-    """Each anchor's loss, from the log-sum-exp of its negatives and the logits of its positives.
-
-    ``of`` says whose each positive is. Also returned is how many anchors have one.
-    """
-    count = torch.zeros_like(others).index_add(0, of, torch.ones_like(positives))
-    some = count > 0
-    largest = torch.full_like(others, -torch.inf).scatter_reduce(0, of, positives.detach(), "amax")
-    largest = torch.where(some, largest, 0.0)
-    shifted = torch.zeros_like(others).index_add(0, of, (positives - largest[of]).exp())
-    log_sum = largest + torch.where(some, shifted, 1.0).log()
-    # log_sum less the mean of the positives, as a mean of differences: 0 for a single one
-    spread = torch.zeros_like(others).index_add(0, of, log_sum[of] - positives)
-    loss = torch.logaddexp(others - log_sum, torch.zeros_like(others)) + spread / count.clamp_min(1)
-    return torch.where(some, loss, 0.0), some.sum()
 
 
 def _scale(logit_scale: object, x: Tensor) -> Tensor:
@@ -145,10 +160,12 @@ def _targets(
     targets: object, N: int, M: int, device: torch.device
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
     """Ids of rows and of columns, int32, equal where a pair is positive; and the positive pairs."""
-    if isinstance(targets, Tensor):
-        targets = (targets, targets)
-    if isinstance(targets, tuple):
-        return _labelled(targets, N, M, device)
+    if isinstance(targets, (Tensor, tuple)):
+        of_x, of_y = _labels(targets, N, M, device)
+        rows, columns = _ids(of_x, of_y)
+        pairs = equal_pairs(rows, columns)
+        _some_positive(len(pairs[0]) > 0)
+        return rows, columns, pairs
     if targets is None and N != M:
         raise ValueError(
             f"targets: None pairs x[i] with y[i] and needs as many of each, got {N} and {M}; "
@@ -169,29 +186,47 @@ def _targets(
     return columns[offset : offset + N].clone(), columns, (i, i + offset)
 
 
-def _labelled(
-    labels: tuple[object, ...], N: int, M: int, device: torch.device
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+def _shared_ids(
+    targets: object, N: int, M: int, device: torch.device, ring: Ring
+) -> tuple[Tensor, Tensor]:
+    """Ids of this process's rows and columns, equal where a pair of the whole batch is positive."""
+    if isinstance(targets, (Tensor, tuple)):
+        own = [of.long() for of in _labels(targets, N, M, device)]
+        rows, columns = _ids(*(torch.cat(ring.all_of(of)) for of in own))
+        return rows[ring.rank * N :][:N], columns[ring.rank * M :][:M]
+    if targets is not None:
+        raise ValueError(
+            f"targets: with a group expected None or integer labels, got {targets!r}; an offset is "
+            f"for one process that holds all columns"
+        )
+    rows, columns, _ = _targets(None, N, M, device)
+    return rows + ring.rank * N, columns + ring.rank * N
+
+
+def _labels(targets: object, N: int, M: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Checked labels of x and of y."""
+    labels = targets if isinstance(targets, tuple) else (targets, targets)
     shapes = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in labels]
     if shapes != [(N,), (M,)]:
         raise ValueError(f"targets: expected labels of shapes ({N},) and ({M},), got {shapes}")
     of_x, of_y = (t.to(device) for t in labels if isinstance(t, Tensor))
     if of_x.is_floating_point() or of_y.is_floating_point():
         raise TypeError(f"targets: expected integer labels, got {of_x.dtype} and {of_y.dtype}")
+    return of_x, of_y
+
+
+def _ids(of_x: Tensor, of_y: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels as int32, whatever their numbers."""
     _, ids = torch.unique(torch.cat([of_x, of_y]), return_inverse=True)
-    rows, columns = ids[:N], ids[N:]
-    order = columns.argsort(stable=True)
-    ordered = columns[order]
-    first = torch.searchsorted(ordered, rows)
-    count = torch.searchsorted(ordered, rows, right=True) - first
-    i = torch.arange(N, device=device).repeat_interleave(count)
-    if not len(i):
+    ids = ids.int()
+    return ids[: len(of_x)], ids[len(of_x) :]
+
+
+def _some_positive(some: bool) -> None:
+    if not some:
         raise ValueError(
             "targets: no label of x occurs among those of y; there is no positive pair"
         )
-    # The n-th positive of a row is n places after its first in the order of the columns.
-    place = torch.arange(len(i), device=device) - (count.cumsum(0) - count)[i]
-    return rows.int(), columns.int(), (i, order[first[i] + place])
 
 
-__all__ = ["Targets", "contrastive_loss"]
+__all__ = ["Similarity", "Targets", "contrastive_loss"]

@@ -1,0 +1,1 @@
+"""The names of other code bases, on these ops."""

@@ -1,0 +1,177 @@
+"""A batch spread over processes: a ring of exchanges, and differentiable gathering.
+
+Every process holds a share of the batch. `losses.contrastive_loss(group=...)` sends the shares of
+y round the ring: in as many rounds as there are processes each meets every share, keeps the sums
+of its own rows, and hands those of the columns on with the share they belong to. The memory of a
+process is O(n D) for a share of n, and the traffic of a step 3 D numbers for each point of the
+whole batch's y: the share, and backward the share and its gradient.
+
+**Gradients** follow `torch.nn.parallel.DistributedDataParallel`, which averages those of
+parameters over the processes: a loss is that of a process's own anchors, the mean over the
+processes is that of the whole batch, and what flows back into a process's points is the gradient
+of the *sum* over the processes. Averaged, that is the gradient of the whole batch's loss on one
+process, to rounding.
+
+Every process must call the same functions in the same order, with shares of equal size. Under
+``torchrun`` or ``accelerate launch`` there is nothing to set up beyond their own process group,
+with NCCL for CUDA tensors and Gloo for those of the CPU. How long a process waits for a lost one
+is that group's timeout: ``init_process_group(timeout=timedelta(minutes=2))``,
+``InitProcessGroupKwargs(timeout=...)`` for accelerate. (Under NCCL a watchdog ends the process.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+Group = Any
+"""A `torch.distributed.ProcessGroup`, or None; unnamed, for torch is built without them on some
+platforms."""
+
+
+def gather(x: Tensor, group: Group = None) -> Tensor:
+    """The shares of all processes, one after the other: ``(n, ...) -> (processes * n, ...)``.
+
+    Args:
+        x: of the same shape and dtype on every process.
+        group: the processes; None for all.
+
+    Returns:
+        The same tensor on every process, in the order of their ranks. Its gradient is the sum over
+        the processes of what flows back into this process's share.
+
+    Raises:
+        ValueError: on every process, if the shapes or dtypes differ.
+        RuntimeError: if a process is lost; the message has its rank.
+
+    Source: Radford et al. 2021 (CLIP) gather features so; the gradient is that of OpenCLIP's
+    ``gather_with_grad``.
+    """
+    ring = Ring(group)
+    ring.check(x=x)
+    gathered: Tensor = _Gather.apply(x, ring)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class _Gather(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, ring: Ring) -> Tensor:
+        ctx.ring = ring
+        return torch.cat(ring.all_of(x.contiguous()))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, at: Tensor) -> tuple[Tensor, None]:
+        ring: Ring = ctx.ring
+        # Each share's sum ends where it belongs if it sets out from the process after that one.
+        shares = at.contiguous().chunk(ring.size)
+        total = shares[ring.rank - 1]
+        for round_ in range(2, ring.size + 1):
+            (total,) = ring.hand_on(total)()
+            total = total + shares[ring.rank - round_]
+        return total, None
+
+
+class Ring:
+    """The processes of a group, each of which hears from the one before and tells the one after."""
+
+    def __init__(self, group: Group = None) -> None:
+        if not (dist.is_available() and dist.is_initialized()):
+            raise RuntimeError(
+                "group: torch.distributed has no process group; call init_process_group first, or "
+                "start the script with torchrun or accelerate launch"
+            )
+        self.group = group
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        if self.rank < 0:
+            raise ValueError("group: this process does not belong to it")
+
+    def round(self, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """The tensors of this process, then those of the one before it, and so on."""
+        for last in [False] * (self.size - 1) + [True]:
+            received = None if last else self.hand_on(*tensors)  # while the caller computes
+            yield tensors
+            if received:
+                tensors = received()
+
+    def hand_on(self, *tensors: Tensor) -> Callable[[], tuple[Tensor, ...]]:
+        """Sends to the process after this one; the result waits for those of the one before."""
+        if self.size == 1:
+            return lambda: tensors
+        after, before = ((self.rank + step) % self.size for step in (1, -1))
+        contiguous = [t.contiguous() for t in tensors]
+        received = tuple(torch.empty_like(t) for t in contiguous)
+        operations = [
+            *(self._operation(dist.isend, t, after) for t in contiguous),
+            *(self._operation(dist.irecv, t, before) for t in received),
+        ]
+        peers = [after] * len(tensors) + [before] * len(tensors)
+        with self._lost(after):
+            works = dist.batch_isend_irecv(operations)
+
+        def wait() -> tuple[Tensor, ...]:
+            # NCCL has one piece of work for the whole batch.
+            for work, peer in zip(works, peers, strict=False):
+                with self._lost(peer):
+                    work.wait()
+            del contiguous[:]  # they had to live until here
+            return received
+
+        return wait
+
+    def all_of(self, tensor: Tensor) -> list[Tensor]:
+        """The tensors of all processes, by rank."""
+        found = [share for (share,) in self.round(tensor)]
+        return [found[(self.rank - rank) % self.size] for rank in range(self.size)]
+
+    def check(self, **tensors: Tensor) -> None:
+        """Raises on every process unless all hold tensors of the same shapes and dtypes."""
+        mine = [(tuple(t.shape), str(t.dtype)) for t in tensors.values()]
+        device = next(iter(tensors.values())).device
+        code = f"{mine!r:<256}".encode()[:256]
+        codes = self.all_of(torch.frombuffer(bytearray(code), dtype=torch.uint8).to(device))
+        said = [bytes(c.tolist()).decode().strip() for c in codes]
+        if len(set(said)) > 1:
+            got = "; ".join(f"rank {rank}: {what}" for rank, what in enumerate(said))
+            raise ValueError(
+                f"{', '.join(tensors)}: expected the same shapes and dtypes on every process, got "
+                f"{got}; leave out an incomplete last batch (DataLoader(drop_last=True))"
+            )
+
+    def _operation(self, operation: Callable[..., Any], tensor: Tensor, peer: int) -> dist.P2POp:
+        return dist.P2POp(operation, tensor, self._global(peer), self.group)
+
+    def _global(self, rank: int) -> int:
+        return rank if self.group is None else dist.get_global_rank(self.group, rank)
+
+    @contextmanager
+    def _lost(self, peer: int) -> Iterator[None]:
+        """Turns a failed exchange into an error that names the process."""
+        try:
+            yield
+        except RuntimeError as error:
+            lost = self._first_lost(self._global(peer))
+            raise RuntimeError(
+                f"rank {dist.get_rank()}: lost the exchange with rank {lost}, which has died, does "
+                f"not answer within the process group's timeout, or left the common order of "
+                f"calls: {error}"
+            ) from error
+
+    @staticmethod
+    def _first_lost(peer: int) -> str:
+        """The rank that was missed first: those after it are missed because they miss it."""
+        try:
+            store = dist.distributed_c10d._get_default_store()
+            return store.compare_set("lorentzkit/lost", "", str(peer)).decode()
+        except Exception:  # the store went with the process that kept it
+            return str(peer)
+
+
+__all__ = ["Group", "Ring", "gather"]

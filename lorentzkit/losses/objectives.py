@@ -1,0 +1,176 @@
+"""What CLIP, MERU and ATMG minimise, called alike: one line changes the objective."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from lorentzkit.distributed import Group
+from lorentzkit.losses.contrastive import Similarity, Targets, contrastive_loss
+from lorentzkit.losses.terms import centroid_loss, entailment_loss
+from lorentzkit.ops.pairwise import Implementation, Precision
+
+Parts = dict[str, Tensor]
+
+
+class _Objective(nn.Module):
+    def __init__(
+        self,
+        *,
+        group: Group = None,
+        impl: Implementation = "auto",
+        precision: Precision = "highest",
+    ) -> None:
+        super().__init__()
+        self.group = group
+        self.how: dict[str, Any] = {"impl": impl, "precision": precision, "group": group}
+
+    def _contrastive(self, *points: Any, similarity: Similarity, targets: Targets) -> Tensor:
+        loss = contrastive_loss(*points, similarity=similarity, targets=targets, **self.how)
+        assert isinstance(loss, Tensor)  # which it is but for reduction="none"
+        return loss
+
+
+class CLIPLoss(_Objective):
+    r"""The symmetric InfoNCE of cosine similarities.
+
+    Args:
+        group, impl, precision: see `contrastive_loss`.
+
+    Source: Radford et al. 2021, "Learning Transferable Visual Models", fig. 3.
+
+    >>> text, image = torch.randn(2, 8, 16)
+    >>> total, parts = CLIPLoss()(text, image, 1.0, logit_scale=10.0)
+    >>> list(parts)
+    ['contrastive']
+    """
+
+    def forward(
+        self,
+        text: Tensor,
+        image: Tensor,
+        curv: float | Tensor,
+        logit_scale: float | Tensor,
+        targets: Targets = None,
+    ) -> tuple[Tensor, Parts]:
+        """The loss of text ``(N, D)`` and image ``(N, D)``, of any length; and its parts by name.
+
+        ``curv`` is not used: it stands here so that objectives are called alike.
+        """
+        loss = self._contrastive(
+            text, image, 1.0, logit_scale, similarity="cosine", targets=targets
+        )
+        return loss, {"contrastive": loss}
+
+
+class MERULoss(_Objective):
+    r"""InfoNCE of negative geodesic distances, and images inside the cones of their texts.
+
+    ``contrastive_loss(similarity="distance") + entailment_weight * entailment_loss(text, image)``.
+    The entailment is that of the pairs ``(text[i], image[i])``, whatever the targets.
+
+    Args:
+        entailment_weight: at least 0.
+        min_radius, aperture_scale: see `entailment_loss`.
+        group, impl, precision: see `contrastive_loss`.
+
+    Source: Desai et al. 2023, "Hyperbolic Image-Text Representations", sec. 3; 0.2 is theirs.
+
+    >>> text, image = 0.1 * torch.randn(2, 8, 16)
+    >>> total, parts = MERULoss()(text, image, curv=1.0, logit_scale=10.0)
+    >>> torch.equal(total, parts["contrastive"] + 0.2 * parts["entailment"])
+    True
+    """
+
+    def __init__(
+        self,
+        *,
+        entailment_weight: float = 0.2,
+        min_radius: float = 0.1,
+        aperture_scale: float = 1.0,
+        group: Group = None,
+        impl: Implementation = "auto",
+        precision: Precision = "highest",
+    ) -> None:
+        super().__init__(group=group, impl=impl, precision=precision)
+        self.entailment_weight = _weight("entailment_weight", entailment_weight)
+        self.cones = {"min_radius": min_radius, "aperture_scale": aperture_scale}
+
+    def forward(
+        self,
+        text: Tensor,
+        image: Tensor,
+        curv: float | Tensor,
+        logit_scale: float | Tensor,
+        targets: Targets = None,
+    ) -> tuple[Tensor, Parts]:
+        """The loss of points text ``(N, D)`` and image ``(N, D)``; and its parts by name."""
+        near = self._contrastive(
+            text, image, curv, logit_scale, similarity="distance", targets=targets
+        )
+        inside = entailment_loss(text, image, curv, **self.cones)
+        total = near + self.entailment_weight * inside
+        return total, {"contrastive": near, "entailment": inside}
+
+
+class ATMGLoss(_Objective):
+    r"""InfoNCE of exterior angles, and the centroids of the modalities at their radii.
+
+    ``contrastive_loss(similarity="angle") + centroid_weight * centroid_loss(text, image)``: pairs
+    lie on one ray from the origin, images farther out, at a distance that is left free.
+
+    Args:
+        text_radius, image_radius: see `centroid_loss`.
+        centroid_weight: at least 0; the paper's lambda.
+        group, impl, precision: see `contrastive_loss`.
+
+    Source: Ramasinghe et al. 2024, "Accept the Modality Gap", sec. 4.
+
+    >>> text, image = 0.1 * torch.randn(2, 8, 16)
+    >>> objective = ATMGLoss(text_radius=0.5, image_radius=1.0, centroid_weight=0.1)
+    >>> total, parts = objective(text, image, curv=1.0, logit_scale=10.0)
+    >>> list(parts)
+    ['contrastive', 'centroid']
+    """
+
+    def __init__(
+        self,
+        *,
+        text_radius: float,
+        image_radius: float,
+        centroid_weight: float,
+        group: Group = None,
+        impl: Implementation = "auto",
+        precision: Precision = "highest",
+    ) -> None:
+        super().__init__(group=group, impl=impl, precision=precision)
+        self.centroid_weight = _weight("centroid_weight", centroid_weight)
+        self.radii = {"text_radius": text_radius, "image_radius": image_radius}
+
+    def forward(
+        self,
+        text: Tensor,
+        image: Tensor,
+        curv: float | Tensor,
+        logit_scale: float | Tensor,
+        targets: Targets = None,
+    ) -> tuple[Tensor, Parts]:
+        """The loss of points text ``(N, D)`` and image ``(N, D)``; and its parts by name."""
+        aligned = self._contrastive(
+            text, image, curv, logit_scale, similarity="angle", targets=targets
+        )
+        placed = centroid_loss(text, image, curv, group=self.group, **self.radii)
+        return aligned + self.centroid_weight * placed, {
+            "contrastive": aligned,
+            "centroid": placed,
+        }
+
+
+def _weight(name: str, value: float) -> float:
+    if not value >= 0:
+        raise ValueError(f"{name}: expected a number of at least 0, got {value!r}")
+    return value
+
+
+__all__ = ["ATMGLoss", "CLIPLoss", "MERULoss"]

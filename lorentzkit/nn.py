@@ -1,0 +1,217 @@
+"""Modules for networks whose embeddings are points of hyperbolic space.
+
+Positive numbers are learned as their logarithms, held in parameters of shape ``(1,)`` (what sharded
+data parallelism asks for), and used within bounds. No module keeps a tensor that is not a
+parameter: all can be copied, pickled, moved and wrapped like any other.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from lorentzkit import ops
+from lorentzkit._checks import LARGEST_CURV, SMALLEST_CURV, working_dtype
+from lorentzkit._numerics import polar, root_one_plus
+from lorentzkit.fused.reference import half_chords, unit
+
+
+class _Positive(nn.Module):
+    """A positive number, learned as its logarithm, within bounds.
+
+    Outside, the number is the bound's, and of its gradient what points back inside.
+    """
+
+    def __init__(self, name: str, init: float, lower: float, upper: float, learnable: bool) -> None:
+        super().__init__()
+        if not 0 < lower <= init <= upper:
+            raise ValueError(
+                f"{name}: expected a positive number in [{lower:g}, {upper:g}], got {init!r}"
+            )
+        self.init, self.lower, self.upper = float(init), float(lower), float(upper)
+        self.log = nn.Parameter(torch.tensor([math.log(init)]), requires_grad=learnable)
+
+    def forward(self) -> Tensor:
+        """The number, a 0-dim tensor."""
+        # float32 whatever the module was cast to: bfloat16 has no 1.01
+        log = self.log.to(working_dtype(self.log))
+        number: Tensor = _Clamp.apply(log, math.log(self.lower), math.log(self.upper))  # type: ignore[no-untyped-call]
+        return number.exp().squeeze(0)
+
+    def extra_repr(self) -> str:
+        learnable = self.log.requires_grad
+        return f"init={self.init:g}, in [{self.lower:g}, {self.upper:g}], learnable={learnable}"
+
+
+class _Clamp(Function):
+    """``clamp``, with the gradient of what a descent step would bring back inside."""
+
+    @staticmethod
+    def forward(x: Tensor, lower: float, upper: float) -> Tensor:
+        return x.clamp(lower, upper)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, ctx.lower, ctx.upper = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx: Any, at: Tensor) -> tuple[Tensor, None, None]:
+        (x,) = ctx.saved_tensors
+        outward = ((x >= ctx.upper) & (at < 0)) | ((x <= ctx.lower) & (at > 0))
+        return torch.where(outward, 0.0, at), None, None
+
+
+class Curvature(_Positive):
+    r"""The curvature of a model, learned or fixed: ``curv`` for all that takes one.
+
+    Args:
+        init: positive; the sectional curvature is ``-init``.
+        learnable: otherwise the parameter is there, but frozen: the state dict is the same.
+        bounds: least and largest curvature, as factors of ``init``.
+
+    Calling it gives the curvature, a 0-dim tensor. Exclude its parameter from weight decay, which
+    would pull the curvature to 1.
+
+    Source: Desai et al. 2023 (MERU), sec. 3.1: learned as a logarithm, within a factor of 10.
+
+    >>> curvature = Curvature(0.1)
+    >>> curvature()
+    tensor(0.1000, grad_fn=<SqueezeBackward1>)
+    >>> list(curvature.state_dict())
+    ['log']
+    """
+
+    def __init__(
+        self,
+        init: float = 1.0,
+        *,
+        learnable: bool = True,
+        bounds: tuple[float, float] = (0.1, 10.0),
+    ) -> None:
+        lower, upper = bounds
+        if not 0 < lower <= 1 <= upper:
+            raise ValueError(
+                f"bounds: expected factors of init, 0 < lower <= 1 <= upper, got {bounds!r}"
+            )
+        if not SMALLEST_CURV <= init <= LARGEST_CURV:
+            raise ValueError(
+                f"init: expected a positive number in [{SMALLEST_CURV:g}, {LARGEST_CURV:g}], got "
+                f"{init!r}; it is the negative of the sectional curvature"
+            )
+        super().__init__(
+            "init",
+            init,
+            max(lower * init, SMALLEST_CURV),
+            min(upper * init, LARGEST_CURV),
+            learnable,
+        )
+
+
+class LogitScale(_Positive):
+    r"""The inverse temperature of a contrastive loss, learned, at most ``max``.
+
+    Args:
+        init: positive, at most ``max``.
+        max: the largest scale.
+
+    Calling it gives the scale, a 0-dim tensor. Exclude its parameter from weight decay.
+
+    Source: Radford et al. 2021 (CLIP), sec. 2.5: 1/0.07 at the start, at most 100.
+
+    >>> LogitScale(10.0)()
+    tensor(10., grad_fn=<SqueezeBackward1>)
+    """
+
+    def __init__(self, init: float = 1 / 0.07, max: float = 100.0) -> None:
+        super().__init__("init", init, torch.finfo(torch.float32).tiny, max, True)
+
+
+class Lift(nn.Module):
+    r"""Features of a Euclidean network to points: scaled by a learned number, then ``expmap0``.
+
+    ``ops.expmap0(scale * features, curv)``, with a scale that starts at ``1/sqrt(dim)`` and is at
+    most 1: features with entries of size 1 start at a distance of about 1 from the origin.
+
+    Args:
+        dim: D, the size of a feature.
+
+    Called with features ``(..., D)`` and ``curv``, gives space components ``(..., D)``; half
+    precision is lifted in float32.
+
+    Source: Desai et al. 2023 (MERU), sec. 3.2.
+
+    >>> Lift(4)(torch.tensor([1.0, -1.0, 1.0, -1.0]), curv=1.0).detach()
+    tensor([ 0.5876, -0.5876,  0.5876, -0.5876])
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
+            raise ValueError(f"dim: expected a positive int, got {dim!r}")
+        self.dim = dim
+        self.scale = _Positive("scale", dim**-0.5, torch.finfo(torch.float32).tiny, 1.0, True)
+
+    def forward(self, features: Tensor, curv: float | Tensor = 1.0) -> Tensor:
+        """Points ``(..., D)``."""
+        if features.shape[-1:] != (self.dim,):
+            raise ValueError(
+                f"features: expected (..., {self.dim}), got shape {tuple(features.shape)}"
+            )
+        wide = features.to(working_dtype(features))
+        return ops.expmap0(wide * self.scale().to(wide.dtype), curv)
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}"
+
+
+class LorentzMLR(nn.Module):
+    r"""Logits of classes: signed distances to hyperplanes, times the lengths of their normals.
+
+    With z the weight of a class and a its offset, the hyperplane crosses the ray along z at the
+    distance a from the origin, at a right angle. The logit of x is
+    ``|z|/sqrt(curv) asinh(sqrt(curv) (cosh(sqrt(curv) a) <x, z>/|z| - sinh(sqrt(curv) a) x0))``,
+    without that difference's cancellation (docs/numerics.md).
+
+    Args:
+        dim: D.
+        classes: K.
+
+    Called with points ``(..., D)`` and ``curv``, gives logits ``(..., K)``. As ``curv -> 0`` they
+    are those of a linear layer, ``<x, z> - |z| a``.
+
+    Source: Bdeir et al. 2024, "Fully Hyperbolic Convolutional Neural Networks", theorem 2; Ganea et
+    al. 2018, "Hyperbolic Neural Networks", sec. 3.1.
+
+    >>> head = LorentzMLR(2, 1)
+    >>> head.load_state_dict({"weight": torch.tensor([[2.0, 0.0]]), "offset": torch.tensor([1.0])})
+    <All keys matched successfully>
+    >>> x = ops.expmap0(torch.tensor([[3.0, 0.0], [1.0, 0.0], [0.0, 5.0]]))
+    >>> head(x).detach()  # twice the distance: 2 from the plane, on it, on the origin's side
+    tensor([[  4.0000],
+            [  0.0000],
+            [-10.3229]])
+    """
+
+    def __init__(self, dim: int, classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(classes, dim).uniform_(-1, 1) / math.sqrt(dim))
+        self.offset = nn.Parameter(torch.zeros(classes))
+
+    def forward(self, x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
+        """Logits ``(..., K)``."""
+        dtype = working_dtype(x, self.weight)
+        length, _ = polar(self.weight.to(dtype))
+        away = _hyperplane_dist(x.to(dtype), self.weight.to(dtype), self.offset.to(dtype), curv)
+        return length.squeeze(-1) * away
+
+    def extra_repr(self) -> str:
+        classes, dim = self.weight.shape
+        return f"dim={dim}, classes={classes}"
+
+
+__all__ = ["Curvature", "Lift", "LogitScale", "LorentzMLR"]
