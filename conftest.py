@@ -4,7 +4,7 @@ import geoopt
 import pytest
 import torch
 
-from lorentzkit import losses, ops
+from lorentzkit import losses, nn, ops
 
 
 @pytest.fixture(autouse=True)
@@ -13,3 +13,4 @@ def _doctest_names(doctest_namespace: dict[str, object]) -> None:
     doctest_namespace.update({"torch": torch, "geoopt": geoopt})
     doctest_namespace.update({name: getattr(ops, name) for name in ops.__all__})
     doctest_namespace.update({name: getattr(losses, name) for name in losses.__all__})
+    doctest_namespace.update({name: getattr(nn, name) for name in nn.__all__})

@@ -1,12 +1,13 @@
 """Differentiable hyperbolic geometry for PyTorch.
 
-`lorentzkit.ops` holds the geometry as plain functions of tensors, `lorentzkit.losses` the losses.
+`lorentzkit.ops` holds the geometry as plain functions of tensors, `lorentzkit.losses` the losses and
+`lorentzkit.nn` modules.
 `lorentzkit.manifolds` makes it a geoopt manifold for Riemannian optimisers, and is imported only
 when asked for: importing `lorentzkit` loads nothing beyond PyTorch.
 """
 
-from lorentzkit import losses, ops
+from lorentzkit import losses, nn, ops
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "losses", "ops"]
+__all__ = ["__version__", "losses", "nn", "ops"]

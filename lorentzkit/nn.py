@@ -8,6 +8,7 @@ parameter: all can be copied, pickled, moved and wrapped like any other.
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,9 +16,9 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from lorentzkit import ops
-from lorentzkit._checks import LARGEST_CURV, SMALLEST_CURV, working_dtype
-from lorentzkit._numerics import polar, root_one_plus
-from lorentzkit.fused.reference import half_chords, unit
+from lorentzkit._checks import LARGEST_CURV, SMALLEST_CURV, points_and, working_dtype
+from lorentzkit._numerics import arsinh_length, cosh_sinhc, largest_radius, norm, root_one_plus
+from lorentzkit.fused.reference import half_chords, root, unit
 
 
 class _Positive(nn.Module):
@@ -194,7 +195,7 @@ class LorentzMLR(nn.Module):
     >>> head(x).detach()  # twice the distance: 2 from the plane, on it, on the origin's side
     tensor([[  4.0000],
             [  0.0000],
-            [-10.3229]])
+            [-10.3230]])
     """
 
     def __init__(self, dim: int, classes: int) -> None:
@@ -204,14 +205,64 @@ class LorentzMLR(nn.Module):
 
     def forward(self, x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
         """Logits ``(..., K)``."""
+        if x.shape[-1:] != self.weight.shape[1:]:
+            raise ValueError(
+                f"x: expected (..., {self.weight.shape[1]}), got shape {tuple(x.shape)}"
+            )
         dtype = working_dtype(x, self.weight)
-        length, _ = polar(self.weight.to(dtype))
-        away = _hyperplane_dist(x.to(dtype), self.weight.to(dtype), self.offset.to(dtype), curv)
-        return length.squeeze(-1) * away
+        weight, offset = self.weight.to(dtype), self.offset.to(dtype)
+        with _no_autocast(x):
+            return norm(weight).mT * _signed_dist(x.to(dtype), weight, offset, curv)
 
     def extra_repr(self) -> str:
         classes, dim = self.weight.shape
         return f"dim={dim}, classes={classes}"
+
+
+def _no_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    device = x.device.type
+    available = torch.amp.is_autocast_available(device)
+    return torch.autocast(device, enabled=False) if available else nullcontext()
+
+
+def _signed_dist(x: Tensor, normal: Tensor, offset: Tensor, curv: float | Tensor) -> Tensor:
+    """Distances ``(..., K)`` of points ``(..., D)`` to hyperplanes, negative on the origin's side.
+
+    With b the distance to the plane of the same normal through the origin and r_n the part of x
+    across the normal, ``sinh d = sinh(b - a) - sinh(a) (cosh|x| - cosh b)`` in units of the
+    curvature, and the last difference is ``curv r_n**2 / (cosh|x| + cosh b)``.
+    """
+    x, c = points_and(curv, {"x": x})
+    batch = (x[..., 0] + c[..., 0]).shape
+    x = x.expand(*batch, x.shape[-1]).reshape(-1, x.shape[-1])
+    c = c.expand(*batch, 1).reshape(-1, 1)
+    (u, r), (n, _) = unit(x), unit(normal)
+    h, g = half_chords(u, n)
+    along, across = x @ n.mT, c.sqrt() * r * root(h * g)
+    limit = largest_radius(x.dtype) / c.sqrt()
+    a = torch.clamp(offset, -limit, limit)
+    coshes = root_one_plus(c.sqrt() * r) + root_one_plus(c.sqrt() * along)
+    less = across / coshes * across * torch.sinh(c.sqrt() * a)
+    return _arsinh_less(arsinh_length(along, c) - a, less, c).reshape(*batch, -1)
+
+
+def _arsinh_less(d: Tensor, less: Tensor, c: Tensor) -> Tensor:
+    """``asinh(sinh(sqrt(c) d) - less) / sqrt(c)``; d itself, to the last digit, where less is 0."""
+    cosh, sinhc, k = cosh_sinhc(c * d * d)  # all divided by exp(k)
+    scale = torch.exp(-k)
+    less = less * scale
+    before = c.sqrt() * d * sinhc
+    after = before - less
+    # As asinh(p) - asinh(q), which has no cancellation where the signs are the same.
+    same = before * after > 0
+    under = after * cosh + before * torch.hypot(scale, after)
+    by = -less * ((after + before) / torch.where(same, under, 1.0))
+    near = d + arsinh_length(torch.where(same, by, 0.0) / c.sqrt(), c)
+    p = torch.where(same, 0.0, after / scale)
+    large = p.abs() > 1
+    far = torch.where(large, p.abs(), 1.0)
+    far = torch.copysign((far + torch.hypot(torch.ones_like(far), far)).log(), p) / c.sqrt()
+    return torch.where(same, near, torch.where(large, far, arsinh_length(p / c.sqrt(), c)))
 
 
 __all__ = ["Curvature", "Lift", "LogitScale", "LorentzMLR"]

@@ -54,27 +54,27 @@ def selected(kind: str, x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor) -
         return 2 * arsinh_length(chord(x, y, c) / 2, c)
     if kind == "inner":
         return -(1 + cosh_excess(x, y, c)) / c
-    return dot(*(_unit(z)[0] for z in (x, y)))
+    return dot(*(unit(z)[0] for z in (x, y)))
 
 
 def _values(kind: str, x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, ...]:
     """As in `lorentzkit.ops`, with the angles at the origin from a product of unit vectors."""
     x, y = (clamp_norm(z, norm_limit(c.detach())) for z in (x, y))
-    (u, rx), (v, ry) = _unit(x), _unit(y)
+    (u, rx), (v, ry) = unit(x), unit(y)
     ry = ry.mT
     if kind == "cosine":
         return (u @ v.mT,)
-    h, g = _half_chords(u, v)
+    h, g = half_chords(u, v)
     cosh_x, cosh_y = root_one_plus(c.sqrt() * rx), root_one_plus(c.sqrt() * ry)
     roots = Root(torch.ones_like(cosh_x), cosh_x), Root(torch.ones_like(cosh_y), cosh_y)
     if kind == "angle":
-        sine, back = _root(h * g), (roots[1], roots[0])
+        sine, back = root(h * g), (roots[1], roots[0])
         alpha = _angle(ry, rx, sine, h, cosh_x, back, rx > 0)
         beta = _angle(rx, ry, sine, h, cosh_y, roots, ry > 0)
         return alpha, torch.where(rx > 0, beta, beta.detach())
     turn = sinh_difference(rx, ry, rx - ry, *roots)  # sinh(a - b)/sqrt(c)
     radial = turn / ((1 + root_one_plus(c.sqrt() * turn)) / 2).sqrt()
-    across = rx.clamp_min(TINY[x.dtype]).sqrt() * ry.clamp_min(TINY[x.dtype]).sqrt() * _root(2 * h)
+    across = rx.clamp_min(TINY[x.dtype]).sqrt() * ry.clamp_min(TINY[x.dtype]).sqrt() * root(2 * h)
     chord_ = _at_origin(hypot(radial, across), x, y, rx, ry, c)
     if kind == "distance":
         return (2 * arsinh_length(chord_ / 2, c),)
@@ -91,7 +91,7 @@ def _at_origin(chord_: Tensor, x: Tensor, y: Tensor, rx: Tensor, ry: Tensor, c: 
     rise = rise + torch.where(ry == 0, dot(y, y).mT / (y0 + least) * x0, 0.0)
     size = torch.where(chord_ > 0, chord_, 1.0).detach()
     square = (chord_ / size) ** 2 + 2 * ((rise - x @ y.mT) / size / size)
-    return torch.where((rx == 0) | (ry == 0), size * _root(square), chord_)
+    return torch.where((rx == 0) | (ry == 0), size * root(square), chord_)
 
 
 def _angle(
@@ -121,18 +121,18 @@ def _inner(x: Tensor, y: Tensor, c: Tensor, chord_: Tensor) -> Tensor:
     return carry(-1 / c - half, x @ y.mT - times)
 
 
-def _root(square: Tensor) -> Tensor:
+def root(square: Tensor) -> Tensor:
     """The square root, with derivative 0 at 0."""
     positive = square > 0
     return torch.where(positive, torch.where(positive, square, 1.0).sqrt(), 0.0)
 
 
-def _unit(x: Tensor) -> tuple[Tensor, Tensor]:
+def unit(x: Tensor) -> tuple[Tensor, Tensor]:
     r = norm(x)
     return torch.where(r > 0, x / r.clamp_min(TINY[r.dtype]), 0.0), r
 
 
-def _half_chords(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def half_chords(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """``1 - cos`` and ``1 + cos`` of all pairs; from differences where the product loses them."""
     D = u.shape[-1]
     # Which pairs those are is not known inside torch.func or a compiler: then it is all.

@@ -1,0 +1,261 @@
+"""The modules: exact, within their bounds, and like any other `torch.nn.Module`."""
+
+import copy
+import pickle
+
+import condition
+import oracle
+import pytest
+import torch
+from condition import gradient_errors, value_error
+from hypothesis import assume, given, note
+from hypothesis import strategies as st
+from mpmath import mp
+from pairwise_calls import measurable
+from strategies import CASES
+from torch.func import functional_call
+
+from lorentzkit import ops
+from lorentzkit.nn import Curvature, Lift, LogitScale, LorentzMLR
+
+MODULES = {
+    "Curvature": (Curvature, ()),
+    "frozen Curvature": (lambda: Curvature(0.1, learnable=False), ()),
+    "LogitScale": (LogitScale, ()),
+    "Lift": (lambda: Lift(3), (torch.tensor([[0.5, -1.0, 2.0]]), 0.7)),
+    "LorentzMLR": (lambda: LorentzMLR(3, 5), (torch.tensor([[0.5, -1.0, 2.0]]), 0.7)),
+}
+every_module = pytest.mark.parametrize(("make", "args"), MODULES.values(), ids=MODULES)
+
+
+# --- Like any other module ------------------------------------------------------------------------
+
+
+@every_module
+def test_copied_pickled_and_loaded_it_is_the_same(make, args):
+    module = make()
+    for parameter in module.parameters():
+        parameter.data.add_(0.01)  # not what it started with
+    fresh = make()
+    fresh.load_state_dict(module.state_dict())
+    for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), fresh):
+        assert torch.equal(other(*args), module(*args))
+        assert [p.requires_grad for p in other.parameters()] == [
+            p.requires_grad for p in module.parameters()
+        ]
+        assert not {id(p) for p in other.parameters()} & {id(p) for p in module.parameters()}
+
+
+def test_the_state_dict_does_not_depend_on_what_is_learned():
+    assert Curvature().state_dict().keys() == Curvature(learnable=False).state_dict().keys()
+    assert set(Curvature().state_dict()) == set(LogitScale().state_dict()) == {"log"}
+    assert set(Lift(3).state_dict()) == {"scale.log"}
+    assert set(LorentzMLR(3, 2).state_dict()) == {"weight", "offset"}
+
+
+@every_module
+def test_nothing_but_parameters_holds_numbers(make, args):
+    """Moved or sharded, no tensor is left behind; and none is a scalar, which FSDP refuses."""
+    module = make()
+    assert not list(module.buffers())
+    assert all(p.dim() > 0 for p in module.parameters())
+    meta = make().to("meta")
+    where = [a.to("meta") if isinstance(a, torch.Tensor) else a for a in args]
+    assert meta(*where).device.type == "meta"
+
+
+@every_module
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(make, args, dtype):
+    half = [a.to(dtype) if isinstance(a, torch.Tensor) else a for a in args]
+    module = make().to(dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = module(*half)
+    wide = [a.float() if isinstance(a, torch.Tensor) else a for a in half]
+    assert out.dtype == torch.float32
+    assert torch.equal(out, module.float()(*wide))
+
+
+@every_module
+def test_compiled_and_functional(make, args):
+    module = make()
+    expected = module(*args)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*args), expected)
+    parameters = dict(module.named_parameters())
+    gradients = torch.func.grad(lambda p: functional_call(module, p, args).sum())(parameters)
+    for name, parameter in parameters.items():
+        if parameter.requires_grad:
+            (by,) = torch.autograd.grad(module(*args).sum(), parameter)
+            torch.testing.assert_close(gradients[name], by)
+
+
+# --- Positive numbers -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("module", "lower", "upper"),
+    [
+        (Curvature(0.5, bounds=(0.1, 4.0)), 0.05, 2.0),
+        (Curvature(1e8), 1e7, 1e8),  # the ops take no more
+        (LogitScale(max=100.0), None, 100.0),
+        (Lift(16).scale, None, 1.0),
+    ],
+)
+def test_within_bounds_and_back_inside(module, lower, upper):
+    """A step that leads outside changes nothing, one that leads back inside does."""
+    for bound, outward in ((lower, 1.0), (upper, -1.0)):
+        if bound is None:
+            continue
+        with torch.no_grad():
+            module.log.fill_(bound).log_().sub_(outward)  # e-fold beyond
+        value = module()
+        assert value.shape == ()
+        assert value.item() == pytest.approx(bound, rel=1e-6)
+        (by,) = torch.autograd.grad(outward * module(), module.log)
+        assert by.item() == 0
+        (by,) = torch.autograd.grad(-outward * module(), module.log)
+        assert by.item() * -outward > 0
+
+
+def test_descent_leaves_a_bound_again():
+    curvature = Curvature(1.0)
+    optimizer = torch.optim.Adam(curvature.parameters(), lr=0.5)
+    for target in (100.0, 2.0):  # the first is out of reach
+        for _ in range(60):
+            optimizer.zero_grad()
+            (curvature().log() - torch.tensor(target).log()).square().backward()
+            optimizer.step()
+        assert curvature().item() == pytest.approx(min(target, 10.0), rel=1e-2)
+
+
+def test_a_frozen_curvature_has_no_gradient_and_its_value():
+    curvature = Curvature(0.3, learnable=False)
+    assert not curvature().requires_grad
+    assert curvature().item() == pytest.approx(0.3, rel=1e-6)
+
+
+def test_lift_is_the_exponential_map_of_scaled_features():
+    v = torch.randn(5, 64, dtype=torch.float64)
+    lift = Lift(64).double()
+    torch.testing.assert_close(lift(v, 0.7), ops.expmap0(v / 8, 0.7))
+    lift.scale.log.data.fill_(3.0)
+    torch.testing.assert_close(lift(v, 0.7), ops.expmap0(v, 0.7))
+
+
+# --- Hyperplanes ----------------------------------------------------------------------------------
+
+
+def hyperplane(x, z, a, c):
+    """Bdeir et al. 2024, theorem 2, in their notation."""
+    root = mp.sqrt(c)
+    alpha = mp.cosh(root * a) * oracle.dot(z, x)
+    alpha -= mp.sinh(root * a) * oracle.norm(z) * oracle.time(x, c)
+    beta = oracle.norm(z)
+    return beta * mp.asinh(root * alpha / beta) / root
+
+
+def logit(x, z, a, curv):
+    head = LorentzMLR(len(x), 1)
+    # A crowd of planes, that a product and not one vector's sums are measured.
+    weight = torch.cat([z[None], torch.ones(2, len(x), dtype=z.dtype)])
+    offset = torch.cat([a[None], torch.ones(2, dtype=z.dtype)])
+    return functional_call(head, {"weight": weight, "offset": offset}, (x[None], curv))[0, 0]
+
+
+@pytest.fixture
+def _hyperplanes(monkeypatch):
+    monkeypatch.setitem(condition.OPS, "hyperplane", "x z a -> scalar")
+    monkeypatch.setattr(oracle, "hyperplane", hyperplane, raising=False)
+
+
+@st.composite
+def planes(draw, dtype):
+    case = draw(CASES["dist"](dtype, smooth=True))
+    x, y = case.args
+    z = y / y.norm() if y.any() else torch.ones_like(y)
+    assume(measurable(x, z, 1 / (z @ z)))  # their directions are those of a pairwise op
+    # Not 0, from which the measure's differences cannot step: test_logits_of_planes_through_0.
+    a = draw(st.sampled_from([-1, 1])) * draw(st.floats(1e-6, 10)) / case.curv.sqrt()
+    return x, z * draw(st.sampled_from([0.01, 1.0, 30.0])), a.to(dtype), case.curv
+
+
+@pytest.mark.usefixtures("_hyperplanes")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_logits_are_exact(dtype):
+    @given(planes(dtype))
+    def check(case):
+        *args, curv = case
+        assert value_error("hyperplane", args, curv, function=logit) <= 16
+        errors = gradient_errors("hyperplane", args, curv, function=logit)
+        note(f"errors: {errors}")
+        assert max(errors.values()) <= 16
+
+    check()
+
+
+@pytest.mark.usefixtures("_hyperplanes")
+def test_the_textbook_formula_would_not_do():
+    def textbook(x, z, a, curv):
+        root, beta = curv.sqrt(), z.norm()
+        alpha = torch.cosh(root * a) * (z @ x) - torch.sinh(root * a) * beta * ops.time(x, curv)
+        return beta * torch.asinh(root * alpha / beta) / root
+
+    z, curv = torch.tensor([0.6, 0.8]), torch.tensor(1.0)
+    x = ops.expmap0(8 * z + torch.tensor([0.01, 0.0]))
+    args = x, z, torch.tensor(7.99)
+    assert value_error("hyperplane", args, curv, function=logit) < 4
+    assert value_error("hyperplane", args, curv, function=textbook) > 16
+
+
+def test_logits_of_planes_through_the_origin_and_of_no_normal():
+    """Finite, with finite gradients, and antisymmetric; at the origin those of a linear layer."""
+    head = LorentzMLR(3, 3)
+    weight = torch.tensor([[1.0, 2.0, 0.0], [-1.0, -2.0, 0.0], [0.0, 0.0, 0.0]])
+    head.load_state_dict({"weight": weight, "offset": torch.zeros(3)})
+    x = torch.tensor([[0.0, 0.0, 0.0], [2.0, 4.0, 0.0], [1e17, 0.0, 1.0]], requires_grad=True)
+    out = head(x, 1.0)
+    torch.testing.assert_close(out[:, 0], -out[:, 1])
+    assert out[:, 2].tolist() == [0, 0, 0]
+    assert out[0].tolist() == [0, 0, 0]
+    (by,) = torch.autograd.grad(out[0, 0], x, retain_graph=True)
+    torch.testing.assert_close(by[0], weight[0])
+    out.sum().backward()
+    assert all(t.grad.isfinite().all() for t in (x, head.weight, head.offset))
+
+
+def test_logits_become_those_of_a_linear_layer():
+    head = LorentzMLR(4, 3).double()
+    head.offset.data.normal_()
+    x = torch.randn(6, 4, dtype=torch.float64)
+    flat = x @ head.weight.mT - head.weight.norm(dim=1) * head.offset
+    torch.testing.assert_close(head(x, 1e-8), flat, rtol=1e-6, atol=1e-6)
+
+
+def test_curvatures_broadcast():
+    head = LorentzMLR(4, 3).double()
+    x = torch.randn(6, 4, dtype=torch.float64)
+    curv = torch.tensor([[0.1], [2.0]], dtype=torch.float64)
+    expected = torch.stack([head(x, 0.1), head(x, 2.0)])
+    torch.testing.assert_close(head(x, curv), expected)
+
+
+# --- Arguments ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Curvature(0.0), "init: expected a positive number in"),
+        (lambda: Curvature(-1.0), "negative of the sectional curvature"),
+        (lambda: Curvature(1e9), "init: expected"),
+        (lambda: Curvature(bounds=(2.0, 3.0)), "bounds: expected factors of init"),
+        (lambda: LogitScale(200.0), "init: expected a positive number in"),
+        (lambda: Lift(0), "dim: expected a positive int"),
+        (lambda: Lift(3)(torch.ones(2, 4)), r"features: expected \(..., 3\)"),
+        (lambda: LorentzMLR(3, 2)(torch.ones(2, 4)), r"x: expected \(..., 3\)"),
+    ],
+)
+def test_errors_name_the_argument(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
