@@ -1,7 +1,7 @@
 """Differentiable hyperbolic geometry for PyTorch.
 
-`lorentzkit.ops` holds the geometry as plain functions of tensors, `lorentzkit.losses` the losses and
-`lorentzkit.nn` modules.
+`lorentzkit.ops` holds the geometry as plain functions of tensors, `lorentzkit.losses` the losses,
+`lorentzkit.nn` modules and `lorentzkit.distributed` what batches spread over processes need.
 `lorentzkit.manifolds` makes it a geoopt manifold for Riemannian optimisers, and is imported only
 when asked for: importing `lorentzkit` loads nothing beyond PyTorch.
 """

@@ -258,7 +258,7 @@ def _arsinh_less(d: Tensor, less: Tensor, c: Tensor) -> Tensor:
     under = after * cosh + before * torch.hypot(scale, after)
     by = -less * ((after + before) / torch.where(same, under, 1.0))
     near = d + arsinh_length(torch.where(same, by, 0.0) / c.sqrt(), c)
-    p = torch.where(same, 0.0, after / scale)
+    p = torch.where(same, 0.0, after) * torch.exp(torch.where(same, 0.0, k))
     large = p.abs() > 1
     far = torch.where(large, p.abs(), 1.0)
     far = torch.copysign((far + torch.hypot(torch.ones_like(far), far)).log(), p) / c.sqrt()

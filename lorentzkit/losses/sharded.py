@@ -17,7 +17,6 @@ from lorentzkit.losses.anchors import Anchors, equal_pairs
 _ANCHORS = len(Anchors._fields)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def anchors(
     x: Tensor,
     y: Tensor,
@@ -31,6 +30,8 @@ def anchors(
 
     ``ids``, int32, are equal where a pair is positive; ``how``: similarity, impl, precision.
     """
+    if torch.compiler.is_compiling():  # breaks the graph; the loss then runs eagerly
+        raise RuntimeError("group: exchanges between processes are not compiled")
     out = _Anchors.apply(x, y, c, scale, *ids, how, ring)  # type: ignore[no-untyped-call]
     return Anchors(*out[:_ANCHORS]), Anchors(*out[_ANCHORS:])
 

@@ -1,0 +1,301 @@
+"""A batch spread over processes: the same loss and gradients as on one, and an end when one dies.
+
+Every test starts its processes, which talk by Gloo. What they do stands in functions of this module
+that take their rank; what they find is compared there, against the whole batch on one process.
+"""
+
+import copy
+import os
+import tempfile
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from lorentzkit.distributed import gather
+from lorentzkit.losses import ATMGLoss, CLIPLoss, MERULoss, centroid_loss, contrastive_loss
+from lorentzkit.nn import Curvature, Lift, LogitScale, LorentzMLR
+
+SIMILARITIES = ["angle", "distance", "cosine"]
+SHARE, D = 5, 20
+EACH = {"reduction": "none"}
+
+
+def spawn(function, size, *args, timeout=20):
+    """Runs ``function(rank, *args)`` on `size` processes; returns the error of each that failed."""
+    with tempfile.TemporaryDirectory() as folder:
+        context = torch.multiprocessing.get_context("spawn")
+        processes = [
+            context.Process(target=_process, args=(function, rank, size, folder, timeout, args))
+            for rank in range(size)
+        ]
+        for process in processes:
+            process.start()
+        ends = time.monotonic() + 120
+        for process in processes:
+            process.join(max(0, ends - time.monotonic()))
+        hanging = [rank for rank, process in enumerate(processes) if process.is_alive()]
+        for process in processes:
+            process.kill()
+        assert not hanging, f"ranks {hanging} hang"
+        return {int(f.suffix[1:]): f.read_text() for f in Path(folder).glob("error.*")}
+
+
+def _process(function, rank, size, folder, timeout, args):
+    torch.set_num_threads(1)
+    try:
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{folder}/store",
+            rank=rank,
+            world_size=size,
+            timeout=timedelta(seconds=timeout),
+        )
+        function(rank, *args)
+        dist.destroy_process_group()
+    except BaseException as error:
+        Path(folder, f"error.{rank}").write_text(f"{type(error).__name__}: {error}")
+        os._exit(1)  # as a process ends that an error stops: without a farewell to the others
+
+
+def batch(size, dtype=torch.float64):
+    """The whole batch, the same on every process: points, scalars, labels."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(size * SHARE, D, generator=generator, dtype=dtype) for _ in range(2))
+    scalars = torch.tensor(0.7, dtype=dtype), torch.tensor(5.0, dtype=dtype)
+    labels = torch.randint(0, SHARE, (2, size * SHARE), generator=generator)
+    return [t.requires_grad_() for t in (x, y, *scalars)], (labels[0], labels[1])
+
+
+def own(tensor, rank):
+    return tensor.detach()[rank * SHARE : (rank + 1) * SHARE].clone().requires_grad_()
+
+
+# --- The same numbers -----------------------------------------------------------------------------
+
+
+def same_loss(rank, size):
+    for dtype in (torch.float64, torch.float32):
+        for similarity in SIMILARITIES:
+            for some in (False, True):
+                for reduction in ("mean", "sum"):
+                    compare(rank, size, dtype, similarity, some, reduction)
+
+
+def compare(rank, size, dtype, similarity, labelled, reduction):
+    (x, y, curv, scale), labels = batch(size, dtype)
+    rows = slice(rank * SHARE, (rank + 1) * SHARE)
+    how = {"similarity": similarity, "reduction": reduction}
+    whole = contrastive_loss(x, y, curv, scale, targets=labels if labelled else None, **how)
+    expected = torch.autograd.grad(whole, [x, y, curv, scale], materialize_grads=True)
+
+    mine = (labels[0][rows], labels[1][rows]) if labelled else None
+    inputs = [own(x, rank), own(y, rank), curv, scale]
+    loss = contrastive_loss(*inputs, targets=mine, group=dist.group.WORLD, **how)
+    gradients = list(torch.autograd.grad(loss, inputs, materialize_grads=True))
+
+    loss = loss.detach()
+    for shared in (loss, *gradients[2:]):
+        dist.all_reduce(shared)
+    over = size if reduction == "mean" else 1  # "sum": the sum over processes
+    tolerance = {"rtol": 1e-12, "atol": 1e-13} if dtype == torch.float64 else {}
+    torch.testing.assert_close(loss / over, whole.detach(), **tolerance)
+    shares = [expected[0][rows], expected[1][rows], *expected[2:]]
+    for name, a, b in zip(["x", "y", "curv", "scale"], gradients, shares, strict=True):
+        torch.testing.assert_close(
+            a / over, b, **tolerance, msg=lambda m, n=name: f"{similarity}, {n}: {m}"
+        )
+    for a, b in zip(
+        contrastive_loss(*inputs, targets=mine, group=dist.group.WORLD, **{**how, **EACH}),
+        contrastive_loss(
+            x, y, curv, scale, targets=labels if labelled else None, **{**how, **EACH}
+        ),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b[rows], **tolerance)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_losses_and_gradients_are_those_of_one_process(size):
+    """Of every similarity, of pairs and labels, in both dtypes, for every reduction."""
+    assert spawn(same_loss, size, size) == {}
+
+
+def gathered(rank, size):
+    (x, *_), _ = batch(size)
+    mine = own(x, rank)
+    whole = gather(mine)
+    assert torch.equal(whole, x)
+    weights = torch.arange(1.0, size + 1)[rank] * torch.linspace(0, 1, x.numel()).view_as(x)
+    (by,) = torch.autograd.grad((weights * whole).sum(), mine)
+    total = weights.double()
+    dist.all_reduce(total)
+    torch.testing.assert_close(by, total[rank * SHARE : (rank + 1) * SHARE])
+
+
+def test_gather_and_its_gradient():
+    assert spawn(gathered, 4, 4) == {}
+
+
+def only_some(rank):
+    group = dist.new_group([1, 2])
+    (x, y, *_), _ = batch(2)
+    if rank > 0:
+        mine = own(x, rank - 1), own(y, rank - 1)
+        loss = contrastive_loss(*mine, group=group).detach()
+        dist.all_reduce(loss, group=group)
+        torch.testing.assert_close(loss / 2, contrastive_loss(x, y).detach())
+
+
+def test_a_group_of_some_processes():
+    assert spawn(only_some, 3) == {}
+
+
+# --- In training ----------------------------------------------------------------------------------
+
+
+class Towers(nn.Module):
+    """Two linear encoders onto hyperbolic space, with all that is learned besides."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.text, self.image = nn.Linear(D, 8), nn.Linear(D, 8)
+        self.lift, self.curvature, self.scale = Lift(8), Curvature(0.5), LogitScale(5.0)
+        self.head = LorentzMLR(8, 3)
+        self.double()
+        for parameter in (*self.text.parameters(), *self.image.parameters(), self.head.weight):
+            parameter.data.normal_(generator=generator)
+
+    def forward(self, text, image):
+        curv = self.curvature()
+        text, image = self.lift(self.text(text), curv), self.lift(self.image(image), curv)
+        return text, image, curv, self.scale(), self.head(image, curv).square().mean()
+
+
+OBJECTIVES = {
+    "clip": CLIPLoss,
+    "meru": MERULoss,
+    "atmg": lambda **how: ATMGLoss(text_radius=0.5, image_radius=1.0, centroid_weight=0.3, **how),
+}
+
+
+def step(model, objective, text, image):
+    *points, regulariser = model(text, image)
+    loss = objective(*points)[0] + regulariser
+    loss.backward()
+    return loss.detach()
+
+
+def same_step(rank, size, sharded):
+    (x, y, *_), _ = batch(size)
+    for objective in OBJECTIVES.values():
+        whole = Towers()
+        loss = step(whole, objective(), x.detach(), y.detach())
+        model = Towers()
+        if sharded:
+            from torch.distributed.fsdp import fully_shard
+
+            mesh = dist.device_mesh.init_device_mesh("cpu", (size,))
+            wrapped = fully_shard(model, mesh=mesh)
+        else:
+            wrapped = DistributedDataParallel(copy.deepcopy(model))
+            model = wrapped.module
+        share = own(x, rank).detach(), own(y, rank).detach()
+        mine = step(wrapped, objective(group=dist.group.WORLD), *share)
+        dist.all_reduce(mine)
+        torch.testing.assert_close(mine / size, loss)
+        for (name, a), b in zip(model.named_parameters(), whole.parameters(), strict=True):
+            gradient = a.grad.full_tensor() if sharded else a.grad
+            torch.testing.assert_close(gradient, b.grad, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["DDP", "FSDP"])
+def test_a_step_is_that_of_one_process(sharded):
+    """All objectives and modules, under data parallelism with and without sharded parameters."""
+    assert spawn(same_step, 2, 2, sharded) == {}
+
+
+# --- What goes wrong ------------------------------------------------------------------------------
+
+
+def uneven(rank):
+    x, world = torch.ones(4 - rank, 3), dist.group.WORLD
+    message = (
+        r"(?s)^x.*: expected the same shapes.*rank 0: .*\(4, 3\).*rank 1: .*\(3, 3\).*drop_last"
+    )
+    with pytest.raises(ValueError, match=message):
+        contrastive_loss(x, x, group=world)
+    with pytest.raises(ValueError, match=message):
+        gather(x)
+    with pytest.raises(ValueError, match=message):
+        centroid_loss(x, x, text_radius=0.1, image_radius=0.2, group=world)
+
+
+def test_shares_of_different_sizes_raise_on_every_process():
+    assert spawn(uneven, 2) == {}
+
+
+def lost(rank, dead, when):
+    (x, y, *_), _ = batch(3)
+    mine = own(x, rank), own(y, rank)
+    if rank == dead and when == "before":
+        os._exit(0)
+    loss = contrastive_loss(*mine, group=dist.group.WORLD)
+    if rank == dead:
+        os._exit(0)
+    loss.backward()
+
+
+@pytest.mark.parametrize("when", ["before", "between"])
+def test_a_dead_process_ends_in_an_error_that_names_it(when):
+    """In the forward exchange and in the backward one, long before the test's own limit."""
+    errors = spawn(lost, 3, 1, when)
+    assert set(errors) == {0, 2}
+    for rank, error in errors.items():
+        assert f"rank {rank}: lost the exchange with rank 1" in error
+
+
+def asleep(rank):
+    (x, y, *_), _ = batch(2)
+    if rank == 1:
+        time.sleep(12)
+        return
+    contrastive_loss(own(x, 0), own(y, 0), group=dist.group.WORLD)
+
+
+def test_a_silent_process_is_waited_for_until_the_timeout_of_the_group():
+    errors = spawn(asleep, 2, timeout=4)
+    assert "rank 0: lost the exchange with rank 1" in errors[0]
+
+
+def wrong_arguments(rank):
+    (x, y, *_), _ = batch(2)
+    x, y = own(x, rank), own(y, rank)
+    world = dist.group.WORLD
+    with pytest.raises(ValueError, match="with a group expected None or integer labels"):
+        contrastive_loss(x, y, targets=1, group=world)
+    with pytest.raises(ValueError, match="'reference' does not run with a group"):
+        contrastive_loss(x, y, impl="reference", group=world)
+    ids = torch.arange(SHARE)
+    with pytest.raises(ValueError, match="no positive pair"):
+        contrastive_loss(x, y, targets=(ids, -1 - ids), group=world)
+    twice = torch.autograd.grad(contrastive_loss(x, y, group=world), x, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        twice.sum().backward()
+
+
+def test_what_cannot_run_raises():
+    assert spawn(wrong_arguments, 2) == {}
+
+
+def test_without_processes():
+    with pytest.raises(RuntimeError, match="init_process_group"):
+        gather(torch.ones(2, 2))
+    with pytest.raises(RuntimeError, match="init_process_group"):
+        contrastive_loss(torch.ones(2, 2), torch.ones(2, 2), group=object())
