@@ -11,14 +11,12 @@ import torch
 from torch import Tensor
 from trees import Tree
 
-from lorentzkit import ops
+from lorentzkit import ops, viz
 
 matplotlib.use("Agg")  # pictures go to files: no display is needed
 
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.patches import Circle
 from matplotlib.patheffects import withStroke
 
 # fmt: off
@@ -64,9 +62,7 @@ def _branch_to_show(tree: Tree, tops: Sequence[int], most: int = 12) -> int:
     return max(tops, key=lambda node: parts(node) if parts(node) <= most else 0)
 
 
-def _panel(
-    axes: Axes, tree: Tree, points: Tensor, named: Sequence[int], marked: Sequence[int]
-) -> None:
+def _panel(axes: Axes, tree: Tree, points: Tensor, named: Sequence[int], marked: list[int]) -> None:
     """One disk: every edge a geodesic, the branches `named` in colours, the nodes `marked`."""
     named = [*named][: len(COLOURS)]
     branch = tree.branch_of(named)
@@ -76,28 +72,22 @@ def _panel(
     child, parent = torch.tensor(
         [(node, above) for node, parents in enumerate(tree.parents) for above in parents]
     ).T
-    along = torch.linspace(0, 1, 300, dtype=points.dtype)[:, None]
-    curves = ops.to_poincare(
-        ops.geodesic(along.squeeze(1), points[parent, None], points[child, None])
+    viz.poincare_disk(axes)
+    viz.geodesics(
+        points[parent],
+        points[child],
+        ax=axes,
+        color=[colours[node] for node in child],
+        linewidth=[1.6 if tree.children[node] else 0.45 for node in child],
+        alpha=0.75,
     )
-    axes.add_patch(Circle((0, 0), 1, facecolor="#fbfbf9", edgecolor="#8a8f96", linewidth=1))
-    axes.add_collection(
-        LineCollection(
-            list(curves.numpy()),
-            colors=[colours[node] for node in child],
-            linewidths=[1.6 if tree.children[node] else 0.45 for node in child],
-            alpha=0.75,
-            zorder=2,
-        )
-    )
-    x, y = ops.to_poincare(points).T.numpy()
     sizes = [26 if below else 5 for below in tree.children]
-    axes.scatter(x, y, s=sizes, c=colours, edgecolors="white", linewidths=0.3, zorder=3)
+    viz.points(points, ax=axes, s=sizes, c=colours, edgecolors="white", linewidths=0.3)
+    viz.points(points[marked], ax=axes, s=60, c=INK, edgecolors="white", zorder=4)
     for node in marked:
-        axes.scatter(x[node], y[node], s=60, c=INK, edgecolors="white", zorder=4)
         axes.annotate(
             tree.labels[node],
-            (x[node], y[node]),
+            viz.coordinates(points[node]),
             (0, 9),
             textcoords="offset points",
             horizontalalignment="center",
@@ -108,9 +98,7 @@ def _panel(
         )
     labels = [tree.labels[node] for node in named]
     _name_around(axes, labels, COLOURS, _directions(points, branch, named))
-    axes.set_aspect("equal")
     axes.set(xlim=(-1.55, 1.55), ylim=(-1.14, 1.14))
-    axes.axis("off")
 
 
 def _directions(points: Tensor, branch: Sequence[int | None], named: Sequence[int]) -> list[float]:

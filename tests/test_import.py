@@ -20,7 +20,9 @@ def heavy_modules_after(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("module", ["lorentzkit", "lorentzkit.ops"])
+@pytest.mark.parametrize(
+    "module", ["lorentzkit", "lorentzkit.ops", "lorentzkit.viz", "lorentzkit.compat.meru"]
+)
 def test_import_loads_nothing_heavy(module: str) -> None:
     assert heavy_modules_after(f"import {module}") == set()
 
