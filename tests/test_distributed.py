@@ -233,8 +233,28 @@ def uneven(rank):
         contrastive_loss(x, x, group=world)
     with pytest.raises(ValueError, match=message):
         gather(x)
-    with pytest.raises(ValueError, match=message):
-        centroid_loss(x, x, text_radius=0.1, image_radius=0.2, group=world)
+
+
+def uneven_centroid(rank):
+    (x, y, curv, _), _ = batch(2)
+    radii = {"text_radius": 0.3, "image_radius": 0.4}
+    whole = centroid_loss(x, y, curv, **radii)
+    expected = torch.autograd.grad(whole, [x, y, curv])
+    rows = (slice(0, 3), slice(3, 2 * SHARE))[rank]
+    mine = [t.detach()[rows].clone().requires_grad_() for t in (x, y)]
+    loss = centroid_loss(*mine, curv, **radii, group=dist.group.WORLD)
+    torch.testing.assert_close(loss, whole)  # on every process
+    *points, by_curv = torch.autograd.grad(loss, [*mine, curv])
+    dist.all_reduce(by_curv)
+    for a, b in zip(
+        (*points, by_curv), (*(g[rows] for g in expected[:2]), expected[2]), strict=True
+    ):
+        torch.testing.assert_close(a / 2, b)
+
+
+def test_centroids_are_those_of_all_points():
+    """Of shares of any sizes."""
+    assert spawn(uneven_centroid, 2) == {}
 
 
 def test_shares_of_different_sizes_raise_on_every_process():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -94,6 +95,7 @@ def contrastive_loss(
     x, y, c = cloud_pair(x, y, curv)
     impl_ = registry.choose(impl, x, precision)
     scale = _scale(logit_scale, x)
+    anchors: Sequence[Anchors]
     if group is None:
         anchors = _anchors(x, y, c, scale, targets, (similarity, impl_, precision))
         counts = [(side.number > 0).sum() for side in anchors]

@@ -75,7 +75,7 @@ def centroid_loss(
             paper's q.
         image_radius: greater than ``text_radius``; the paper's p.
         group: the processes the batch is spread over, see `contrastive_loss`; the midpoints are
-            those of the whole batch.
+            those of the whole batch. Only D + 1 numbers of each process are exchanged.
 
     Returns:
         A 0-dim tensor. At exactly its radius a centroid has gradient 0, and so has one at the
@@ -97,9 +97,20 @@ def centroid_loss(
         )
     off = []
     for points, radius in ((text, text_radius), (image, image_radius)):
-        whole = points if group is None else gather(points, group)
-        off.append((ops.dist0(ops.einstein_midpoint(whole, curv=curv), curv) - radius).abs())
+        midpoint = ops.einstein_midpoint(points, curv=curv)
+        if group is not None:
+            midpoint = _shared_midpoint(points, midpoint, curv, group)
+        off.append((ops.dist0(midpoint, curv) - radius).abs())
     return torch.stack(off).sum()
+
+
+def _shared_midpoint(
+    points: Tensor, midpoint: Tensor, curv: float | Tensor, group: Group
+) -> Tensor:
+    """The midpoint of the shares' midpoints, each with its points' mass, is that of all points."""
+    mass = -(curv * ops.inner(points, midpoint, curv)).sum()
+    shares = gather(torch.cat([midpoint, mass[None].to(midpoint.dtype)])[None], group)
+    return ops.einstein_midpoint(shares[:, :-1], shares[:, -1], curv)
 
 
 __all__ = ["centroid_loss", "entailment_loss"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lorentzkit._checks import points_and, require
+from lorentzkit._checks import points_and, require, values_known
 from lorentzkit._numerics import (
     arc_over_sinh,
     arc_square,
@@ -17,10 +18,13 @@ from lorentzkit._numerics import (
     dot,
     log_arc_over_sinh,
     norm,
+    polar,
 )
 from lorentzkit._pairs import Polar, Root, polar_excess, polar_pair, time_of, time_root
+from lorentzkit.fused.clouds import row_blocks
 
 _STEPS = 100
+_FEW_DIMENSIONS, _FEW_NUMBERS = 16, 2**14  # for which products do not pay
 # Newton's method squares the error: of so little, nothing is left after one more step.
 _CLOSE = 2.0**-32
 
@@ -231,10 +235,17 @@ def _polar_excess(x: Tensor, c: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _polar_pairs(x: Tensor) -> Polar:
-    """`polar_pair` of all pairs, in numbers ``(..., N, N)``, without the unit vectors.
+    """`polar_pair` of all pairs, in numbers ``(..., N, N)``, without the unit vectors."""
+    n, size = x.shape[-2:]
+    few = size <= _FEW_DIMENSIONS or n * n * size <= _FEW_NUMBERS
+    pairs = _each_pair if few or not values_known(x) else _pairs_of_product
+    r = norm(x)
+    dr, h = pairs(x)
+    return Polar(r, x, r.mT, x, dr, x, h)
 
-    By blocks of rows, for N x N x D numbers are too many.
-    """
+
+def _each_pair(x: Tensor) -> tuple[Tensor, Tensor]:
+    """``dr`` and ``h`` pair by pair, by blocks of rows, for N x N x D numbers are too many."""
     n, size = x.shape[-2:]
     rows = max(1, 2**18 // (n * size))
     dr, h = [], []
@@ -243,8 +254,30 @@ def _polar_pairs(x: Tensor) -> Polar:
         dr.append(pad(pairs.dr[..., 0].triu(1), (i, 0)))
         h.append(pad(pairs.h[..., 0].triu(1), (i, 0)))
     upper_dr, upper_h = torch.cat(dr, -2), torch.cat(h, -2)
-    r = norm(x)
-    return Polar(r, x, r.mT, x, upper_dr - upper_dr.mT, x, upper_h + upper_h.mT)
+    return upper_dr - upper_dr.mT, upper_h + upper_h.mT
+
+
+def _pairs_of_product(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The same from a product of directions, in float64; pair by pair where that loses ``h``."""
+    r, u = polar(x.double())
+    spread = u - u.mean(-2, keepdim=True)
+    half = dot(spread, spread) / 2
+    h = (half + half.mT - spread @ spread.mT).clamp_min(0)
+    dr = (r - r.mT).to(x.dtype)
+    # The product is off by about `error` roundings of float64; what 16 roundings of the directions,
+    # in x's own dtype, would change in h is 32 sin(theta) of those.
+    error = (2 + math.sqrt(x.shape[-1]) / 4) * 2 * half.amax(-2, keepdim=True)
+    error = error * (torch.finfo(torch.float64).eps / torch.finfo(x.dtype).eps)
+    lost = ((h < error**2 / 2048) | ((r == 0) | (r.mT == 0))).triu(1)
+    h = h.to(x.dtype)
+    *batch, i, j = lost.nonzero(as_tuple=True)
+    for some in row_blocks(len(i), max(1, 2**18 // x.shape[-1])):
+        at, (p, q) = [k[some] for k in batch], (i[some], j[some])
+        exact = polar_pair(x[(*at, p)], x[(*at, q)])
+        dr[(*at, p, q)], dr[(*at, q, p)] = exact.dr[:, 0], -exact.dr[:, 0]
+        h[(*at, p, q)] = h[(*at, q, p)] = exact.h[:, 0]
+    h.diagonal(dim1=-2, dim2=-1).zero_()
+    return dr, h
 
 
 def _sum_of_others(v: Tensor) -> Tensor:
