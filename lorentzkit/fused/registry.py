@@ -31,6 +31,17 @@ PRECISIONS = ("highest", "high", "medium")
 
 def choose(impl: str, x: Tensor, precision: str, k: int = 0) -> str:
     """The implementation that runs for ``impl``; raises if there is none. ``k`` of a top-k."""
+    check_how(impl, precision)
+    missing = _why_no_triton(x, k)
+    if impl == "triton" and missing:
+        raise ValueError(f"impl: 'triton' {missing}; use impl='streaming' or 'auto'")
+    if impl == "auto":
+        return "streaming" if missing else "triton"
+    return impl
+
+
+def check_how(impl: str, precision: str) -> None:
+    """Raises unless there are such an implementation and precision, and the two go together."""
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl: expected one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
     if precision not in PRECISIONS:
@@ -40,12 +51,6 @@ def choose(impl: str, x: Tensor, precision: str, k: int = 0) -> str:
             f"precision: impl='reference' has only 'highest', got {precision!r}; "
             f"use impl='streaming'"
         )
-    missing = _why_no_triton(x, k)
-    if impl == "triton" and missing:
-        raise ValueError(f"impl: 'triton' {missing}; use impl='streaming' or 'auto'")
-    if impl == "auto":
-        return "streaming" if missing else "triton"
-    return impl
 
 
 def _why_no_triton(x: Tensor, k: int) -> str | None:

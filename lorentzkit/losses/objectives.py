@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from lorentzkit.distributed import Group
+from lorentzkit.fused import registry
 from lorentzkit.losses.contrastive import Similarity, Targets, contrastive_loss
-from lorentzkit.losses.terms import centroid_loss, entailment_loss
+from lorentzkit.losses.terms import centroid_loss, check_radii, entailment_loss
 from lorentzkit.ops.pairwise import Implementation, Precision
 
 Parts = dict[str, Tensor]
@@ -23,6 +24,7 @@ class _Objective(nn.Module):
         precision: Precision = "highest",
     ) -> None:
         super().__init__()
+        registry.check_how(impl, precision)
         self.group = group
         self.how: dict[str, Any] = {"impl": impl, "precision": precision, "group": group}
 
@@ -146,6 +148,7 @@ class ATMGLoss(_Objective):
     ) -> None:
         super().__init__(group=group, impl=impl, precision=precision)
         self.centroid_weight = _weight("centroid_weight", centroid_weight)
+        check_radii(text_radius, image_radius)
         self.radii = {"text_radius": text_radius, "image_radius": image_radius}
 
     def forward(

@@ -90,11 +90,7 @@ def centroid_loss(
     >>> centroid_loss(x, x, text_radius=0.5, image_radius=0.75)
     tensor(0.2500)
     """
-    if not 0 < text_radius < image_radius:
-        raise ValueError(
-            f"text_radius, image_radius: expected 0 < text_radius < image_radius, for images are "
-            f"to lie farther out, got {text_radius!r} and {image_radius!r}"
-        )
+    check_radii(text_radius, image_radius)
     off = []
     for points, radius in ((text, text_radius), (image, image_radius)):
         midpoint = ops.einstein_midpoint(points, curv=curv)
@@ -102,6 +98,14 @@ def centroid_loss(
             midpoint = _shared_midpoint(points, midpoint, curv, group)
         off.append((ops.dist0(midpoint, curv) - radius).abs())
     return torch.stack(off).sum()
+
+
+def check_radii(text_radius: float, image_radius: float) -> None:
+    if not 0 < text_radius < image_radius:
+        raise ValueError(
+            f"text_radius, image_radius: expected 0 < text_radius < image_radius, for images are "
+            f"to lie farther out, got {text_radius!r} and {image_radius!r}"
+        )
 
 
 def _shared_midpoint(
@@ -113,4 +117,4 @@ def _shared_midpoint(
     return ops.einstein_midpoint(shares[:, :-1], shares[:, -1], curv)
 
 
-__all__ = ["centroid_loss", "entailment_loss"]
+__all__ = ["centroid_loss", "check_radii", "entailment_loss"]
