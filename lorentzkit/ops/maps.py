@@ -145,7 +145,7 @@ def geodesic(t: float | Tensor, x: Tensor, y: Tensor, curv: float | Tensor = 1.0
     >>> geodesic(0.5, torch.tensor([2.0, 0.0]), torch.tensor([-2.0, 0.0]))
     tensor([0., 0.])
     """
-    x, y, c = points_and(curv, {"x": x, "y": y})
+    x, y, c = points_and(curv, {"x": x, "y": y}, scalars=t)
     t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
     check_broadcast(t=t, x=x[..., 0], y=y[..., 0])
     t = t.unsqueeze(-1)
