@@ -332,7 +332,7 @@ def _transp_slope_value(
     """
     p, u = polar_pair(x, y), split(x, tangent)
     x_root, y_root, cosh_x = time_root(x, c), time_root(y, c), cosh_root(x, c)
-    x0, y0 = x_root.value, y_root.value
+    x0, y0 = x_root.value(), y_root.value()
     # An obtuse theta: y as the point at -|y| in the opposite direction, which is close to u's.
     obtuse = p.h > 1
     ry, h = torch.where(obtuse, -p.ry, p.ry), torch.where(obtuse, 2 - p.h, p.h)
