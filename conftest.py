@@ -1,10 +1,16 @@
 """Names that the examples in docstrings and in the README use without importing them."""
 
+import importlib.util
+
 import geoopt
 import pytest
 import torch
 
 from lorentzkit import losses, nn, ops
+
+# Triton's wheels are for Linux: elsewhere its modules cannot be searched for doctests.
+if importlib.util.find_spec("triton") is None:
+    collect_ignore = ["lorentzkit/fused/triton"]
 
 
 @pytest.fixture(autouse=True)

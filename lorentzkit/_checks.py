@@ -98,12 +98,18 @@ def working_dtype(*values: object) -> torch.dtype:
 
 
 def points_and(
-    curv: object, points: Mapping[str, object], others: Mapping[str, object] | None = None
+    curv: object,
+    points: Mapping[str, object],
+    others: Mapping[str, object] | None = None,
+    scalars: object = None,
 ) -> list[Tensor]:
-    """Checked, promoted ``[*points, *others, c]``: points clamped, ``c`` of shape ``(..., 1)``."""
+    """Checked, promoted ``[*points, *others, c]``: points clamped, ``c`` of shape ``(..., 1)``.
+
+    ``scalars``, a parameter or weights, takes part in the promotion only.
+    """
     named = {**points, **(others or {})}
     tensors = vectors(**named)
-    dtype = working_dtype(*tensors, curv)
+    dtype = working_dtype(*tensors, curv, scalars)
     c = curvature(curv, dtype, tensors[0].device)
     tensors = [tensor.to(dtype) for tensor in tensors]
     leading = {name: tensor[..., 0] for name, tensor in zip(named, tensors, strict=True)}

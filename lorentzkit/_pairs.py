@@ -41,8 +41,7 @@ class Root(NamedTuple):
     scale: Tensor
     root: Tensor
 
-    @property
-    def value(self) -> Tensor:
+    def value(self) -> Tensor:  # no property: torch 2.6 does not compile those of a tuple
         return self.scale * self.root
 
     def times(self, value: Tensor) -> Tensor:
@@ -65,12 +64,12 @@ def cosh_root(x: Tensor, c: Tensor) -> Root:
 
 def time_of(x: Tensor, c: Tensor) -> Tensor:
     """`time_root` as a number."""
-    return time_root(x, c).value
+    return time_root(x, c).value()
 
 
 def cosh_of(x: Tensor, c: Tensor) -> Tensor:
     """`cosh_root` as a number."""
-    return cosh_root(x, c).value
+    return cosh_root(x, c).value()
 
 
 def _root_of_sum(constant: Tensor, factor: Tensor, x: Tensor, least: Tensor) -> Root:

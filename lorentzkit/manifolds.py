@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from lorentzkit import ops
-from lorentzkit._numerics import dot, log_sinhc
+from lorentzkit._checks import norm_limit, working_dtype
+from lorentzkit._numerics import dot, log_sinhc, norm
 
 
 class Lorentz(Manifold):
@@ -62,7 +63,7 @@ class Lorentz(Manifold):
         return curv
 
     def extra_repr(self) -> str:
-        return f"curv={float(self.curv):g}, learnable={'log_curv' in self._parameters}"
+        return f"curv={float(self.curv.detach()):g}, learnable={'log_curv' in self._parameters}"
 
     # -- what geoopt requires -------------------------------------------------------------------
 
@@ -132,10 +133,11 @@ class Lorentz(Manifold):
     def _check_point_on_manifold(
         self, x: Tensor, *, atol: float = 1e-5, rtol: float = 1e-5
     ) -> tuple[bool, str | None]:
-        limit = ops.max_radius(x.dtype)
-        inside = self.curv.sqrt() * ops.dist0(x, self.curv) <= limit * (1 + rtol)
-        if bool((x.isfinite().all(-1) & inside).all()):
+        # By the length that the ops clamp to: a distance is that of the clamped point already.
+        x = x.detach().to(working_dtype(x))
+        if bool((norm(x) <= norm_limit(self.curv.detach().to(x))).all()):
             return True, None
+        limit = ops.max_radius(x.dtype)
         return False, f"expected finite points within max_radius({x.dtype}) = {limit}"
 
     def _check_vector_on_tangent(

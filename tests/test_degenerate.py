@@ -298,6 +298,22 @@ def test_exponential_maps_end_at_the_range(dtype):
         torch.testing.assert_close(radius.item(), ops.max_radius(dtype), rtol=1e-5, atol=0)
 
 
+@every_dtype
+@pytest.mark.parametrize("model", ["klein", "poincare"])
+@pytest.mark.parametrize("curv", [1.0, 0.3, 70.0])
+def test_far_points_stay_inside_the_balls(model, curv, dtype):
+    """Where their coordinates round to the sphere itself; from there nothing comes back."""
+    directions = torch.randn(100, 8, generator=torch.Generator().manual_seed(0), dtype=F64)
+    radii = torch.linspace(8, ops.max_radius(dtype), 100, dtype=F64)[:, None] / math.sqrt(curv)
+    x = ops.expmap0((radii * torch.nn.functional.normalize(directions, dim=-1)).to(dtype), curv)
+    ball = getattr(ops, f"to_{model}")(x, curv)
+    back = getattr(ops, f"from_{model}")(ball, curv)  # raises for a point on the sphere
+    assert back.isfinite().all()
+    torch.testing.assert_close(
+        ball * math.sqrt(curv), x / x.norm(dim=-1, keepdim=True), rtol=1e-2, atol=1e-3
+    )
+
+
 # --- What is not finite stays visible; half precision ------------------------------------------
 
 

@@ -3,12 +3,15 @@
 `python tests/worst_errors.py` prints the worst of many cases for each op.
 """
 
+import numpy as np
+import oracle
 import pytest
 import torch
 from condition import OPS, gradient_errors, value_error
 from hypothesis import given, note
 from hypothesis import strategies as st
-from strategies import CASES, cotangents, near_clouds
+from mpmath import mp, mpf
+from strategies import CASES, beside, cotangents, in_frame, near_clouds, point, unit
 from tolerances import tolerance
 
 from lorentzkit import ops
@@ -78,6 +81,25 @@ def test_gradients_of_the_frechet_mean_are_exact_within_radius_8():
         assert max(gradient_errors("frechet_mean", *case[:2], w).values()) <= 16
 
     check()
+
+
+@pytest.mark.parametrize("op", ["dist", "exterior_angle", "interior_angle"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("radius", [1e-3, 1.0, 8.0, 30.0])
+@pytest.mark.parametrize("angle", [1e-2, 1e-4, 1e-6])
+def test_small_angles_keep_their_relative_accuracy(op, dtype, radius, angle):
+    """More than the condition asks for, which allows what rounding the points had cost: whoever
+    made the points exactly gets all digits.
+    """
+    curv = torch.tensor(1.7, dtype=dtype)
+    rng = np.random.default_rng(0)
+    for farther in (1.0, 1 + angle, 0.5):
+        u = unit(rng, 64)
+        x, y = point(u, radius, curv), point(beside(rng, u, angle), farther * radius, curv)
+        with mp.workdps(150):
+            exact = getattr(oracle, op)(*in_frame(x, y, curv))
+            error = abs(mpf(getattr(ops, op)(x, y, curv).item()) / exact - 1)
+        assert error <= 4 * torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

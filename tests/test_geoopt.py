@@ -237,6 +237,21 @@ def test_not_right_poincare_ball_near_its_boundary(radius, least, largest):
     assert ours < 1e-6
 
 
+@pytest.mark.parametrize(
+    ("k", "lowest", "highest"), [(1.0, 0.999, 1.001), (4.0, 0, 0.3), (0.25, 4, 5)]
+)
+def test_not_right_half_aperture_of_other_curvatures(k, lowest, highest):
+    """Not in the wheel: `asin(2 K / (sqrt(k) |x|))`, as pull request 239 states it and pull request
+    240 says that it is wrong. The root belongs above the fraction.
+    """
+    x = math.sqrt(k) * points(1)[0]  # at radius 1
+    theirs = math.asin(2 * 0.1 / (math.sqrt(k) * x.norm().item()))
+    exact = float(oracle.half_aperture([mpf(a) for a in x.tolist()], 1 / mpf(k)))
+    print(f"\nhalf_aperture, k = {k:g}, radius 1: {theirs:.3f} instead of {exact:.3f}")
+    assert lowest < theirs / exact < highest
+    torch.testing.assert_close(ops.half_aperture(x, 1 / k).item(), exact)
+
+
 def test_cones_are_not_in_the_wheel():
-    """docs/geoopt.md says nothing of `half_aperture` for that reason: once it is there, it must."""
+    """docs/geoopt.md measures its formula for that reason: once it is there, it must be called."""
     assert not hasattr(geoopt.Lorentz, "half_aperture")

@@ -148,8 +148,15 @@ def test_geodesics_have_constant_speed(s, t1, t2):
 @given(some_points(2))
 def test_geodesics_end_at_their_ends(s):
     x, y = s.x
-    assert torch.equal(ops.geodesic(0.0, x, y, s.curv), x)
-    assert torch.equal(ops.geodesic(1.0, x, y, s.curv), y)
+    leaves = [p.clone().requires_grad_() for p in (x, y, s.curv)]
+    for t in (0, 1):
+        end = ops.geodesic(float(t), *leaves)
+        assert torch.equal(end, (x, y)[t])
+        gradients = torch.autograd.grad(end, leaves, torch.ones_like(x))
+        # Whatever the rounding, an end moves with itself, and with nothing else.
+        assert torch.equal(gradients[t], torch.ones_like(x))
+        assert not gradients[1 - t].any()
+        assert gradients[2] == 0
 
 
 @given(some_points(2), st.floats(-0.5, 1.5))

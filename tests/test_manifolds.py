@@ -50,22 +50,41 @@ def test_the_riemannian_gradient_is_dual_to_the_differential():
     torch.testing.assert_close(manifold.inner(x, gradient, u), g @ u, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("curv", [0.5, 2.0])
-def test_the_wrapped_normal_integrates_to_one(curv):
-    """Over the plane, in geodesic polar coordinates around the origin (not around the mean)."""
+def plane(curv, std=(0.3, 0.5)):
+    """A normal around a point of the plane that is not the origin, and its mass in a grid of
+    geodesic polar coordinates around the origin, (radii, angles).
+    """
     mean = ops.expmap0(torch.tensor([0.4, -0.2], dtype=F64), curv)
-    normal = WrappedNormal(Lorentz(curv), mean, torch.tensor([0.3, 0.5], dtype=F64))
-    r = torch.linspace(0, 6, 1201, dtype=F64)
-    angle = torch.arange(256, dtype=F64) * (2 * math.pi / 256)
+    normal = WrappedNormal(Lorentz(curv), mean, torch.tensor(std, dtype=F64))
+    r = (torch.arange(300, dtype=F64) + 0.5) / 50
+    angle = (torch.arange(64, dtype=F64) + 0.5) * (2 * math.pi / 64)
     rays = torch.stack([angle.cos(), angle.sin()], -1)
     points = ops.expmap0(r[:, None, None] * rays, curv)
-    circumference = (math.sqrt(curv) * r).sinh() / math.sqrt(curv)
-    density = normal.log_prob(points).exp().mean(-1) * 2 * math.pi * circumference
-    assert float(torch.trapezoid(density, r)) == pytest.approx(1, abs=1e-4)
+    circumference = 2 * math.pi * (math.sqrt(curv) * r).sinh() / math.sqrt(curv)
+    return normal, normal.log_prob(points).exp() * circumference[:, None] / 64 / 50
 
 
-def test_samples_follow_the_density():
-    """The mean of log p over samples is minus the entropy, here found by integration on a line."""
+@pytest.mark.parametrize("curv", [0.5, 2.0])
+def test_the_wrapped_normal_integrates_to_one(curv):
+    assert float(plane(curv)[1].sum()) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("curv", [0.5, 2.0])
+def test_samples_are_where_the_density_says(curv):
+    """Their share in each of eight cells: quadrants, near the origin and farther than 0.5."""
+    torch.manual_seed(0)
+    normal, mass = plane(curv)
+    expected = torch.stack([m.unflatten(1, (4, 16)).sum((0, 2)) for m in (mass[:25], mass[25:])])
+    n = 40_000
+    x = normal.sample((n,))
+    quadrant = (torch.atan2(x[:, 1], x[:, 0]) % (2 * math.pi)).div(math.pi / 2).long()
+    far = (ops.dist0(x, curv) > 0.5).long()
+    share = torch.bincount(4 * far + quadrant, minlength=8).reshape(2, 4) / n
+    assert ((share - expected).abs() <= 4 * (expected * (1 - expected) / n).sqrt()).all()
+
+
+def test_samples_on_a_line():
+    """The mean of log p over samples is minus the entropy, there that of a normal distribution."""
     torch.manual_seed(0)
     manifold = Lorentz(1.5)
     mean = ops.expmap0(torch.tensor([0.7], dtype=F64), 1.5)
@@ -100,7 +119,21 @@ def test_scaled_and_checks_work():
     scaled = geoopt.Scaled(manifold, 2.0)
     torch.testing.assert_close(scaled.dist(x, y), 2 * manifold.dist(x, y))
     assert manifold.check_point_on_manifold(x)
-    assert not manifold.check_point_on_manifold(torch.tensor([math.inf, 0.0]))
+    for bad in (math.inf, math.nan):
+        assert not manifold.check_point_on_manifold(torch.tensor([bad, 0.0]))
     assert manifold.projx(x) is x
     with pytest.raises(ValueError, match="curv"):
         Lorentz(curv=-1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_points_beyond_the_range_are_not_on_the_manifold(dtype):
+    manifold, u = Lorentz(0.7), torch.tensor([1e30, 0.0], dtype=dtype)
+    last = ops.expmap0(u, 0.7)  # at max_radius
+    assert manifold.check_point_on_manifold(last)
+    assert not manifold.check_point_on_manifold(1.01 * last)
+
+
+def test_a_learnable_curvature_is_shown_without_a_warning(recwarn):
+    assert repr(Lorentz(2.0, learnable=True)).startswith("Lorentz (space components)(curv=2, ")
+    assert not recwarn.list

@@ -174,6 +174,21 @@ def test_under_autocast_the_ops_run_in_float32(op):
     torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-7)
 
 
+# --- Dtypes -----------------------------------------------------------------------------------
+
+
+@every_op
+def test_one_argument_in_float64_is_enough(op):
+    """As torch promotes: no argument loses digits, be it a parameter, weights or a curvature."""
+    double = with_curv(op)
+    rounded = [a.float() for a in double]
+    for i in range(len(double)):
+        args = [d if i == j else a for j, (d, a) in enumerate(zip(double, rounded, strict=True))]
+        got = getattr(ops, op)(*args)
+        assert got.dtype == torch.float64
+        close(got, getattr(ops, op)(*(a.double() for a in args)))
+
+
 # --- Shapes, strides, what needs gradients ----------------------------------------------------
 
 

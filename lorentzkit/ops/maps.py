@@ -145,7 +145,7 @@ def geodesic(t: float | Tensor, x: Tensor, y: Tensor, curv: float | Tensor = 1.0
     >>> geodesic(0.5, torch.tensor([2.0, 0.0]), torch.tensor([-2.0, 0.0]))
     tensor([0., 0.])
     """
-    x, y, c = points_and(curv, {"x": x, "y": y})
+    x, y, c = points_and(curv, {"x": x, "y": y}, scalars=t)
     t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
     check_broadcast(t=t, x=x[..., 0], y=y[..., 0])
     t = t.unsqueeze(-1)
@@ -332,7 +332,7 @@ def _transp_slope_value(
     """
     p, u = polar_pair(x, y), split(x, tangent)
     x_root, y_root, cosh_x = time_root(x, c), time_root(y, c), cosh_root(x, c)
-    x0, y0 = x_root.value, y_root.value
+    x0, y0 = x_root.value(), y_root.value()
     # An obtuse theta: y as the point at -|y| in the opposite direction, which is close to u's.
     obtuse = p.h > 1
     ry, h = torch.where(obtuse, -p.ry, p.ry), torch.where(obtuse, 2 - p.h, p.h)

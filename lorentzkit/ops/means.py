@@ -124,7 +124,7 @@ def _weighted(
             )
         dim = dim - x.dim() if dim >= 0 else dim
         x = x.movedim(dim, -2)
-    x, c = points_and(curv, {"x": x})
+    x, c = points_and(curv, {"x": x}, scalars=weights)
     if x.shape[-2] == 0:
         raise ValueError(f"x: expected at least one point, got shape {tuple(x.shape)}")
     w = torch.ones_like(x[..., :1]) if weights is None else _checked_weights(weights, x, dim)
