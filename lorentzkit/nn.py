@@ -253,16 +253,16 @@ def _arsinh_less(d: Tensor, less: Tensor, c: Tensor) -> Tensor:
     less = less * scale
     before = c.sqrt() * d * sinhc
     after = before - less
-    # As asinh(p) - asinh(q), which has no cancellation where the signs are the same.
-    same = before * after > 0
+    # What is smaller changes d little: as asinh(p) - asinh(q), without cancellation.
+    little = less.abs() < before.abs()
     under = after * cosh + before * torch.hypot(scale, after)
-    by = -less * ((after + before) / torch.where(same, under, 1.0))
-    near = d + arsinh_length(torch.where(same, by, 0.0) / c.sqrt(), c)
-    p = torch.where(same, 0.0, after) * torch.exp(torch.where(same, 0.0, k))
+    by = -less * ((after + before) / torch.where(little, under, 1.0))
+    near = d + arsinh_length(torch.where(little, by, 0.0) / c.sqrt(), c)
+    p = torch.where(little, 0.0, after) * torch.exp(torch.where(little, 0.0, k))
     large = p.abs() > 1
     far = torch.where(large, p.abs(), 1.0)
     far = torch.copysign((far + torch.hypot(torch.ones_like(far), far)).log(), p) / c.sqrt()
-    return torch.where(same, near, torch.where(large, far, arsinh_length(p / c.sqrt(), c)))
+    return torch.where(little, near, torch.where(large, far, arsinh_length(p / c.sqrt(), c)))
 
 
 __all__ = ["Curvature", "Lift", "LogitScale", "LorentzMLR"]

@@ -180,9 +180,9 @@ def planes(draw, dtype):
     return x, z * draw(st.sampled_from([0.01, 1.0, 30.0])), a.to(dtype), case.curv
 
 
-# exp(-t) is as inexact as t is large, up to 300 in float64; the value, of the size of t, allows for
-# that, its derivative in x does not. Measured 17 in 1,000 cases, at a radius of 177.
-GRADIENT = {torch.float32: 16, torch.float64: 32}
+# exp(-t) is off by t roundings, t up to 40 and 300; the value, of the size of t, allows for that, and
+# its derivative in x does not. Measured in 1,000 cases each: under 16, and 29 in float64.
+GRADIENT = {torch.float32: 16, torch.float64: 64}
 
 
 @pytest.mark.usefixtures("_hyperplanes")
