@@ -250,15 +250,15 @@ def _arsinh_less(d: Tensor, less: Tensor, c: Tensor) -> Tensor:
     """``asinh(sinh(sqrt(c) d) - less) / sqrt(c)``; d itself, to the last digit, where less is 0."""
     cosh, sinhc, k = cosh_sinhc(c * d * d)  # all divided by exp(k)
     scale = torch.exp(-k)
-    less = less * scale
-    before = c.sqrt() * d * sinhc
-    after = before - less
+    before, part = c.sqrt() * d * sinhc, less * scale
+    after = before - part
     # What is smaller changes d little: as asinh(p) - asinh(q), without cancellation.
-    little = less.abs() < before.abs()
+    little = 2 * part.abs() < before.abs()
     under = after * cosh + before * torch.hypot(scale, after)
-    by = -less * ((after + before) / torch.where(little, under, 1.0))
+    by = -part * ((after + before) / torch.where(little, under, 1.0))
     near = d + arsinh_length(torch.where(little, by, 0.0) / c.sqrt(), c)
-    p = torch.where(little, 0.0, after) * torch.exp(torch.where(little, 0.0, k))
+    grown = torch.where(little, 0.0, before) * torch.exp(torch.where(little, 0.0, k))
+    p = grown - torch.where(little, 0.0, less)
     large = p.abs() > 1
     far = torch.where(large, p.abs(), 1.0)
     far = torch.copysign((far + torch.hypot(torch.ones_like(far), far)).log(), p) / c.sqrt()
