@@ -23,7 +23,7 @@ from lorentzkit.fused.formulas import Radial, radial
 FEW_DIMENSIONS = 16
 # Radii under this one count as the origin's, in whose place derivatives take their limit.
 TINY = {torch.float32: 2.0**-66, torch.float64: 2.0**-330}
-_CHUNK = 2**16  # elements: two threads share them, in the cache
+_CHUNK = 2**17  # elements: two threads share them, in the cache
 
 
 class Cloud(NamedTuple):
@@ -48,6 +48,17 @@ class Clouds(NamedTuple):
     c: Tensor
     threshold: float
     """The h under which the product has lost it."""
+
+    def values(self, similarity: str) -> tuple[Tensor, Tensor]:
+        """The middle of what the values can be, and how far from it they are at most."""
+        if similarity == "cosine":
+            return self.c.new_tensor(0.0), self.c.new_tensor(1.0)
+        largest = self.c.new_tensor(math.pi)
+        if similarity == "distance":
+            # asinh(s) <= log1p(2 s)
+            radii = [torch.log1p(2 * z.radial.sinh.amax()) for z in (self.x, self.y)]
+            largest = (radii[0] + radii[1]) / self.c.sqrt()[0]
+        return largest / 2, largest / 2
 
 
 def clouds(x: Tensor, y: Tensor, c: Tensor, precision: str) -> Clouds:

@@ -152,6 +152,11 @@ ARCTAN = [
 ]
 
 
+def arctangent() -> tuple[list[float], float]:
+    """`ARCTAN` and pi, for a compiler to take as constants and not as further arguments."""
+    return ARCTAN, torch.pi
+
+
 def angle_of(n: Tensor, m: Tensor) -> Tensor:
     """``atan2(n, m)`` for ``n >= 0``; in float32 twice as fast as torch's, 3 roundings off."""
     if n.dtype == torch.float64:
@@ -159,11 +164,12 @@ def angle_of(n: Tensor, m: Tensor) -> Tensor:
     size = m.abs()
     t = torch.minimum(n, size) / torch.maximum(n, size)
     square = t * t
-    series = torch.full_like(t, ARCTAN[0])
-    for coefficient in ARCTAN[1:]:
+    (first, *others), pi = arctangent()
+    series = torch.full_like(t, first)
+    for coefficient in others:
         series = series * square + coefficient
-    acute = torch.where(n > size, torch.pi / 2 - series * t, series * t)
-    return torch.where(m < 0, torch.pi - acute, acute)
+    acute = torch.where(n > size, pi / 2 - series * t, series * t)
+    return torch.where(m < 0, pi - acute, acute)
 
 
 def angle_change(

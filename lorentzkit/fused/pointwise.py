@@ -1,7 +1,10 @@
 """What is done to a block of pairs between two matrix products, each in one pass if compiled.
 
-A block is given by its folded ``h`` (`formulas.unfold`), the scalars of its rows and columns, and
-the curvature ``c`` ``(1,)``. Results are reduced as far as the block can be.
+A block is given by its folded ``h`` (`formulas.unfold`), the scalars of its rows ``(8, n, 1)`` and
+columns ``(8, 1, m)``, those of `Radial` in their order, and the curvature ``c`` ``(1,)``. Sums by
+rows are returned. What is to be summed by columns is left in the block's own buffers: a compiler
+makes one loop of it only if there are no sums in two directions, and memory that is used again
+stays in the cache.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from torch import Tensor
 from lorentzkit.fused.formulas import (
     Change,
     Radial,
+    Triangle,
     change,
     legs,
     sines,
@@ -28,72 +32,85 @@ SIGNS = {"angle": (-1, 1), "distance": (-1, -1), "cosine": (1, 1)}
 
 
 class Sums(NamedTuple):
-    """A `Change` summed by rows, ``(n, 1)``; what is to be summed by columns is left whole.
-
-    A compiler makes one loop of it only if there are no sums in two directions.
-    """
+    """A `Change` summed by rows, ``(n, 1)``."""
 
     h: Tensor
-    b: Tensor
-    h_rows: Tensor
-    a_rows: Tensor
-    c_rows: Tensor
-    scale_rows: Tensor
+    a: Tensor
+    c: Tensor
+    scale: Tensor
 
 
-def _sums(of: Change, scale: Tensor) -> Sums:
-    rows = [t.sum(1, keepdim=True) for t in (of.h, of.a, of.c, scale)]
-    return Sums(of.h, of.b, *rows)
+def _sums(of: Change, scale: Tensor, buffers: tuple[Tensor, Tensor]) -> Sums:
+    """Leaves the changes in h and b in the buffers."""
+    buffers[0].copy_(of.h)
+    buffers[1].copy_(of.b)
+    return Sums(*(t.sum(1, keepdim=True) for t in (of.h, of.a, of.c, scale)))
+
+
+class _Opened(NamedTuple):
+    h: Tensor
+    g: Tensor
+    triangle: Triangle
+    x: Radial
+    y: Radial
+
+
+def _opened(kind: str, folded: Tensor, x: Tensor, y: Tensor) -> _Opened:
+    h, g = unfold(folded) if kind == "angle" else (folded, folded)
+    x_, y_ = Radial(*x.unbind()), Radial(*y.unbind())
+    return _Opened(h, g, triangle(h, x_, y_), x_, y_)
 
 
 # --- Matrices -----------------------------------------------------------------------------------
 
 
-def matrix(kind: str, folded: Tensor, x: Radial, y: Radial, c: Tensor) -> Tensor:
-    h, g = _unfolded(kind, folded)
-    return values(kind, h, g, triangle(h, x, y), x, y, c)[0]
+def matrix(kind: str, folded: Tensor, x: Tensor, y: Tensor, c: Tensor) -> Tensor:
+    return values(kind, *_opened(kind, folded, x, y), c)[0]
 
 
-def matrix_change(kind: str, folded: Tensor, x: Radial, y: Radial, c: Tensor, at: Tensor) -> Sums:
-    h, g = _unfolded(kind, folded)
-    return _sums(change(kind, h, g, triangle(h, x, y), x, y, c, (at,)), torch.zeros_like(h))
+def matrix_change(
+    kind: str, buffers: tuple[Tensor, Tensor], x: Tensor, y: Tensor, c: Tensor, at: Tensor
+) -> Sums:
+    """Of the derivative of ``(at * matrix).sum()``; the folded h is in the first buffer."""
+    opened = _opened(kind, buffers[0], x, y)
+    return _sums(change(kind, *opened, c, (at,)), torch.zeros_like(at), buffers)
 
 
-def score(kind: str, folded: Tensor, x: Radial, y: Radial) -> Tensor:
+def score(kind: str, folded: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Grows with the distance, or with the exterior angle (from 0 to 2), and costs less."""
-    h, g = _unfolded(kind, folded)
-    tri = triangle(h, x, y)
+    h, g, tri, x_, y_ = _opened(kind, folded, x, y)
     if kind != "angle":
         return tri.T
-    leg = legs(h, sines(h, g)[0], tri, x, y)
+    leg = legs(h, sines(h, g)[0], tri, x_, y_)
     share = leg.n_x / (leg.n_x + leg.m_x.abs())
     return torch.where(tri.T > 0, torch.where(leg.m_x < 0, 2 - share, share), 0.0)
-
-
-def _unfolded(kind: str, folded: Tensor) -> tuple[Tensor, Tensor]:
-    return unfold(folded) if kind == "angle" else (folded, folded)
 
 
 # --- Log-sum-exps -------------------------------------------------------------------------------
 
 
+def found(similarity: str, buffers: tuple[Tensor, Tensor], x: Tensor, y: Tensor, c: Tensor) -> None:
+    """Puts the values into the buffers: of "angle" both, else one, in the place of the folded h.
+
+    A loop of its own: exponentials in the same one would wait for the values, element by element.
+    """
+    value = values(similarity, *_opened(similarity, buffers[0], x, y), c)
+    for buffer, v in zip(buffers, value, strict=False):
+        buffer.copy_(v)
+
+
 def log_sums(
     similarity: str,
-    folded: Tensor,
-    x: Radial,
-    y: Radial,
-    c: Tensor,
+    values: tuple[Tensor, Tensor],
     scale: Tensor,
     ids: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor]:
     """log-sum-exp of the rows ``(n, 1)`` and columns ``(1, m)``, pairs of equal ids left out."""
-    h, g = _unfolded(similarity, folded)
-    value = values(similarity, h, g, triangle(h, x, y), x, y, c)
-    row, column = SIGNS[similarity]
-    same = ids[0] == ids[1]
+    same, (row, column) = ids[0] == ids[1], SIGNS[similarity]
+    of_row, of_column = _two(similarity, values)
     return (
-        _log_sum(torch.where(same, -math.inf, row * scale * value[0]), 1),
-        _log_sum(torch.where(same, -math.inf, column * scale * value[-1]), 0),
+        _log_sum(torch.where(same, -math.inf, row * scale * of_row), 1),
+        _log_sum(torch.where(same, -math.inf, column * scale * of_column), 0),
     )
 
 
@@ -103,21 +120,49 @@ def _log_sum(logit: Tensor, dim: int) -> Tensor:
     return shift + (logit - shift).exp().sum(dim, keepdim=True).log()
 
 
+def exponentials(
+    similarity: str,
+    buffers: tuple[Tensor, Tensor],
+    scale: Tensor,
+    middle: Tensor,
+    ids: tuple[Tensor, Tensor],
+) -> Tensor:
+    """The sums of `log_sums`, where no value is so far from `middle` that its exponential is lost.
+
+    Those by rows are returned; what is to be summed by columns is left in the first buffer.
+    """
+    same, (row, column) = ids[0] == ids[1], SIGNS[similarity]
+    at_x, at_y = _two(similarity, buffers)
+    of_row = torch.where(same, 0.0, (row * scale * (at_x - middle)).exp())
+    of_column = of_row
+    if row != column:
+        of_column = torch.where(same, 0.0, (column * scale * (at_y - middle)).exp())
+    buffers[0].copy_(of_column)
+    return of_row.sum(1, keepdim=True)
+
+
+def _two(similarity: str, values: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """What rows see and what columns see."""
+    return values if similarity == "angle" else (values[0], values[0])
+
+
 def log_sums_change(
     similarity: str,
-    folded: Tensor,
-    x: Radial,
-    y: Radial,
+    buffers: tuple[Tensor, Tensor],
+    x: Tensor,
+    y: Tensor,
     c: Tensor,
     scale: Tensor,
     ids: tuple[Tensor, Tensor],
     log_sums: tuple[Tensor, Tensor],
     at: tuple[Tensor, Tensor],
 ) -> Sums:
-    """Derivative of ``at[0] . rows + at[1] . columns``; `log_sums` as over all blocks."""
-    h, g = _unfolded(similarity, folded)
-    tri = triangle(h, x, y)
-    value = values(similarity, h, g, tri, x, y, c)
+    """Of the derivative of ``at[0] . rows + at[1] . columns``; `log_sums` as over all blocks.
+
+    The folded h is in the first buffer.
+    """
+    opened = _opened(similarity, buffers[0], x, y)
+    value = values(similarity, *opened, c)
     same, (row, column) = ids[0] == ids[1], SIGNS[similarity]
     of_row = at[0] * (row * scale * value[0] - log_sums[0]).exp()
     of_column = at[1] * (column * scale * value[-1] - log_sums[1]).exp()
@@ -128,4 +173,4 @@ def log_sums_change(
     by_scale = of_row * value[0] + of_column * value[-1]
     weights = (of_row, of_column) if len(value) > 1 else (of_row + of_column,)
     at_values = tuple(scale * w for w in weights)
-    return _sums(change(similarity, h, g, tri, x, y, c, at_values), by_scale)
+    return _sums(change(similarity, *opened, c, at_values), by_scale, buffers)

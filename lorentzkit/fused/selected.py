@@ -66,14 +66,16 @@ def selected_gradients(
     along_x, along_y = _along(by.a, a, c), _along(by.b, b, c)
     steep = by.h / (a.true_length * b.true_length)
     dx, dy = torch.zeros_like(x), torch.zeros_like(y)
+    if x.dtype == torch.float32:
+        # Across p is q less a multiple of p: one of each, all in all. float64 has no such room.
+        along_x = along_x + steep * cosine * b.true_length / a.true_length
+        along_y = along_y + steep * cosine * a.true_length / b.true_length
     for some in _chunks(i, x):
-        p, q = x[i[some]].double(), y[j[some]].double()
-        ratio = cosine[some] * b.true_length[some] / a.true_length[some]
-        gradient = p * along_x[some] - _across(p, q, ratio, x.dtype) * steep[some]
-        dx.index_add_(0, i[some], gradient.to(x.dtype))
-        ratio = cosine[some] * a.true_length[some] / b.true_length[some]
-        gradient = q * along_y[some] - _across(q, p, ratio, x.dtype) * steep[some]
-        dy.index_add_(0, j[some], gradient.to(x.dtype))
+        p, q = _points(x, i[some]), _points(y, j[some])
+        for total, of, near, far, along in ((dx, i, p, q, along_x), (dy, j, q, p, along_y)):
+            across = far if x.dtype == torch.float32 else transverse(near, far)
+            gradient = (near * along[some]).addcmul_(across, steep[some], value=-1)
+            total.index_add_(0, of[some], gradient.to(x.dtype))
     return dx, dy, (by.c.sum() / (2 * c)).to(c.dtype)
 
 
@@ -83,14 +85,13 @@ def _along(by_radius: Tensor, a: _Side, c: Tensor) -> Tensor:
     return torch.where(a.true_length > a.length.clamp_min(_LEAST), 0.0, along)
 
 
-def _across(p: Tensor, q: Tensor, ratio: Tensor, dtype: torch.dtype) -> Tensor:
-    """The part of q across p; ``ratio`` is that of the part along p to p."""
-    return transverse(p, q) if dtype == torch.float64 else q - p * ratio
+def _points(x: Tensor, i: Tensor) -> Tensor:
+    return x.index_select(0, i).double()
 
 
 def _pairs(x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor) -> _Pairs:
     measure = _exact_measures if x.dtype == torch.float64 else _wide_measures
-    some = [measure(x[i[s]].double(), y[j[s]].double()) for s in _chunks(i, x)]
+    some = [measure(_points(x, i[s]), _points(y, j[s])) for s in _chunks(i, x)]
     m = _Measures(*(torch.cat(column) for column in zip(*some, strict=True)))
     c, limit = c.double(), norm_limit(c).double()
     a, b = _side(m.rx, c, limit), _side(m.ry, c, limit)
