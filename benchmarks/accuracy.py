@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from statistics import median
 
 import geoopt
 import torch
+from markers import write
 from mpmath import mp, mpf
 from torch import Tensor
 
@@ -175,15 +175,6 @@ def table(cases: int) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def write(path: Path, text: str) -> None:
-    begin, end = MARKERS
-    old = path.read_text()
-    if old.count(begin) != 1 or old.count(end) != 1:
-        raise SystemExit(f"{path}: expected one {begin} and one {end}")
-    pattern = re.compile(f"{re.escape(begin)}.*{re.escape(end)}", re.DOTALL)
-    path.write_text(pattern.sub(lambda _: f"{begin}\n{text}\n{end}", old))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--cases", type=int, default=50, help="random pairs per row")
@@ -194,7 +185,7 @@ def main() -> None:
     text = table(args.cases)
     print(text)
     if args.write:
-        write(args.write, text)
+        write(args.write, text, MARKERS)
 
 
 if __name__ == "__main__":

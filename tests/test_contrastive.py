@@ -1,7 +1,9 @@
 """The contrastive loss: its naive expression, in float64, is the truth."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import mpmath
 import oracle
@@ -17,6 +19,7 @@ from lorentzkit.losses import contrastive_loss
 SIMILARITIES = ["angle", "distance", "cosine"]
 every_similarity = pytest.mark.parametrize("similarity", SIMILARITIES)
 NAMES = ["x", "y", "curv", "logit_scale"]
+BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "run.py"
 
 
 def logits(x, y, curv, scale, similarity):
@@ -214,23 +217,12 @@ def test_no_matrix_is_made(monkeypatch, similarity):
     assert largest.numel <= streaming.ROWS * streaming.COLUMNS < N * M / 4
 
 
-STEP = """
-import resource, torch
-from lorentzkit.losses import contrastive_loss
-torch.manual_seed(0)
-small = torch.randn(1024, 512, requires_grad=True)
-contrastive_loss(small, small.detach() + 1).backward()  # compilers and buffers
-x, y = (torch.randn(32768, 512).requires_grad_() for _ in range(2))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-contrastive_loss(x, y, 1.0, 10.0).backward()
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
-"""
-
-
-def test_memory_of_32768_pairs():
+def test_memory_of_32768_pairs(tmp_path):
     """Forward and backward; one matrix of all pairs would be 4,096 MB, the naive form has ten."""
-    out = subprocess.run([sys.executable, "-c", STEP], check=True, capture_output=True, text=True)
-    assert float(out.stdout) < 512, out.stdout
+    command = [sys.executable, BENCHMARK, "memory", "--kinds", "angle", "--sizes", "32768"]
+    command += ["--results", str(tmp_path)]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert 128 <= float(re.search(r"angle 32768 512 (\d+) MB", out)[1]) < 512  # gradients are 128
 
 
 # --- Arguments ------------------------------------------------------------------------------------

@@ -199,3 +199,21 @@ def test_a_missing_compiler_leaves_eager_blocks(monkeypatch):
     assert ops.pairwise_impl(large, large) == "streaming"
     monkeypatch.undo()
     streaming._has_compiler.cache_clear()
+
+
+def test_all_kinds_and_shapes_of_blocks_compile(monkeypatch):
+    """Of one code torch compiles 8 variants; sizes of 1 are variants, and so are types."""
+    inductor = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda f, *, options, **how: inductor(f, backend="eager", **how)
+    )
+    monkeypatch.setattr(streaming, "ROWS", 16)
+    monkeypatch.setattr(streaming, "COLUMNS", 16)
+    monkeypatch.setattr(streaming, "compiles", lambda *_: True)
+    streaming.compiled.cache_clear()
+    for dtype in (torch.float32, torch.float64):
+        for similarity in SIMILARITIES:
+            x, y = (points(33, 20, dtype, seed=s).requires_grad_() for s in (0, 1))
+            for scale in (5.0, 100.0):
+                contrastive_loss(x, y, 1.0, scale, similarity=similarity).backward()
+    streaming.compiled.cache_clear()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cache
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -40,7 +41,7 @@ class Gradients(NamedTuple):
 
 def matrix(kind: str, x: Tensor, y: Tensor, c: Tensor, precision: str) -> Tensor:
     """``(N, D), (M, D) -> (N, M)`` of inner products, distances or exterior angles."""
-    pairs = _Pairs(clouds(x, y, c, precision), exact_opposites=kind == "angle")
+    pairs = _Pairs(kind, clouds(x, y, c, precision))
     value = pairs.fused(pointwise.matrix)
     out = x.new_empty(len(x), len(y))
     for block in pairs:
@@ -52,7 +53,7 @@ def matrix_gradients(
     kind: str, x: Tensor, y: Tensor, c: Tensor, at: Tensor, precision: str
 ) -> Gradients:
     """Derivatives of ``(at * matrix).sum()``."""
-    pairs = _Pairs(clouds(x, y, c, precision), exact_opposites=kind == "angle")
+    pairs = _Pairs(kind, clouds(x, y, c, precision))
     change = pairs.fused(pointwise.matrix_change)
     totals = _Totals(pairs.clouds)
     for block in pairs:
@@ -75,7 +76,7 @@ def topk(
 
     ``chunk`` columns at a time; 0 for what fits the cache.
     """
-    pairs = _Pairs(clouds(x, y, c, precision), exact_opposites=kind == "angle", columns=chunk)
+    pairs = _Pairs(kind, clouds(x, y, c, precision), columns=chunk)
     score, sign = pairs.fused(pointwise.score), 1 if largest else -1
     if kind == "inner":  # falls with the distance
         sign = -sign
@@ -105,7 +106,7 @@ def log_sums(
     precision: str,
 ) -> tuple[Tensor, Tensor]:
     """log-sum-exp of the logits by rows ``(N,)`` and columns ``(M,)``, equal ids left out."""
-    pairs = _Pairs(clouds(x, y, c, precision), exact_opposites=similarity == "angle")
+    pairs = _Pairs(similarity, clouds(x, y, c, precision))
     middle, reach = pairs.clouds.values(similarity)
     if bool(scale * reach <= _REACH):
         return _near_log_sums(similarity, pairs, scale, middle, ids)
@@ -147,7 +148,7 @@ def log_sums_gradients(
     precision: str,
 ) -> Gradients:
     """Derivatives of ``at[0] . rows + at[1] . columns``, with ``sums`` what `log_sums` gave."""
-    pairs = _Pairs(clouds(x, y, c, precision), exact_opposites=similarity == "angle")
+    pairs = _Pairs(similarity, clouds(x, y, c, precision))
     value = pairs.fused(pointwise.log_sums_change)
     totals = _Totals(pairs.clouds)
     for block in pairs:
@@ -183,16 +184,17 @@ class _Block(NamedTuple):
         return self.buffers[0]
 
     def of(self, by_row: Tensor, by_column: Tensor) -> tuple[Tensor, Tensor]:
-        return by_row[self.rows, None], by_column[None, self.columns]
+        return by_row[self.rows][:, None], by_column[self.columns][None]
 
 
 class _Pairs:
     """The blocks of all pairs of two clouds."""
 
-    def __init__(self, prepared: Clouds, *, exact_opposites: bool, columns: int = 0) -> None:
+    def __init__(self, kind: str, prepared: Clouds, *, columns: int = 0) -> None:
         self.clouds = prepared
+        self._kind = kind
         self._columns = columns or COLUMNS
-        self._opposites = exact_opposites
+        self._opposites = kind == "angle"
         x, y = prepared.x.basis, prepared.y.basis
         numel = min(len(x), ROWS) * min(len(y), self._columns)
         self._buffers = x.new_empty(numel), x.new_empty(numel)
@@ -205,12 +207,16 @@ class _Pairs:
                 n, m = rows.stop - rows.start, columns.stop - columns.start
                 folded, spare = (b[: n * m].view(n, m) for b in self._buffers)
                 self._fold(folded, x.basis[rows], y.basis[columns])
-                yield _Block(rows, columns, (folded, spare), of_x[:, rows], of_y[..., columns])
+                # Contiguous, or a compiler sees other strides in blocks of the same size.
+                scalars = of_x[:, rows].contiguous(), of_y[..., columns].contiguous()
+                yield _Block(rows, columns, (folded, spare), *scalars)
 
     def fused(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function`, compiled if that pays."""
         x, y = self.clouds.x.basis, self.clouds.y.basis
-        return compiled(function) if compiles(x, len(x) * len(y)) else function
+        if not compiles(x, len(x) * len(y)):
+            return function
+        return compiled(function, self._kind, x.dtype)
 
     def _fold(self, out: Tensor, x: Tensor, y: Tensor) -> None:
         if x.shape[-1] - 2 <= FEW_DIMENSIONS:
@@ -329,8 +335,12 @@ def _has_compiler() -> bool:
 
 
 @cache
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    torch.compiler.assume_constant_result(arctangent)  # marks it
+def compiled(function: Callable[..., Any], kind: str, dtype: torch.dtype) -> Callable[..., Any]:
+    torch.compiler.assume_constant_result(arctangent)  # type: ignore[no-untyped-call]  # marks it
+    # Its own code for each kind: of one code, torch compiles 8 variants and then fails.
+    name = f"{function.__name__}_{kind}_{dtype}".replace(".", "_")
+    code = function.__code__.replace(co_name=name)
+    own = FunctionType(code, function.__globals__, name)
     # Fused multiply-adds round less often, and are a seventh of the time.
-    options = {"cpp.enable_floating_point_contract_flag": "fast"}
-    return torch.compile(function, dynamic=True, fullgraph=True, options=options)
+    options: dict[str, Any] = {"cpp.enable_floating_point_contract_flag": "fast"}
+    return torch.compile(own, dynamic=True, fullgraph=True, options=options)
