@@ -189,7 +189,7 @@ def pairwise_impl(x: Tensor, y: Tensor, impl: Implementation = "auto") -> str:
 
     Returns:
         "triton", "reference", "streaming" (eager operations on blocks) or "streaming, compiled"
-        (the pass over a block compiled by `torch.compile`: for 2^20 pairs and more, on a CPU, where
+        (the pass over a block compiled by `torch.compile`: for 2^18 pairs and more, on a CPU, where
         there is a C++ compiler; the first such call takes some seconds).
 
     >>> x = torch.zeros(3, 2)
