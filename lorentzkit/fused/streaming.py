@@ -54,7 +54,10 @@ def matrix_gradients(
 ) -> Gradients:
     """Derivatives of ``(at * matrix).sum()``."""
     pairs = _Pairs(kind, clouds(x, y, c, precision))
-    change = pairs.fused(pointwise.matrix_change)
+    # Of "inner", inductor (torch 2.13) fails to fuse the writes into the buffers.
+    change = pointwise.matrix_change
+    if kind != "inner":
+        change = pairs.fused(change)
     totals = _Totals(pairs.clouds)
     for block in pairs:
         weights = at[block.rows, block.columns].contiguous()  # of a sum, strides are 0
