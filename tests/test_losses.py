@@ -295,6 +295,13 @@ def test_mixed_precision(objective, dtype):
     ("call", "message"),
     [
         (lambda: MERULoss(entailment_weight=-1.0), "entailment_weight: expected"),
+        (lambda: MERULoss(entailment_weight=float("inf")), "entailment_weight: expected"),
+        (lambda: MERULoss(min_radius=0.0), "min_radius: expected"),
+        (lambda: MERULoss(aperture_scale=-1.0), "aperture_scale: expected"),
+        (
+            lambda: MERULoss()(torch.ones(1, 2), torch.ones(3, 2), 1.0, 1.0, targets=2),
+            "as many of each",
+        ),
         (lambda: ATMGLoss(centroid_weight=-1.0, **RADII), "centroid_weight: expected"),
         (
             lambda: ATMGLoss(centroid_weight=1.0, text_radius=2.0, image_radius=1.0),
@@ -303,6 +310,12 @@ def test_mixed_precision(objective, dtype):
         (
             lambda: centroid_loss(
                 torch.ones(2, 2), torch.ones(2, 2), text_radius=1.0, image_radius=1.0
+            ),
+            "0 < text_radius < image_radius",
+        ),
+        (
+            lambda: centroid_loss(
+                torch.ones(2, 2), torch.ones(2, 2), text_radius=1.0, image_radius=float("inf")
             ),
             "0 < text_radius < image_radius",
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from lorentzkit.distributed import Group
 from lorentzkit.fused import registry
 from lorentzkit.losses.contrastive import Similarity, Targets, contrastive_loss
 from lorentzkit.losses.terms import centroid_loss, check_radii, entailment_loss
+from lorentzkit.ops.angles import check_cones
 from lorentzkit.ops.pairwise import Implementation, Precision
 
 Parts = dict[str, Tensor]
@@ -97,6 +99,7 @@ class MERULoss(_Objective):
     ) -> None:
         super().__init__(group=group, impl=impl, precision=precision)
         self.entailment_weight = _weight("entailment_weight", entailment_weight)
+        check_cones(min_radius, aperture_scale)
         self.cones = {"min_radius": min_radius, "aperture_scale": aperture_scale}
 
     def forward(
@@ -111,6 +114,11 @@ class MERULoss(_Objective):
         near = self._contrastive(
             text, image, curv, logit_scale, similarity="distance", targets=targets
         )
+        if len(text) != len(image):
+            raise ValueError(
+                f"text, image: expected as many of each, for text[i] is to entail image[i], got "
+                f"shapes {tuple(text.shape)} and {tuple(image.shape)}"
+            )
         inside = entailment_loss(text, image, curv, **self.cones)
         total = near + self.entailment_weight * inside
         return total, {"contrastive": near, "entailment": inside}
@@ -171,8 +179,8 @@ class ATMGLoss(_Objective):
 
 
 def _weight(name: str, value: float) -> float:
-    if not value >= 0:
-        raise ValueError(f"{name}: expected a number of at least 0, got {value!r}")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name}: expected a finite number of at least 0, got {value!r}")
     return value
 
 

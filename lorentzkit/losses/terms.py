@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -101,7 +103,7 @@ def centroid_loss(
 
 
 def check_radii(text_radius: float, image_radius: float) -> None:
-    if not 0 < text_radius < image_radius:
+    if not 0 < text_radius < image_radius < math.inf:
         raise ValueError(
             f"text_radius, image_radius: expected 0 < text_radius < image_radius, for images are "
             f"to lie farther out, got {text_radius!r} and {image_radius!r}"
