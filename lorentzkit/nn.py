@@ -93,7 +93,7 @@ class Curvature(_Positive):
 
     >>> curvature = Curvature(0.1)
     >>> curvature()
-    tensor(0.1000, grad_fn=<SqueezeBackward1>)
+    tensor(0.1000, grad_fn=<AddBackward0>)
     >>> list(curvature.state_dict())
     ['log']
     """
@@ -136,7 +136,7 @@ class LogitScale(_Positive):
     Source: Radford et al. 2021 (CLIP), sec. 2.5: 1/0.07 at the start, at most 100.
 
     >>> LogitScale(10.0)()
-    tensor(10., grad_fn=<SqueezeBackward1>)
+    tensor(10., grad_fn=<AddBackward0>)
     """
 
     def __init__(self, init: float = 1 / 0.07, max: float = 100.0) -> None:

@@ -126,6 +126,27 @@ def test_losses_and_gradients_are_those_of_one_process(size):
     assert spawn(same_loss, size, size) == {}
 
 
+def different_lengths(rank):
+    """Three rows and five columns a process; the first has no positive at all."""
+    (x, y, curv, scale), _ = batch(2)
+    x, labels = x[:6], (torch.tensor([7, 8, 9, 0, 1, 0]), torch.tensor([5] * 5 + [0, 1, 0, 2, 6]))
+    rows, columns = (slice(rank * n, rank * n + n) for n in (3, 5))
+    whole = contrastive_loss(x, y, curv, scale, targets=labels)
+    grads = torch.autograd.grad(whole, (x, y))
+    expected = [g[of] for g, of in zip(grads, (rows, columns), strict=True)]
+    mine = [z.detach()[of].clone().requires_grad_() for z, of in ((x, rows), (y, columns))]
+    own_labels = labels[0][rows], labels[1][columns]
+    loss = contrastive_loss(*mine, curv, scale, targets=own_labels, group=dist.group.WORLD)
+    torch.testing.assert_close([g / 2 for g in torch.autograd.grad(loss, mine)], expected)
+    loss = loss.detach()
+    dist.all_reduce(loss)
+    torch.testing.assert_close(loss / 2, whole.detach())
+
+
+def test_rows_and_columns_of_different_lengths():
+    assert spawn(different_lengths, 2) == {}
+
+
 def gathered(rank, size):
     (x, *_), _ = batch(size)
     mine = own(x, rank)
@@ -207,7 +228,8 @@ def same_step(rank, size, sharded):
             wrapped = DistributedDataParallel(copy.deepcopy(model))
             model = wrapped.module
         share = own(x, rank).detach(), own(y, rank).detach()
-        mine = step(wrapped, objective(group=dist.group.WORLD), *share)
+        spread = copy.deepcopy(objective(group=dist.group.WORLD))
+        mine = step(wrapped, spread, *share)
         dist.all_reduce(mine)
         torch.testing.assert_close(mine / size, loss)
         for (name, a), b in zip(model.named_parameters(), whole.parameters(), strict=True):
@@ -233,6 +255,9 @@ def uneven(rank):
         contrastive_loss(x, x, group=world)
     with pytest.raises(ValueError, match=message):
         gather(x)
+    y, labels = torch.ones(3, 3), (torch.zeros(3), torch.zeros(4 - rank))
+    with pytest.raises(ValueError, match=message):  # of y alone
+        contrastive_loss(y, x, targets=tuple(of.long() for of in labels), group=world)
 
 
 def uneven_centroid(rank):

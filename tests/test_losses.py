@@ -135,9 +135,10 @@ def test_the_entailment_of_a_small_case(scale):
     c, far = mpmath.mpf(0.7), [[-1.5, -0.4], [1.0, -1.2]]
     with mpmath.workdps(50):
         pairs = zip(mpf_points(X), mpf_points(far), strict=True)
-        exact = [oracle.entailment_residual(p, q, c, aperture_scale=scale) for p, q in pairs]
+        how = {"aperture_scale": scale, "min_radius": 0.08}
+        exact = [oracle.entailment_residual(p, q, c, **how) for p, q in pairs]
     assert min(exact) > 0
-    loss = entailment_loss(in_float64(X), in_float64(far), 0.7, aperture_scale=scale)
+    loss = entailment_loss(in_float64(X), in_float64(far), 0.7, **how)
     assert loss.item() == pytest.approx(float(sum(exact) / 2), rel=1e-14)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -29,6 +30,12 @@ class _Objective(nn.Module):
         registry.check_how(impl, precision)
         self.group = group
         self.how: dict[str, Any] = {"impl": impl, "precision": precision, "group": group}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Objective:
+        memo[id(self.group)] = self.group  # the processes are not copied
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
 
     def _contrastive(self, *points: Any, similarity: Similarity, targets: Targets) -> Tensor:
         loss = contrastive_loss(*points, similarity=similarity, targets=targets, **self.how)
