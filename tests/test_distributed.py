@@ -267,7 +267,7 @@ def uneven_centroid(rank):
     expected = torch.autograd.grad(whole, [x, y, curv])
     rows = (slice(0, 3), slice(3, 2 * SHARE))[rank]
     mine = [t.detach()[rows].clone().requires_grad_() for t in (x, y)]
-    loss = centroid_loss(*mine, curv, **radii, group=dist.group.WORLD)
+    loss = centroid_loss(*mine, curv.reshape(1), **radii, group=dist.group.WORLD)
     torch.testing.assert_close(loss, whole)  # on every process
     *points, by_curv = torch.autograd.grad(loss, [*mine, curv])
     dist.all_reduce(by_curv)

@@ -171,6 +171,10 @@ def test_the_objectives_are_the_sums_of_their_papers():
         (atmg, angle + 0.3 * placed, {"contrastive": angle, "centroid": placed}),
     ):
         torch.testing.assert_close(objective(x, y, 0.7, 5.0, labels), (total, parts))
+    x, y = x.float(), y.float()
+    medium = contrastive_loss(x, y, 1.0, 5.0, similarity="cosine", precision="medium")
+    assert torch.equal(CLIPLoss(precision="medium")(x, y, 1.0, 5.0)[0], medium)
+    assert not torch.equal(CLIPLoss()(x, y, 1.0, 5.0)[0], medium)
 
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
@@ -319,6 +323,10 @@ def test_mixed_precision(objective, dtype):
                 torch.ones(2, 2), torch.ones(2, 2), text_radius=1.0, image_radius=float("inf")
             ),
             "0 < text_radius < image_radius",
+        ),
+        (
+            lambda: centroid_loss(torch.ones(2, 2), torch.ones(2, 2), torch.ones(2), **RADII),
+            "curv: expected one number",
         ),
         (lambda: entailment_loss(torch.ones(0, 2), torch.ones(0, 2)), "at least one pair"),
         (

@@ -93,6 +93,10 @@ def centroid_loss(
     tensor(0.2500)
     """
     check_radii(text_radius, image_radius)
+    if isinstance(curv, Tensor):
+        if curv.numel() != 1:
+            raise ValueError(f"curv: expected one number, got shape {tuple(curv.shape)}")
+        curv = curv.reshape(())
     off = []
     for points, radius in ((text, text_radius), (image, image_radius)):
         midpoint = ops.einstein_midpoint(points, curv=curv)
