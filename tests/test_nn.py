@@ -138,6 +138,11 @@ def test_every_curvature_within_bounds_is_one_of_the_ops(init, log):
     assert scale() <= 100
 
 
+def test_at_the_bound_itself_nothing_leads_outside():
+    scale = Lift(1).scale  # starts at its bound
+    assert [torch.autograd.grad(s * scale(), scale.log)[0].item() for s in (-1, 1)] == [0, 1]
+
+
 def test_logits_of_no_points():
     x = torch.ones(2, 0, 3, requires_grad=True)
     out = LorentzMLR(3, 5)(x)
