@@ -68,7 +68,8 @@ def curvature(curv: object, dtype: torch.dtype, device: torch.device) -> Tensor:
     if isinstance(curv, Tensor):
         c = floating("curv", curv).to(device if curv.dim() == 0 else curv.device, dtype)
         c = c.unsqueeze(-1)
-        valid = (c >= SMALLEST_CURV) & (c <= LARGEST_CURV)
+        # A float32 of the smallest curvature is a hair less.
+        valid = (c >= SMALLEST_CURV * (1 - 2**-24)) & (c <= LARGEST_CURV)
         # On an accelerator the check would stop the queue at every op: invalid values are NaN.
         if c.device.type == "cpu" and values_known(c) and not bool((valid | c.isnan()).all()):
             raise ValueError(_bad_curvature(f"a tensor with minimum {float(curv.min()):g}"))

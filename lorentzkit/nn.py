@@ -17,7 +17,14 @@ from torch.autograd import Function
 
 from lorentzkit import ops
 from lorentzkit._checks import LARGEST_CURV, SMALLEST_CURV, points_and, working_dtype
-from lorentzkit._numerics import arsinh_length, cosh_sinhc, largest_radius, norm, root_one_plus
+from lorentzkit._numerics import (
+    arsinh_length,
+    carry,
+    cosh_sinhc,
+    largest_radius,
+    norm,
+    root_one_plus,
+)
 from lorentzkit.fused.reference import half_chords, root, unit
 
 
@@ -41,7 +48,9 @@ class _Positive(nn.Module):
         # float32 whatever the module was cast to: bfloat16 has no 1.01
         log = self.log.to(working_dtype(self.log))
         number: Tensor = _Clamp.apply(log, math.log(self.lower), math.log(self.upper))  # type: ignore[no-untyped-call]
-        return number.exp().squeeze(0)
+        number = number.exp().squeeze(0)
+        # The exponential of a bound's logarithm may round beyond it.
+        return carry(number.clamp(self.lower, self.upper), number)
 
     def extra_repr(self) -> str:
         learnable = self.log.requires_grad
@@ -50,6 +59,8 @@ class _Positive(nn.Module):
 
 class _Clamp(Function):
     """``clamp``, with the gradient of what a descent step would bring back inside."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, lower: float, upper: float) -> Tensor:
@@ -82,7 +93,7 @@ class Curvature(_Positive):
 
     >>> curvature = Curvature(0.1)
     >>> curvature()
-    tensor(0.1000, grad_fn=<SqueezeBackward1>)
+    tensor(0.1000, grad_fn=<AddBackward0>)
     >>> list(curvature.state_dict())
     ['log']
     """
@@ -125,7 +136,7 @@ class LogitScale(_Positive):
     Source: Radford et al. 2021 (CLIP), sec. 2.5: 1/0.07 at the start, at most 100.
 
     >>> LogitScale(10.0)()
-    tensor(10., grad_fn=<SqueezeBackward1>)
+    tensor(10., grad_fn=<AddBackward0>)
     """
 
     def __init__(self, init: float = 1 / 0.07, max: float = 100.0) -> None:
@@ -152,8 +163,7 @@ class Lift(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
-            raise ValueError(f"dim: expected a positive int, got {dim!r}")
+        _check_size("dim", dim)
         self.dim = dim
         self.scale = _Positive("scale", dim**-0.5, torch.finfo(torch.float32).tiny, 1.0, True)
 
@@ -200,6 +210,8 @@ class LorentzMLR(nn.Module):
 
     def __init__(self, dim: int, classes: int) -> None:
         super().__init__()
+        for name, size in (("dim", dim), ("classes", classes)):
+            _check_size(name, size)
         self.weight = nn.Parameter(torch.empty(classes, dim).uniform_(-1, 1) / math.sqrt(dim))
         self.offset = nn.Parameter(torch.zeros(classes))
 
@@ -217,6 +229,11 @@ class LorentzMLR(nn.Module):
     def extra_repr(self) -> str:
         classes, dim = self.weight.shape
         return f"dim={dim}, classes={classes}"
+
+
+def _check_size(name: str, size: object) -> None:
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ValueError(f"{name}: expected a positive int, got {size!r}")
 
 
 def _no_autocast(x: Tensor) -> AbstractContextManager[Any]:
@@ -243,7 +260,7 @@ def _signed_dist(x: Tensor, normal: Tensor, offset: Tensor, curv: float | Tensor
     a = torch.clamp(offset, -limit, limit)
     coshes = root_one_plus(c.sqrt() * r) + root_one_plus(c.sqrt() * along)
     less = across / coshes * across * torch.sinh(c.sqrt() * a)
-    return _arsinh_less(arsinh_length(along, c) - a, less, c).reshape(*batch, -1)
+    return _arsinh_less(arsinh_length(along, c) - a, less, c).reshape(*batch, len(normal))
 
 
 def _arsinh_less(d: Tensor, less: Tensor, c: Tensor) -> Tensor:

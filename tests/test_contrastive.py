@@ -244,6 +244,7 @@ def test_memory_of_32768_pairs(tmp_path):
             ValueError,
             "no positive pair",
         ),
+        ({"logit_scale": 0.0}, ValueError, "logit_scale: expected a positive number"),
         ({"logit_scale": -1.0}, ValueError, "logit_scale: expected a positive number"),
         ({"logit_scale": torch.ones(2)}, ValueError, "logit_scale: expected a number"),
         ({"logit_scale": "big"}, TypeError, "logit_scale: expected a number"),

@@ -126,6 +126,27 @@ def test_losses_and_gradients_are_those_of_one_process(size):
     assert spawn(same_loss, size, size) == {}
 
 
+def different_lengths(rank):
+    """Three rows and five columns a process; the first has no positive at all."""
+    (x, y, curv, scale), _ = batch(2)
+    x, labels = x[:6], (torch.tensor([7, 8, 9, 0, 1, 0]), torch.tensor([5] * 5 + [0, 1, 0, 2, 6]))
+    rows, columns = (slice(rank * n, rank * n + n) for n in (3, 5))
+    whole = contrastive_loss(x, y, curv, scale, targets=labels)
+    grads = torch.autograd.grad(whole, (x, y))
+    expected = [g[of] for g, of in zip(grads, (rows, columns), strict=True)]
+    mine = [z.detach()[of].clone().requires_grad_() for z, of in ((x, rows), (y, columns))]
+    own_labels = labels[0][rows], labels[1][columns]
+    loss = contrastive_loss(*mine, curv, scale, targets=own_labels, group=dist.group.WORLD)
+    torch.testing.assert_close([g / 2 for g in torch.autograd.grad(loss, mine)], expected)
+    loss = loss.detach()
+    dist.all_reduce(loss)
+    torch.testing.assert_close(loss / 2, whole.detach())
+
+
+def test_rows_and_columns_of_different_lengths():
+    assert spawn(different_lengths, 2) == {}
+
+
 def gathered(rank, size):
     (x, *_), _ = batch(size)
     mine = own(x, rank)
@@ -207,7 +228,8 @@ def same_step(rank, size, sharded):
             wrapped = DistributedDataParallel(copy.deepcopy(model))
             model = wrapped.module
         share = own(x, rank).detach(), own(y, rank).detach()
-        mine = step(wrapped, objective(group=dist.group.WORLD), *share)
+        spread = copy.deepcopy(objective(group=dist.group.WORLD))
+        mine = step(wrapped, spread, *share)
         dist.all_reduce(mine)
         torch.testing.assert_close(mine / size, loss)
         for (name, a), b in zip(model.named_parameters(), whole.parameters(), strict=True):
@@ -233,6 +255,9 @@ def uneven(rank):
         contrastive_loss(x, x, group=world)
     with pytest.raises(ValueError, match=message):
         gather(x)
+    y, labels = torch.ones(3, 3), (torch.zeros(3), torch.zeros(4 - rank))
+    with pytest.raises(ValueError, match=message):  # of y alone
+        contrastive_loss(y, x, targets=tuple(of.long() for of in labels), group=world)
 
 
 def uneven_centroid(rank):
@@ -242,7 +267,7 @@ def uneven_centroid(rank):
     expected = torch.autograd.grad(whole, [x, y, curv])
     rows = (slice(0, 3), slice(3, 2 * SHARE))[rank]
     mine = [t.detach()[rows].clone().requires_grad_() for t in (x, y)]
-    loss = centroid_loss(*mine, curv, **radii, group=dist.group.WORLD)
+    loss = centroid_loss(*mine, curv.reshape(1), **radii, group=dist.group.WORLD)
     torch.testing.assert_close(loss, whole)  # on every process
     *points, by_curv = torch.autograd.grad(loss, [*mine, curv])
     dist.all_reduce(by_curv)
@@ -262,7 +287,7 @@ def test_shares_of_different_sizes_raise_on_every_process():
 
 
 def lost(rank, dead, when):
-    (x, y, *_), _ = batch(3)
+    (x, y, *_), _ = batch(4)
     mine = own(x, rank), own(y, rank)
     if rank == dead and when == "before":
         os._exit(0)
@@ -275,8 +300,8 @@ def lost(rank, dead, when):
 @pytest.mark.parametrize("when", ["before", "between"])
 def test_a_dead_process_ends_in_an_error_that_names_it(when):
     """In the forward exchange and in the backward one, long before the test's own limit."""
-    errors = spawn(lost, 3, 1, when)
-    assert set(errors) == {0, 2}
+    errors = spawn(lost, 4, 1, when)
+    assert set(errors) == {0, 2, 3}  # the last, which is no neighbour of it, too
     for rank, error in errors.items():
         assert f"rank {rank}: lost the exchange with rank 1" in error
 

@@ -135,9 +135,10 @@ def test_the_entailment_of_a_small_case(scale):
     c, far = mpmath.mpf(0.7), [[-1.5, -0.4], [1.0, -1.2]]
     with mpmath.workdps(50):
         pairs = zip(mpf_points(X), mpf_points(far), strict=True)
-        exact = [oracle.entailment_residual(p, q, c, aperture_scale=scale) for p, q in pairs]
+        how = {"aperture_scale": scale, "min_radius": 0.08}
+        exact = [oracle.entailment_residual(p, q, c, **how) for p, q in pairs]
     assert min(exact) > 0
-    loss = entailment_loss(in_float64(X), in_float64(far), 0.7, aperture_scale=scale)
+    loss = entailment_loss(in_float64(X), in_float64(far), 0.7, **how)
     assert loss.item() == pytest.approx(float(sum(exact) / 2), rel=1e-14)
 
 
@@ -170,6 +171,10 @@ def test_the_objectives_are_the_sums_of_their_papers():
         (atmg, angle + 0.3 * placed, {"contrastive": angle, "centroid": placed}),
     ):
         torch.testing.assert_close(objective(x, y, 0.7, 5.0, labels), (total, parts))
+    x, y = x.float(), y.float()
+    medium = contrastive_loss(x, y, 1.0, 5.0, similarity="cosine", precision="medium")
+    assert torch.equal(CLIPLoss(precision="medium")(x, y, 1.0, 5.0)[0], medium)
+    assert not torch.equal(CLIPLoss()(x, y, 1.0, 5.0)[0], medium)
 
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
@@ -295,6 +300,13 @@ def test_mixed_precision(objective, dtype):
     ("call", "message"),
     [
         (lambda: MERULoss(entailment_weight=-1.0), "entailment_weight: expected"),
+        (lambda: MERULoss(entailment_weight=float("inf")), "entailment_weight: expected"),
+        (lambda: MERULoss(min_radius=0.0), "min_radius: expected"),
+        (lambda: MERULoss(aperture_scale=-1.0), "aperture_scale: expected"),
+        (
+            lambda: MERULoss()(torch.ones(1, 2), torch.ones(3, 2), 1.0, 1.0, targets=2),
+            "as many of each",
+        ),
         (lambda: ATMGLoss(centroid_weight=-1.0, **RADII), "centroid_weight: expected"),
         (
             lambda: ATMGLoss(centroid_weight=1.0, text_radius=2.0, image_radius=1.0),
@@ -305,6 +317,16 @@ def test_mixed_precision(objective, dtype):
                 torch.ones(2, 2), torch.ones(2, 2), text_radius=1.0, image_radius=1.0
             ),
             "0 < text_radius < image_radius",
+        ),
+        (
+            lambda: centroid_loss(
+                torch.ones(2, 2), torch.ones(2, 2), text_radius=1.0, image_radius=float("inf")
+            ),
+            "0 < text_radius < image_radius",
+        ),
+        (
+            lambda: centroid_loss(torch.ones(2, 2), torch.ones(2, 2), torch.ones(2), **RADII),
+            "curv: expected one number",
         ),
         (lambda: entailment_loss(torch.ones(0, 2), torch.ones(0, 2)), "at least one pair"),
         (

@@ -82,7 +82,12 @@ def test_compiled_and_functional(make, args):
     expected = module(*args)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*args), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(*args), expected)
     parameters = dict(module.named_parameters())
+    two = {name: torch.stack([p.detach(), p.detach() + 0.1]) for name, p in parameters.items()}
+    ensemble = torch.vmap(lambda p: functional_call(module, p, args))(two)
+    torch.testing.assert_close(ensemble[0], expected)
     gradients = torch.func.grad(lambda p: functional_call(module, p, args).sum())(parameters)
     for name, parameter in parameters.items():
         if parameter.requires_grad:
@@ -116,6 +121,34 @@ def test_within_bounds_and_back_inside(module, lower, upper):
         assert by.item() == 0
         (by,) = torch.autograd.grad(-outward * module(), module.log)
         assert by.item() * -outward > 0
+
+
+@pytest.mark.parametrize("init", [1e-8, 1e-7, 0.1, 5.0, 1e8])
+@pytest.mark.parametrize("log", [-99.0, 99.0])
+def test_every_curvature_within_bounds_is_one_of_the_ops(init, log):
+    """Though the logarithm of a bound is rounded, and points are of another dtype."""
+    curvature = Curvature(init)
+    curvature.log.data.fill_(log)
+    bounds = torch.tensor([curvature.lower, curvature.upper])
+    assert bounds[0] <= curvature() <= bounds[1]
+    for dtype in (torch.float32, torch.float64):
+        assert ops.dist0(torch.ones(1, 2, dtype=dtype), curvature()).isfinite()
+    scale = LogitScale(max=100.0)
+    scale.log.data.fill_(99.0)
+    assert scale() <= 100
+
+
+def test_at_the_bound_itself_nothing_leads_outside():
+    scale = Lift(1).scale  # starts at its bound
+    assert [torch.autograd.grad(s * scale(), scale.log)[0].item() for s in (-1, 1)] == [0, 1]
+
+
+def test_logits_of_no_points():
+    x = torch.ones(2, 0, 3, requires_grad=True)
+    out = LorentzMLR(3, 5)(x)
+    out.sum().backward()
+    assert out.shape == (2, 0, 5)
+    assert x.grad.shape == x.shape
 
 
 def test_descent_leaves_a_bound_again():
@@ -258,6 +291,8 @@ def test_curvatures_broadcast():
         (lambda: LogitScale(200.0), "init: expected a positive number in"),
         (lambda: Lift(0), "dim: expected a positive int"),
         (lambda: Lift(3)(torch.ones(2, 4)), r"features: expected \(..., 3\)"),
+        (lambda: LorentzMLR(0, 2), "dim: expected a positive int"),
+        (lambda: LorentzMLR(3, -1), "classes: expected a positive int"),
         (lambda: LorentzMLR(3, 2)(torch.ones(2, 4)), r"x: expected \(..., 3\)"),
     ],
 )

@@ -282,7 +282,12 @@ def _differentiable(
             by = gradient_op(*args) if compiling else Gradient.apply(tensors, *args)  # type: ignore[no-untyped-call]
             return (*by, *([None] * (tensors - inputs + len(ctx.rest))))
 
-    apply: Callable[..., Any] = Forward.apply
+    def apply(*args: Any) -> Any:
+        wanted = any(a.requires_grad for a in args if isinstance(a, Tensor))
+        if torch.compiler.is_compiling() and not (wanted and torch.is_grad_enabled()):
+            return forward_op(*args)  # Dynamo fails at a Function of which no gradient is wanted
+        return Forward.apply(*args)  # type: ignore[no-untyped-call]
+
     return apply
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from lorentzkit.distributed import Group
 from lorentzkit.fused import registry
 from lorentzkit.losses.contrastive import Similarity, Targets, contrastive_loss
 from lorentzkit.losses.terms import centroid_loss, check_radii, entailment_loss
+from lorentzkit.ops.angles import check_cones
 from lorentzkit.ops.pairwise import Implementation, Precision
 
 Parts = dict[str, Tensor]
@@ -27,6 +30,12 @@ class _Objective(nn.Module):
         registry.check_how(impl, precision)
         self.group = group
         self.how: dict[str, Any] = {"impl": impl, "precision": precision, "group": group}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Objective:
+        memo[id(self.group)] = self.group  # the processes are not copied
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
 
     def _contrastive(self, *points: Any, similarity: Similarity, targets: Targets) -> Tensor:
         loss = contrastive_loss(*points, similarity=similarity, targets=targets, **self.how)
@@ -97,6 +106,7 @@ class MERULoss(_Objective):
     ) -> None:
         super().__init__(group=group, impl=impl, precision=precision)
         self.entailment_weight = _weight("entailment_weight", entailment_weight)
+        check_cones(min_radius, aperture_scale)
         self.cones = {"min_radius": min_radius, "aperture_scale": aperture_scale}
 
     def forward(
@@ -111,6 +121,11 @@ class MERULoss(_Objective):
         near = self._contrastive(
             text, image, curv, logit_scale, similarity="distance", targets=targets
         )
+        if len(text) != len(image):
+            raise ValueError(
+                f"text, image: expected as many of each, for text[i] is to entail image[i], got "
+                f"shapes {tuple(text.shape)} and {tuple(image.shape)}"
+            )
         inside = entailment_loss(text, image, curv, **self.cones)
         total = near + self.entailment_weight * inside
         return total, {"contrastive": near, "entailment": inside}
@@ -171,8 +186,8 @@ class ATMGLoss(_Objective):
 
 
 def _weight(name: str, value: float) -> float:
-    if not value >= 0:
-        raise ValueError(f"{name}: expected a number of at least 0, got {value!r}")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name}: expected a finite number of at least 0, got {value!r}")
     return value
 
 

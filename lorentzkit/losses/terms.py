@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -91,6 +93,10 @@ def centroid_loss(
     tensor(0.2500)
     """
     check_radii(text_radius, image_radius)
+    if isinstance(curv, Tensor):
+        if curv.numel() != 1:
+            raise ValueError(f"curv: expected one number, got shape {tuple(curv.shape)}")
+        curv = curv.reshape(())
     off = []
     for points, radius in ((text, text_radius), (image, image_radius)):
         midpoint = ops.einstein_midpoint(points, curv=curv)
@@ -101,7 +107,7 @@ def centroid_loss(
 
 
 def check_radii(text_radius: float, image_radius: float) -> None:
-    if not 0 < text_radius < image_radius:
+    if not 0 < text_radius < image_radius < math.inf:
         raise ValueError(
             f"text_radius, image_radius: expected 0 < text_radius < image_radius, for images are "
             f"to lie farther out, got {text_radius!r} and {image_radius!r}"

@@ -111,16 +111,19 @@ def entailment_residual(
     >>> entailment_residual(x, 2 * x), entailment_residual(2 * x, x)
     (tensor(0.), tensor(3.0414))
     """
-    if not aperture_scale > 0:
-        raise ValueError(f"aperture_scale: expected a positive number, got {aperture_scale!r}")
+    check_cones(min_radius, aperture_scale)
     x, y, c = points_and(curv, {"x": x, "y": y})
     outside = torch.atan2(*apex(x, y, c)) - aperture_scale * _half_aperture(x, c, min_radius)
     return outside.clamp_min(0.0).squeeze(-1)
 
 
+def check_cones(min_radius: float, aperture_scale: float = 1.0) -> None:
+    for name, value in (("min_radius", min_radius), ("aperture_scale", aperture_scale)):
+        if not value > 0:
+            raise ValueError(f"{name}: expected a positive number, got {value!r}")
+
+
 def _half_aperture(x: Tensor, c: Tensor, min_radius: float) -> Tensor:
-    if not min_radius > 0:
-        raise ValueError(f"min_radius: expected a positive number, got {min_radius!r}")
     s, k2 = c.sqrt() * norm(x), 2 * min_radius
     cone = ~(s <= k2)
     s_cone = torch.where(cone, s, 2 * k2)
