@@ -131,9 +131,9 @@ class Ring:
         found = [share for (share,) in self.round(tensor)]
         return [found[(self.rank - rank) % self.size] for rank in range(self.size)]
 
-    def check(self, **tensors: Tensor) -> None:
-        """Raises on every process unless all hold tensors of the same shapes and dtypes."""
-        mine = [(tuple(t.shape), str(t.dtype)) for t in tensors.values()]
+    def check(self, *settings: str, **tensors: Tensor) -> None:
+        """Raises on every process unless all have the same settings, shapes and dtypes."""
+        mine = [*settings, *((tuple(t.shape), str(t.dtype)) for t in tensors.values())]
         device = next(iter(tensors.values())).device
         code = f"{mine!r:<256}".encode()[:256]
         codes = self.all_of(torch.frombuffer(bytearray(code), dtype=torch.uint8).to(device))
@@ -141,8 +141,9 @@ class Ring:
         if len(set(said)) > 1:
             got = "; ".join(f"rank {rank}: {what}" for rank, what in enumerate(said))
             raise ValueError(
-                f"{', '.join(tensors)}: expected the same shapes and dtypes on every process, got "
-                f"{got}; leave out an incomplete last batch (DataLoader(drop_last=True))"
+                f"{', '.join(tensors)}: expected the same shapes, dtypes and settings on every "
+                f"process, got {got}; leave out an "
+                f"incomplete last batch (DataLoader(drop_last=True))"
             )
 
     def _operation(self, operation: Callable[..., Any], tensor: Tensor, peer: int) -> dist.P2POp:

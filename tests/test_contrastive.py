@@ -190,6 +190,17 @@ def test_float32_gradients_are_finite_and_near_float64s(similarity, radius):
 
 
 @every_similarity
+@pytest.mark.parametrize("size", [1e-44, 1e-38, 1e-20])
+def test_gradients_of_points_next_to_the_origin_are_finite(similarity, size):
+    """True ones of angles are of size 1/|x|, beyond the dtype: docs/kernels.md."""
+    x, y = (size * points(6, 20, torch.float32, seed=k) for k in range(2))
+    inputs = leaves(x, y, torch.float32, scale=100.0)
+    loss = contrastive_loss(*inputs, similarity=similarity)
+    for by in torch.autograd.grad(loss, inputs, materialize_grads=True):
+        assert by.isfinite().all()
+
+
+@every_similarity
 def test_frozen_inputs(similarity):
     x, y = points(6, 20), points(6, 20, seed=1)
     every = leaves(x, y)

@@ -282,6 +282,20 @@ def test_centroids_are_those_of_all_points():
     assert spawn(uneven_centroid, 2) == {}
 
 
+def other_settings(rank):
+    (x, y, *_), labels = batch(2)
+    x, y, world = own(x, rank), own(y, rank), dist.group.WORLD
+    with pytest.raises(ValueError, match=r"(?s)rank 0: \['angle'.*rank 1: \['distance'"):
+        contrastive_loss(x, y, similarity=["angle", "distance"][rank], group=world)
+    mine = (labels[0][:SHARE], labels[1][:SHARE]) if rank else None
+    with pytest.raises(ValueError, match=r"(?s)rank 0: .*'pairs'.*rank 1: .*'labels'"):
+        contrastive_loss(x, y, targets=mine, group=world)
+
+
+def test_settings_that_differ_raise_on_every_process():
+    assert spawn(other_settings, 2) == {}
+
+
 def test_shares_of_different_sizes_raise_on_every_process():
     assert spawn(uneven, 2) == {}
 

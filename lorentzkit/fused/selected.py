@@ -37,7 +37,7 @@ class _Measures(NamedTuple):
 class _Side(NamedTuple):
     length: Tensor
     true_length: Tensor
-    """Before the point was moved to ``max_radius``; never 0"""
+    """Before the point was moved to ``max_radius``; not so small that a gradient overflows"""
     radial: Radial
 
 
@@ -94,7 +94,7 @@ def _pairs(x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor) -> _Pairs:
     some = [measure(_points(x, i[s]), _points(y, j[s])) for s in _chunks(i, x)]
     m = _Measures(*(torch.cat(column) for column in zip(*some, strict=True)))
     c, limit = c.double(), norm_limit(c).double()
-    a, b = _side(m.rx, c, limit), _side(m.ry, c, limit)
+    a, b = (_side(r, c, limit, TINY[x.dtype]) for r in (m.rx, m.ry))
     inside = (m.rx <= limit) & (m.ry <= limit)
     dr = torch.where(inside, m.dr, a.length - b.length)
     (sa, ca), (sb, cb) = a.radial[:2], b.radial[:2]
@@ -135,7 +135,7 @@ def _exact_measures(x: Tensor, y: Tensor) -> _Measures:
     return _Measures(rx, ry, radius_difference(x, y, rx, ry), dot(u, v), square)
 
 
-def _side(true_length: Tensor, c: Tensor, limit: Tensor) -> _Side:
+def _side(true_length: Tensor, c: Tensor, limit: Tensor, least: float) -> _Side:
     length = torch.minimum(true_length, limit)
     of_radius = radial(c.sqrt() * length.clamp_min(_LEAST), (length != 0).double())
-    return _Side(length, true_length.clamp_min(_LEAST), of_radius)
+    return _Side(length, true_length.clamp_min(least), of_radius)

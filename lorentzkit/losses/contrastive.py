@@ -103,7 +103,7 @@ def contrastive_loss(
         if impl_ == "reference":
             raise ValueError("impl: 'reference' does not run with a group; use impl='streaming'")
         ring = Ring(group)
-        ring.check(x=x, y=y)
+        ring.check(similarity, "pairs" if targets is None else "labels", x=x, y=y)
         ids = _shared_ids(targets, len(x), len(y), x.device, ring)
         how = (similarity, impl_, precision)
         anchors = sharded.anchors(x, y, c, scale, ids, how, ring)
