@@ -118,14 +118,17 @@ def test_compile_fullgraph(name):
     close(gradients(compiled, inputs), gradients(function, inputs))
 
 
-def test_export():
-    class Module(torch.nn.Module):
-        def forward(self, x, y):
-            return ops.pairwise_dist(x, y, 0.7)
+@every_function
+def test_export(name):
+    function, inputs = call(name)
 
-    x, y = (t.detach() for t in leaves()[:2])
-    program = torch.export.export(Module(), (x, y))
-    close(program.module()(2 * x, y), ops.pairwise_dist(2 * x, y, 0.7))
+    class Module(torch.nn.Module):
+        def forward(self, *inputs):
+            return function(*inputs)
+
+    x, *rest = (t.detach() for t in inputs)
+    program = torch.export.export(Module(), (x, *rest))
+    close(program.module()(2 * x, *rest), function(2 * x, *rest))
 
 
 @pytest.mark.filterwarnings("ignore:.*deprecated")
