@@ -19,6 +19,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from lorentzkit.fused.triton import launch  # noqa: E402
+from lorentzkit.fused.triton.config import CONFIGS  # noqa: E402
 
 INTERPRETER = Path(__file__).parent / "interpreter"
 EVEN, RAGGED = (256, 512, 128), (100, 90, 40)
@@ -90,6 +91,18 @@ def test_angle_kernels_compile_and_spill_no_register(compiled, capability, preci
     stacks = compiled(capability, function, "angle", EVEN, precision)
     assert len(stacks) == 1 + function.endswith("gradients")
     assert not any(stacks.values()), stacks
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_every_configuration_compiles_and_spills_no_register(compiled, monkeypatch, capability):
+    """Those that only timing on a GPU chooses; the first of each is compiled by all other tests."""
+    functions = {"matrix": "matrix", "log_sums": "log_sums", "change": "log_sums_gradients"}
+    assert {name for name, of in CONFIGS.items() if len(of) > 1} == functions.keys()
+    for name, function in functions.items():
+        for config in CONFIGS[name][1:]:
+            monkeypatch.setitem(CONFIGS, name, (config,))
+            stacks = compiled(capability, function, "angle", EVEN, "highest")
+            assert not any(stacks.values()), (config, stacks)
 
 
 @pytest.mark.parametrize("kind", ["inner", "distance", "cosine"])

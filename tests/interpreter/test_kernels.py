@@ -12,7 +12,8 @@ from test_contrastive import SIMILARITIES, compare
 from test_pairwise import BOUND, points
 
 from lorentzkit import ops
-from lorentzkit.fused.triton import launch
+from lorentzkit.fused.triton import launch, tuning
+from lorentzkit.fused.triton.config import CONFIGS
 from lorentzkit.losses import contrastive_loss
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -182,6 +183,26 @@ def test_loss_and_gradients(similarity, N, M, D, scale):
     positive = torch.eye(N, M, dtype=torch.bool)
     limits = {"rtol": 2e-5, "atol": 1e-6 * scale}
     compare(x, y, similarity, positive, 0, scale=scale, impl="triton", **limits)
+
+
+def test_every_configuration(monkeypatch):
+    """Those that timing on a GPU may choose are as right as the first, which all else here uses."""
+    for name, of in CONFIGS.items():
+        monkeypatch.setitem(CONFIGS, name, of[-1:])
+    x, y = clouds(130, 150, 70)
+    limits = {"rtol": 2e-5, "atol": 5e-6}
+    compare(x, y, "angle", torch.eye(130, 150, dtype=torch.bool), 0, impl="triton", **limits)
+    found = ops.pairwise_dist(x, y, impl="triton")
+    exact = ops.pairwise_dist(x.double(), y.double())
+    torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="timing kernels takes a GPU")
+def test_a_configuration_is_chosen_by_its_time():
+    x, y = clouds(130, 150, 70)
+    first = ops.pairwise_dist(x, y)
+    assert any(key[0] == "matrix" for key in tuning._fastest)
+    torch.testing.assert_close(ops.pairwise_dist(x, y), first)
 
 
 @every_similarity

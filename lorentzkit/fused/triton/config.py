@@ -18,14 +18,15 @@ class Config(NamedTuple):
     stages: int
 
 
-# The largest of which all numbers stay in registers, on sm_80, sm_90 and sm_100 (docs/kernels.md).
+# What `tuning` chooses from; the first where nothing can be timed. That is the largest of which all
+# numbers stay in registers, on sm_80, sm_90 and sm_100 (docs/kernels.md); the others' do, too.
 CONFIGS = {
-    "matrix": Config(64, 128, 32, 8, 3),
-    "log_sums": Config(64, 128, 32, 8, 3),
-    "change": Config(64, 64, 32, 8, 3),
-    "topk": Config(32, 64, 32, 8, 2),  # for k <= 32
-    "topk, many": Config(16, 128, 32, 8, 2),
-    "product": Config(128, 128, 32, 8, 3),
+    "matrix": (Config(64, 128, 32, 8, 3), Config(64, 64, 32, 4, 3)),
+    "log_sums": (Config(64, 128, 32, 8, 3), Config(64, 64, 32, 4, 3)),
+    "change": (Config(64, 64, 32, 8, 3), Config(64, 32, 32, 4, 3)),
+    "topk": (Config(32, 64, 32, 8, 2),),  # for k <= 32
+    "topk, many": (Config(16, 128, 32, 8, 2),),
+    "product": (Config(128, 128, 32, 8, 3),),
 }
 
 CHUNK = 2**26  # pairs whose derivative by h is kept at a time: 256 MB

@@ -22,19 +22,24 @@ from lorentzkit.fused.triton.kernels import (
 from lorentzkit.fused.triton.prepare import Prepared, Total, prepare
 from lorentzkit.fused.triton.products import add_product
 from lorentzkit.fused.triton.selection import topk_kernel
+from lorentzkit.fused.triton.tuning import tuned
 
 _DIGITS = {"tf32": 10, "bf16": 7}  # of the operands of products, but for the leading one
 
 
 def matrix(kind: str, x: Tensor, y: Tensor, c: Tensor, precision: str) -> Tensor:
     """``(N, D), (M, D) -> (N, M)`` of inner products, distances or exterior angles."""
-    of, use = prepare(x, y, c, precision), CONFIGS["matrix"]
+    of = prepare(x, y, c, precision)
     out = torch.empty(len(x), len(y), device=x.device)
-    with _device(x):
+
+    def run(use: Config) -> Tensor:
         matrix_kernel[_tiles(out, use)](
             *_operands(of), out, *_sizes(of), KIND=kind, PRECISION=of.precision, **_meta(use)
         )
-    return out
+        return out
+
+    with _device(x):
+        return tuned("matrix", out, (len(of.mean), kind, of.precision), run)
 
 
 def matrix_gradients(
@@ -52,7 +57,7 @@ def matrix_gradients(
             PRECISION=of.precision, DIGITS=_DIGITS.get(of.precision, 23), **_meta(use),
         )  # fmt: skip
 
-    return _gradients(of, launch)
+    return _tuned_gradients(of, kind, launch)
 
 
 def log_sums(
@@ -65,17 +70,21 @@ def log_sums(
     precision: str,
 ) -> tuple[Tensor, Tensor]:
     """log-sum-exp of the logits by rows ``(N,)`` and columns ``(M,)``, equal ids left out."""
-    of, use = prepare(x, y, c, precision, scale), CONFIGS["log_sums"]
-    by_rows = torch.empty(triton.cdiv(len(y), use.columns), len(x), device=x.device)
-    by_columns = torch.empty(triton.cdiv(len(x), use.rows), len(y), device=x.device)
+    of = prepare(x, y, c, precision, scale)
     row_sign, column_sign = SIGNS[similarity]
-    with _device(x):
+
+    def run(use: Config) -> tuple[Tensor, Tensor]:
+        by_rows = torch.empty(triton.cdiv(len(y), use.columns), len(x), device=x.device)
+        by_columns = torch.empty(triton.cdiv(len(x), use.rows), len(y), device=x.device)
         log_sums_kernel[(len(by_rows) * len(by_columns),)](
             *_operands(of), *(i.contiguous() for i in ids), by_rows, by_columns, *_sizes(of),
             KIND=similarity, ROW_SIGN=row_sign, COLUMN_SIGN=column_sign, PRECISION=of.precision,
             **_meta(use),
         )  # fmt: skip
-    return by_rows.logsumexp(0), by_columns.logsumexp(0)
+        return by_rows.logsumexp(0), by_columns.logsumexp(0)
+
+    with _device(x):
+        return tuned("log_sums", _pairs(of), (len(of.mean), similarity, of.precision), run)
 
 
 def log_sums_gradients(
@@ -105,7 +114,7 @@ def log_sums_gradients(
             PRECISION=of.precision, DIGITS=_DIGITS.get(of.precision, 23), **_meta(use),
         )  # fmt: skip
 
-    return _gradients(of, launch)
+    return _tuned_gradients(of, similarity, launch)
 
 
 def topk(
@@ -123,7 +132,7 @@ def topk(
     Needs no more memory for more columns: ``chunk`` is for the other implementation.
     """
     of, best = prepare(x, y, c, precision), max(16, triton.next_power_of_2(k))
-    use = CONFIGS["topk" if best <= 32 else "topk, many"]
+    (use,) = CONFIGS["topk" if best <= 32 else "topk, many"]
     row_tiles, column_tiles = triton.cdiv(len(x), use.rows), triton.cdiv(len(y), use.columns)
     share = triton.cdiv(column_tiles, max(1, PROGRAMS // row_tiles))
     splits = triton.cdiv(column_tiles, share)
@@ -149,6 +158,12 @@ def _sizes(of: Prepared) -> tuple[int, ...]:
     return len(of.x.spread), len(of.y.spread), len(of.mean), of.x.spread.shape[1]
 
 
+def _pairs(of: Prepared) -> Tensor:
+    """A tensor of the shape of all pairs, without their memory."""
+    N, M = _sizes(of)[:2]
+    return of.mean[:1].expand(N, M)
+
+
 def _tiles(pairs: Tensor, use: Config) -> tuple[int]:
     return (triton.cdiv(pairs.shape[0], use.rows) * triton.cdiv(pairs.shape[1], use.columns),)
 
@@ -171,11 +186,17 @@ def _device(x: Tensor) -> AbstractContextManager[Any]:
 # --- Gradients ------------------------------------------------------------------------------------
 
 
-def _gradients(
-    of: Prepared, launch: Callable[[Prepared, slice, tuple[Tensor, ...], Config], None]
-) -> Gradients:
+_Launch = Callable[[Prepared, slice, tuple[Tensor, ...], Config], None]
+
+
+def _tuned_gradients(of: Prepared, kind: str, launch: _Launch) -> Gradients:
+    with _device(of.mean):
+        key = (len(of.mean), kind, of.precision)
+        return tuned("change", _pairs(of), key, lambda use: _gradients(of, launch, use))
+
+
+def _gradients(of: Prepared, launch: _Launch, use: Config) -> Gradients:
     """``launch(some rows of both clouds, those rows, outputs, sizes)`` for all rows, summed up."""
-    use = CONFIGS["change"]
     (N, M), device = _sizes(of)[:2], of.mean.device
     x, y = Total(of.x), Total(of.y)
     c_and_scale = torch.zeros(2, dtype=torch.float64, device=device)
@@ -186,10 +207,9 @@ def _gradients(
         weights = buffer[: rows.stop - start]
         outputs = (weights, *_partials(len(weights), M, use, device))
         part = of._replace(x=_part(of, rows))
-        with _device(of.mean):
-            launch(part, rows, outputs, use)
-            add_product(x.directions[rows], weights, of.y.spread, of.precision)
-            add_product(y.directions, weights.mT, part.x.spread, of.precision)
+        launch(part, rows, outputs, use)
+        add_product(x.directions[rows], weights, of.y.spread, of.precision)
+        add_product(y.directions, weights.mT, part.x.spread, of.precision)
         by_rows, by_columns, by_tile = outputs[1:]
         x.add(rows, by_rows.sum(1))
         y.add(slice(None), by_columns.sum(1))

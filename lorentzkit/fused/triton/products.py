@@ -40,7 +40,7 @@ def product_kernel(
 
 def add_product(out: Tensor, a: Tensor, b: Tensor, precision: str) -> None:
     """``out += a @ b`` for contiguous ``out`` and ``b``; a long inner dimension is split."""
-    use = CONFIGS["product"]
+    (use,) = CONFIGS["product"]
     (R, K), width = a.shape, b.shape[1]
     tiles = triton.cdiv(R, use.rows), triton.cdiv(width, use.columns)
     splits = max(1, min(PROGRAMS // (tiles[0] * tiles[1]), triton.cdiv(K, 16 * use.depth)))
