@@ -1,0 +1,180 @@
+"""The one configuration of a run: what each field means, the presets, and the command line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import HfArgumentParser
+
+
+class UserError(Exception):
+    """Something only the user can put right; the message says what to do."""
+
+
+def option(default: Any, about: str) -> Any:
+    kwargs = {"default_factory": lambda: list(default)} if isinstance(default, list) else {}
+    return field(**(kwargs or {"default": default}), metadata={"help": about})
+
+
+@dataclass
+class Config:
+    objective: Literal["atmg", "meru", "clip"] = option("atmg", "what is minimised")
+    preset: Literal["emoji", "smoke", "vit-s", "vit-b", "vit-l"] = option(
+        "emoji", "defaults of all other fields; vit-*: the paper's settings, with --shards"
+    )
+    output_dir: str = option("", "of this run; default runs/TIME-OBJECTIVE")
+    seed: int = option(0, "of weights, order and augmentation")
+
+    shards: list[str] = option(
+        [], "webdataset shards to train on, braces and globs allowed; default: the emoji"
+    )
+    eval_shards: list[str] = option(
+        [], "shards to evaluate on, each pattern by itself, as NAME=PATTERN; default: unseen styles"
+    )
+    vendors: list[str] = option(
+        ["Appl", "FB", "Joy", "Sams", "Wind"], "emoji: whose drawings are trained on"
+    )
+    unseen_vendors: list[str] = option(["Twtr", "Goog"], "emoji: whose drawings are the test")
+    unseen_concepts: bool = option(False, "emoji: keep 15 % of the concepts for the test")
+    cache_dir: str = option("", "where the emoji shards are written; default in ~/.cache")
+    in_memory: bool = option(True, "decode all training images once, and keep them")
+    workers: int = option(0, "processes that read and decode (0 with --in-memory)")
+
+    image_size: int = option(64, "pixels")
+    crop: float = option(0.6, "least share of an image's area in a random crop")
+    rotate: float = option(12.0, "degrees an image is turned at most")
+    jitter: float = option(0.3, "how much brightness, contrast and saturation vary")
+    keywords: float = option(0.5, "how often a training caption is followed by some keywords")
+    ancestor_levels: int = option(2, "levels of ancestor texts trained on, nearest first")
+    ancestor_weight: float = option(0.3, "of the mean of their losses beside the captions' loss")
+
+    vision: Literal["conv", "vit-s", "vit-b", "vit-l"] = option("conv", "image tower")
+    vision_model: str = option("", "a pretrained image tower of transformers instead, its folder")
+    text_model: str = option("", "a pretrained text tower of transformers instead, its folder")
+    tokenizer: str = option("", "folder of a tokenizer; default: a byte-level BPE of the captions")
+    vocab_size: int = option(4096, "of the BPE that is trained")
+    max_tokens: int = option(24, "of a text; more are cut off")
+    text_width: int = option(128, "of the text tower")
+    text_layers: int = option(1, "of the text tower")
+    embed_dim: int = option(128, "of the common space")
+
+    curv_init: float = option(1.0, "curvature at the start; learned within a factor of 10")
+    freeze_curv: bool = option(False, "keep the curvature at its start")
+    entailment_weight: float = option(0.2, "meru: weight of the entailment loss")
+    text_radius: float = option(0.5, "atmg: where the centroid of the texts belongs")
+    image_radius: float = option(1.0, "atmg: where that of the images belongs")
+    centroid_weight: float = option(0.1, "atmg: the paper's lambda")
+
+    steps: int = option(1200, "of the optimiser")
+    batch_size: int = option(256, "pairs in a step, over all processes: contrasted all with all")
+    micro_batch: int = option(0, "pairs encoded at a time, for want of memory (0: all)")
+    lr: float = option(2e-3, "largest learning rate")
+    beta2: float = option(0.98, "of AdamW")
+    weight_decay: float = option(0.2, "not of gains, biases and scalars")
+    warmup: int = option(100, "steps up to --lr, then down along a cosine")
+    clip_norm: float = option(1.0, "largest norm of the gradient")
+    precision: Literal["no", "bf16", "fp16"] = option("no", "of the towers; geometry is float32")
+    grad_checkpoint: bool = option(False, "recompute the towers backward, to save memory")
+    skip_nonfinite: int = option(0, "steps with non-finite loss or gradient that may be skipped")
+
+    log_every: int = option(10, "steps")
+    save_every: int = option(200, "steps between checkpoints")
+    keep: int = option(2, "latest checkpoints kept, besides the best")
+
+    def __post_init__(self) -> None:
+        for name, least in LEAST.items():
+            if getattr(self, name) < least:
+                raise UserError(f"--{name}: expected at least {least}, got {getattr(self, name)}")
+        if not 0 < self.crop <= 1:
+            raise UserError(f"--crop: expected a share in (0, 1], got {self.crop}")
+        if self.preset.startswith("vit-") and not self.shards:
+            raise UserError(
+                f"--preset {self.preset} trains on your data: "
+                "--shards 'redcaps/{00000..01231}.tar' (KEY.jpg with KEY.txt or KEY.json)"
+            )
+        if self.in_memory and self.workers:
+            raise UserError("--workers: with --in-memory there is nothing for them; set one of both")
+
+    def save(self, folder: Path) -> None:
+        from .checkpoint import write_atomically
+
+        text = json.dumps(asdict(self), indent=2) + "\n"
+        write_atomically(folder / "config.json", lambda file: file.write_text(text, "utf-8"))
+
+
+LEAST = dict.fromkeys(("batch_size", "log_every", "save_every", "keep", "embed_dim"), 1) | (
+    dict.fromkeys(("steps", "workers", "micro_batch", "ancestor_levels", "skip_nonfinite"), 0)
+)
+
+_production = {
+    "in_memory": False,
+    "workers": 8,
+    "image_size": 224,
+    "crop": 0.5,
+    "rotate": 0.0,
+    "jitter": 0.0,
+    "keywords": 0.0,
+    "ancestor_levels": 0,
+    "vocab_size": 49408,
+    "max_tokens": 77,
+    "text_width": 512,
+    "text_layers": 12,
+    "embed_dim": 512,
+    "steps": 120_000,
+    "batch_size": 2048,
+    "lr": 5e-4,
+    "warmup": 4000,
+    "precision": "bf16",
+    "save_every": 2000,
+    "log_every": 20,
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    "emoji": {},
+    "smoke": {
+        "image_size": 32,
+        "text_width": 64,
+        "embed_dim": 64,
+        "steps": 60,
+        "warmup": 10,
+        "log_every": 5,
+        "save_every": 10,
+    },
+    **{name: _production | {"vision": name} for name in ("vit-s", "vit-b", "vit-l")},
+}
+
+
+def parse(about: str, argv: list[str] | None = None) -> tuple[Config, Any]:
+    """The configuration of a command line, and its flags that do not belong to it."""
+    parser = HfArgumentParser(Config, description=about)
+    parser.add_argument("--resume", metavar="RUN", help="a run's folder: go on where it stopped")
+    parser.add_argument("--dry-run", action="store_true", help="print the configuration and sizes")
+    preset, _ = parser.parse_known_args(argv)
+    parser.set_defaults(**PRESETS[preset.preset])
+    chosen = parser.parse_args(argv)
+    values = {f.name: getattr(chosen, f.name) for f in fields(Config)}
+    return Config(**values), chosen
+
+
+def load(file: Path) -> Config:
+    """The configuration that a run has written."""
+    try:
+        return from_json(file.read_text("utf-8"), file)
+    except FileNotFoundError:
+        raise UserError(f"{file.parent} is no run: it has no {file.name}") from None
+
+
+def from_json(text: str, source: Path) -> Config:
+    try:
+        values = json.loads(text)
+        unknown = sorted(set(values) - {f.name for f in fields(Config)})
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{source}: its configuration is no JSON object: {error}") from None
+    if unknown:
+        raise UserError(
+            f"{source}: unknown fields {', '.join(unknown)}; it was written by another version: "
+            "use that, or remove them"
+        )
+    return Config(**values)

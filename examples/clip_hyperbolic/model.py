@@ -1,0 +1,249 @@
+"""Two towers of transformers, lifted into hyperbolic space, and what is minimised on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    CLIPTextConfig,
+    CLIPTextModel,
+    PreTrainedTokenizerFast,
+    ResNetConfig,
+    ResNetModel,
+    ViTConfig,
+    ViTModel,
+)
+
+from lorentzkit import losses
+from lorentzkit.nn import Curvature, Lift, LogitScale
+
+from .config import Config, UserError
+
+VIT = {"vit-s": (384, 12, 6), "vit-b": (768, 12, 12), "vit-l": (1024, 24, 16)}
+MEAN, STD = 0.5, 0.25
+
+
+class TwoTowers(nn.Module):
+    """Images and tokens to points of one space: unit vectors for `clip`, else hyperbolic ones."""
+
+    def __init__(self, config: Config, vocabulary: int) -> None:
+        super().__init__()
+        self.image_tower = image_tower(config)
+        self.text_tower = text_tower(config, vocabulary)
+        if config.grad_checkpoint:
+            for tower in (self.image_tower, self.text_tower):
+                tower.gradient_checkpointing_enable()
+        self.image_head = nn.Linear(width(self.image_tower), config.embed_dim, bias=False)
+        self.text_head = nn.Linear(width(self.text_tower), config.embed_dim, bias=False)
+        self.logit_scale = LogitScale()
+        self.hyperbolic = config.objective != "clip"
+        if self.hyperbolic:
+            self.image_lift, self.text_lift = Lift(config.embed_dim), Lift(config.embed_dim)
+            self.curvature = Curvature(config.curv_init, learnable=not config.freeze_curv)
+
+    def curv(self) -> Tensor:
+        return self.curvature() if self.hyperbolic else self.logit_scale.log.new_ones(())
+
+    def images(self, pixels: Tensor) -> Tensor:
+        """Pixels (N, 3, size, size) in [0, 1] to points (N, D)."""
+        pixels = ((pixels - MEAN) / STD).contiguous(memory_format=torch.channels_last)
+        found = self.image_tower(pixel_values=pixels)
+        if isinstance(self.image_tower, ViTModel):
+            features = found.last_hidden_state[:, 0]
+        else:
+            features = found.pooler_output.flatten(1)
+        features = self.image_head(features)
+        return self.image_lift(features, self.curv()) if self.hyperbolic else _unit(features)
+
+    def texts(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Tokens (N, L), and which of them count, to points (N, D)."""
+        found = self.text_tower(input_ids=tokens, attention_mask=mask).last_hidden_state
+        weight = mask.unsqueeze(-1).to(found.dtype)
+        features = self.text_head((found * weight).sum(1) / weight.sum(1))
+        return self.text_lift(features, self.curv()) if self.hyperbolic else _unit(features)
+
+    def forward(self, pixels: Tensor | None, tokens: tuple[Tensor, Tensor] | None) -> Any:
+        """Points of images and of texts, the curvature and the logit scale."""
+        images = None if pixels is None else self.images(pixels)
+        texts = None if tokens is None else self.texts(*tokens)
+        return images, texts, self.curv(), self.logit_scale()
+
+
+def _unit(features: Tensor) -> Tensor:
+    return F.normalize(features.float(), dim=-1)
+
+
+def width(tower: Any) -> int:
+    config = tower.config
+    return config.hidden_sizes[-1] if hasattr(config, "hidden_sizes") else config.hidden_size
+
+
+def image_tower(config: Config) -> Any:
+    if config.vision_model:
+        return _pretrained(config.vision_model, "--vision-model")
+    if config.vision == "conv":
+        tower = ResNetModel(
+            ResNetConfig(
+                embedding_size=32,
+                hidden_sizes=[32, 64, 128, 256],
+                depths=[1, 1, 1, 1],
+                layer_type="basic",
+            )
+        )
+        _normalise_by_groups(tower)
+        return tower.to(memory_format=torch.channels_last)
+    hidden, layers, heads = VIT[config.vision]
+    tower = ViTModel(
+        ViTConfig(
+            hidden_size=hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            intermediate_size=4 * hidden,
+            image_size=config.image_size,
+            patch_size=16,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        ),
+        add_pooling_layer=False,
+    )
+    places = tower.embeddings.position_embeddings
+    places.data[0, 1:] = sin_cos(config.image_size // 16, hidden)
+    places.data[0, :1] = 0
+    places.requires_grad_(False)
+    return tower
+
+
+def sin_cos(side: int, hidden: int) -> Tensor:
+    """Positions on a square grid: sines and cosines of row and column, a quarter each."""
+    at = torch.arange(side, dtype=torch.float64)[:, None]
+    waves = at / 10_000 ** (torch.arange(hidden // 4) / (hidden // 4))
+    line = torch.cat([waves.sin(), waves.cos()], dim=1)
+    rows, columns = line[:, None].expand(-1, side, -1), line[None].expand(side, -1, -1)
+    return torch.cat([columns, rows], dim=2).flatten(0, 1).float()
+
+
+def _normalise_by_groups(module: nn.Module) -> None:
+    """Each image by itself: a batch norm would make points depend on how a batch is divided."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, nn.GroupNorm(8, child.num_features))
+        else:
+            _normalise_by_groups(child)
+
+
+def text_tower(config: Config, vocabulary: int) -> Any:
+    if config.text_model:
+        return _pretrained(config.text_model, "--text-model")
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=vocabulary,
+            hidden_size=config.text_width,
+            intermediate_size=4 * config.text_width,
+            num_hidden_layers=config.text_layers,
+            num_attention_heads=max(1, config.text_width // 64),
+            max_position_embeddings=config.max_tokens,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
+        )
+    )
+
+
+def _pretrained(folder: str, flag: str) -> Any:
+    try:
+        return AutoModel.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{flag} {folder}: no model of transformers there: {error}") from None
+
+
+class Words:
+    """Texts to tokens: a tokenizer of transformers from a folder, or one made for the captions."""
+
+    def __init__(self, tokenizer: Any, max_tokens: int) -> None:
+        self.tokenizer, self.max_tokens = tokenizer, max_tokens
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+
+    @classmethod
+    def load(cls, folder: str | Path, max_tokens: int) -> Words:
+        try:
+            return cls(AutoTokenizer.from_pretrained(folder, local_files_only=True), max_tokens)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder}: no tokenizer of transformers there: {error}") from None
+
+    @classmethod
+    def trained(cls, texts: Iterable[str], config: Config) -> Words:
+        bpe = Tokenizer(models.BPE())
+        bpe.pre_tokenizer = pre_tokenizers.ByteLevel()
+        bpe.train_from_iterator(
+            texts,
+            trainers.BpeTrainer(
+                vocab_size=config.vocab_size,
+                special_tokens=["<pad>", "<start>", "<end>"],
+                initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                show_progress=False,
+            ),
+        )
+        fast = PreTrainedTokenizerFast(
+            tokenizer_object=bpe, pad_token="<pad>", bos_token="<start>", eos_token="<end>"
+        )
+        return cls(fast, config.max_tokens)
+
+    def __len__(self) -> int:
+        return len(self.tokenizer)
+
+    def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        found = self.tokenizer(
+            texts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        )
+        return found["input_ids"], found["attention_mask"]
+
+
+class Objective(nn.Module):
+    """The loss of captions, and the mean of those of their ancestors with a weight."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        group = dist.group.WORLD if dist.is_initialized() else None
+        self.loss: Any
+        if config.objective == "clip":
+            self.loss = losses.CLIPLoss(group=group)
+        elif config.objective == "meru":
+            self.loss = losses.MERULoss(entailment_weight=config.entailment_weight, group=group)
+        else:
+            self.loss = losses.ATMGLoss(
+                text_radius=config.text_radius,
+                image_radius=config.image_radius,
+                centroid_weight=config.centroid_weight,
+                group=group,
+            )
+        self.ancestor_weight = config.ancestor_weight
+
+    def forward(
+        self,
+        images: Tensor,
+        texts: Tensor,
+        curv: Tensor,
+        scale: Tensor,
+        index: Tensor,
+        labels: Tensor,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """`texts[index[level, i]]` belongs to `images[i]`, as to all of the same `labels[level]`."""
+        total, parts = self.loss(texts[index[0]], images, curv, scale, targets=labels[0])
+        parts = dict(parts)
+        above = [
+            self.loss(texts[at], images, curv, scale, targets=of)[0]
+            for at, of in zip(index[1:], labels[1:], strict=True)
+        ]
+        if above:
+            parts["ancestors"] = torch.stack(above).mean()
+            total = total + self.ancestor_weight * parts["ancestors"]
+        return total, parts
