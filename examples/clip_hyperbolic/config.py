@@ -96,7 +96,9 @@ class Config:
                 "--shards 'redcaps/{00000..01231}.tar' (KEY.jpg with KEY.txt or KEY.json)"
             )
         if self.in_memory and self.workers:
-            raise UserError("--workers: with --in-memory there is nothing for them; set one of both")
+            raise UserError(
+                "--workers: with --in-memory there is nothing for them; set one of both"
+            )
 
     def save(self, folder: Path) -> None:
         from .checkpoint import write_atomically

@@ -120,7 +120,9 @@ def fitted(image: Image.Image, size: int) -> Image.Image:
     """The middle square of an image, at `size`: how images are evaluated."""
     side = min(image.size)
     left, top = ((length - side) / 2 for length in image.size)
-    return image.resize((size, size), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
+    return image.resize(
+        (size, size), Image.Resampling.BICUBIC, (left, top, left + side, top + side)
+    )
 
 
 def augmented(image: Image.Image, config: Config, rng: random.Random) -> Image.Image:

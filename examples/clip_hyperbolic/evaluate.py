@@ -1,0 +1,211 @@
+"""What a model is worth on shards: retrieval both ways, zero-shot classes, hierarchy, radii."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lorentzkit import ops
+
+from .data import Sample, as_pixels, fitted
+from .model import TwoTowers, Words
+
+DEPTH = 1000  # how far down a ranking is looked at
+PROMPTS = ("{}", "a drawing of {}", "an icon of {}", "a picture of {}")
+
+
+@torch.no_grad()
+def embed_texts(model: TwoTowers, words: Words, texts: list[str], size: int = 512) -> Tensor:
+    device = next(model.parameters()).device
+    found = []
+    for start in range(0, len(texts), size):
+        tokens, mask = words(texts[start : start + size])
+        found.append(model.texts(tokens.to(device), mask.to(device)).cpu())
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def embed_images(
+    model: TwoTowers, samples: Iterable[Sample], size: int, batch: int = 256
+) -> tuple[Tensor, list[Sample]]:
+    """Points of all images, and their samples, whose images are let go."""
+    device = next(model.parameters()).device
+    found, seen, stream = [], [], iter(samples)
+    while some := list(islice(stream, batch)):
+        pixels = as_pixels([fitted(sample.image, size) for sample in some])
+        found.append(model.images(pixels.to(device)).cpu())
+        for sample in some:
+            sample.image.close()
+        seen += some
+    return (torch.cat(found) if found else torch.empty(0)), seen
+
+
+def ranking(
+    model: TwoTowers, objective: str, queries: Tensor, gallery: Tensor, k: int, images: bool
+) -> Tensor:
+    """Indices (N, k) of the best in the gallery by what training sharpened; `images`: as queries.
+
+    With angles the apex is the query: images ahead of a text are near, texts behind an image.
+    """
+    k = min(k, len(gallery))
+    if objective == "atmg":
+        how = {"score": "exterior_angle", "largest": images}
+    else:  # also for clip: among points of one radius the nearest has the largest cosine
+        how = {"score": "dist"}
+    with torch.no_grad():
+        return ops.pairwise_topk(queries, gallery, k, model.curv(), **how)[1]
+
+
+def retrieval(indices: Tensor, queries: list[str], gallery: list[str]) -> dict[str, float]:
+    """Recall at 1, 5 and 10, mean average precision and median rank of the first right one."""
+    code = {label: i for i, label in enumerate(dict.fromkeys([*queries, *gallery]))}
+    of_query = torch.tensor([code[label] for label in queries])
+    of_gallery = torch.tensor([code[label] for label in gallery])
+    right = of_gallery[indices] == of_query[:, None]
+    counts = torch.bincount(of_gallery, minlength=len(code))[of_query]
+    asked = counts > 0
+    right, counts = right[asked], counts[asked]
+    if not len(right):
+        return {"queries": 0}
+    places = torch.arange(1, indices.shape[1] + 1)
+    precision = right.cumsum(1) / places * right
+    first = torch.where(right.any(1), right.int().argmax(1) + 1, len(gallery))
+    return {
+        **{f"R@{k}": right[:, :k].any(1).double().mean().item() for k in (1, 5, 10)},
+        "mAP": (precision.sum(1) / counts.clamp_max(indices.shape[1])).double().mean().item(),
+        "median_rank": first.double().quantile(0.5).item(),
+        "queries": len(right),
+    }
+
+
+def hierarchy(predicted: list[list[str]], true: list[list[str]]) -> dict[str, float]:
+    """Of each prediction and the truth, both paths from the broadest ancestor to the leaf.
+
+    TIE: edges between the two leaves. LCA: edges from the true leaf up to the lowest common
+    ancestor. Jaccard, precision and recall are of the sets of nodes on the two paths, below the
+    root that all share. `right_level`: how often a prediction is right at that level, `errors_`: of
+    the wrong ones, how often they stay inside the right ancestor.
+    """
+    sums: Counter[str] = Counter()
+    wrong = sum(p != t for p, t in zip(predicted, true, strict=True))
+    for p, t in zip(predicted, true, strict=True):
+        shared = next((i for i, (a, b) in enumerate(zip(p, t, strict=False)) if a != b), None)
+        shared = min(len(p), len(t)) if shared is None else shared
+        sums["TIE"] += len(p) + len(t) - 2 * shared
+        sums["LCA"] += len(t) - shared
+        sums["jaccard"] += shared / (len(p) + len(t) - shared)
+        sums["precision"] += shared / len(p)
+        sums["recall"] += shared / len(t)
+        for level in range(1, min(len(p), len(t))):
+            sums[f"right_level_{level}"] += shared >= level
+            sums[f"errors_right_level_{level}"] += p != t and shared >= level
+    return {
+        name: total / (max(wrong, 1) if name.startswith("errors_") else len(true))
+        for name, total in sorted(sums.items())
+    }
+
+
+def ancestors(samples: list[Sample]) -> list[list[str]]:
+    """For every level, broadest first, the names of the ancestors at it, each once."""
+    depth = min((len(sample.ancestors) for sample in samples), default=0)
+    return [
+        list(dict.fromkeys(tuple(sample.ancestors[: level + 1]) for sample in samples))
+        for level in range(depth)
+    ]
+
+
+@torch.no_grad()
+def radii(
+    model: TwoTowers, words: Words, images: Tensor, texts: Tensor, samples: list[Sample]
+) -> dict[str, float]:
+    """Mean distance from the origin of the ancestors of each level, the captions and the images."""
+    levels = {
+        f"ancestors_{i}": embed_texts(model, words, [path[-1] for path in paths])
+        for i, paths in enumerate(ancestors(samples), 1)
+    }
+    levels |= {"captions": texts, "images": images}
+    return {name: ops.dist0(x, model.curv()).mean().item() for name, x in levels.items()}
+
+
+@torch.no_grad()
+def zero_shot(
+    model: TwoTowers, words: Words, objective: str, images: Tensor, samples: list[Sample]
+) -> dict[str, float]:
+    """Accuracy of classes by the midpoint of the points of several prompts for each."""
+    classes = sorted({sample.label for sample in samples if sample.label})
+    if len(classes) < 2:
+        return {}
+    prompts = [prompt.format(name) for name in classes for prompt in PROMPTS]
+    points = embed_texts(model, words, prompts).unflatten(0, (len(classes), len(PROMPTS)))
+    if model.hyperbolic:
+        points = ops.einstein_midpoint(points, curv=model.curv())
+    else:
+        points = torch.nn.functional.normalize(points.mean(1), dim=-1)
+    some = [i for i, sample in enumerate(samples) if sample.label]
+    found = ranking(model, objective, images[some], points, 5, images=True)
+    right = [
+        [classes[j] == samples[i].label for j in row]
+        for i, row in zip(some, found.tolist(), strict=True)
+    ]
+    return {
+        "classes": len(classes),
+        "top1": sum(row[0] for row in right) / len(right),
+        "top5": sum(map(any, right)) / len(right),
+    }
+
+
+def evaluate(
+    model: TwoTowers, words: Words, config: Any, samples: Iterable[Sample], keywords: bool = False
+) -> dict[str, Any]:
+    """All measures on samples; `keywords`: texts are captions with all their keywords."""
+    model.eval()
+    images, seen = embed_images(model, samples, config.image_size)
+    if not seen:
+        return {"n_images": 0, "n_texts": 0}
+    pairs = list(
+        dict.fromkeys(
+            (s.with_keywords(s.keywords) if keywords else s.caption, s.concept) for s in seen
+        )
+    )
+    texts = embed_texts(model, words, [text for text, _ in pairs])
+    of_texts, of_images = [concept for _, concept in pairs], [s.concept for s in seen]
+    t2i = ranking(model, config.objective, texts, images, DEPTH, images=False)
+    i2t = ranking(model, config.objective, images, texts, DEPTH, images=True)
+    paths = {s.concept: [*s.ancestors, s.concept] for s in seen}
+    result: dict[str, Any] = {
+        "retrieval": {
+            "t2i": retrieval(t2i, of_texts, of_images),
+            "i2t": retrieval(i2t, of_images, of_texts),
+        },
+        "hierarchy": {
+            f"{name}_{measure}": value
+            for name, found, asked, gallery in (
+                ("t2i", t2i, of_texts, of_images),
+                ("i2t", i2t, of_images, of_texts),
+            )
+            for measure, value in hierarchy(
+                [paths[gallery[best]] for best in found[:, 0].tolist()],
+                [paths[concept] for concept in asked],
+            ).items()
+        }
+        if any(s.ancestors for s in seen)
+        else {},
+        "zero_shot": zero_shot(model, words, config.objective, images, seen),
+        "radius": {},
+        "n_images": len(seen),
+        "n_texts": len(pairs),
+    }
+    if model.hyperbolic:
+        result["radius"] = radii(model, words, images, texts, seen)
+        place = {concept: i for i, concept in reversed(list(enumerate(of_texts)))}
+        own = texts[[place[concept] for concept in of_images]]
+        with torch.no_grad():
+            outside = ops.entailment_residual(own, images, model.curv())
+        result["entailment_rate"] = (outside == 0).double().mean().item()
+    model.train()
+    return result
