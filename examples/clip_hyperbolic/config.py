@@ -43,7 +43,7 @@ class Config:
     in_memory: bool = option(True, "decode all training images once, and keep them")
     workers: int = option(0, "processes that read and decode (0 with --in-memory)")
 
-    image_size: int = option(64, "pixels")
+    image_size: int = option(48, "pixels")
     crop: float = option(0.6, "least share of an image's area in a random crop")
     rotate: float = option(12.0, "degrees an image is turned at most")
     jitter: float = option(0.3, "how much brightness, contrast and saturation vary")

@@ -239,7 +239,18 @@ class Objective(nn.Module):
                 centroid_weight=config.centroid_weight,
                 group=group,
             )
-        self.ancestor_weight = config.ancestor_weight
+        self.ancestor_weight, self.group = config.ancestor_weight, group
+
+    def above(self, texts: Tensor, images: Tensor, *curv_and_scale: Tensor, of: Tensor) -> Tensor:
+        """The loss of ancestors; for atmg without the centroids, which the captions hold."""
+        if isinstance(self.loss, losses.ATMGLoss):
+            loss = losses.contrastive_loss(
+                texts, images, *curv_and_scale, similarity="angle", targets=of, group=self.group
+            )
+            assert isinstance(loss, Tensor)
+            return loss
+        total: Tensor = self.loss(texts, images, *curv_and_scale, targets=of)[0]
+        return total
 
     def forward(
         self,
@@ -255,7 +266,7 @@ class Objective(nn.Module):
         parts = dict(parts)
         # So many pairs share an ancestor that every second one says enough: a quarter of the work.
         above = [
-            self.loss(texts[at[::2]], images[::2], curv, scale, targets=of[::2])[0]
+            self.above(texts[at[::2]], images[::2], curv, scale, of=of[::2])
             for at, of in zip(index[1:], labels[1:], strict=True)
         ]
         if above:

@@ -1,44 +1,222 @@
-"""A run's figures on one page that needs no other file."""
+"""A run's figures, and one page that holds them all and needs no other file."""
 
 from __future__ import annotations
 
+import base64
+import html
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+import torch
 from rich.table import Table
+from torch import Tensor
+
+from lorentzkit import ops
+
+from .checkpoint import write_atomically
+from .config import Config
+from .data import Sample, expand, fitted, samples
+from .evaluate import ancestors, embed_images, embed_texts, ranking
+from .model import TwoTowers, Words
+
+matplotlib.use("Agg")  # figures go to files: no display is needed
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lorentzkit import viz
+
+ROOT = "[ROOT]"
+COLOURS = ("#2f6fb5", "#e07b27", "#3a9a4c", "#c23b3b", "#7d5bb0", "#8c5a3c", "#d1609f", "#6b7a87")
+STYLE = (
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}"
+    "img{max-width:100%}table{border-collapse:collapse}td,th{padding:.2rem .7rem;text-align:right}"
+    "td:first-child{text-align:left}tr:nth-child(even){background:#f4f4f2}summary{cursor:pointer}"
+)
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
-    """What a run logged; a line that was cut off by a kill is left out."""
-    lines = []
-    try:
-        text = (run / "metrics.jsonl").read_text("utf-8")
-    except FileNotFoundError:
-        return []
-    for line in text.splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
+    """What a run has logged; a line that a kill cut off is left out, with all behind it."""
+    file, lines = run / "metrics.jsonl", []
+    if file.exists():
+        for line in file.read_text("utf-8").splitlines():
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                break
     return lines
 
 
-def table(results: dict[str, Any]) -> Table:
-    """Retrieval both ways, one row for each set of shards."""
-    made = Table("test", title="retrieval", title_justify="left")
-    for name in ("t2i R@1", "R@5", "R@10", "i2t R@1", "R@5", "R@10", "TIE"):
-        made.add_column(name, justify="right")
+def rows(results: dict[str, Any]) -> list[list[str]]:
+    """A heading, and for every set of shards what counts most, as text."""
+    made = [["test", *(f"{way} R@{k}" for way in ("t2i", "i2t") for k in (1, 5, 10)), "i2t TIE"]]
     for name, result in results.items():
-        cells = [
-            f"{result['retrieval'][way][f'R@{k}']:.3f}"
+        found = [
+            f"{result['retrieval'][way].get(f'R@{k}', float('nan')):.3f}"
             for way in ("t2i", "i2t")
             for k in (1, 5, 10)
         ]
         tie = result["hierarchy"].get("i2t_TIE")
-        made.add_row(name, *cells, "" if tie is None else f"{tie:.2f}")
+        made.append([name, *found, "" if tie is None else f"{tie:.2f}"])
     return made
 
 
-def write(folder: Path, config: Any, model: Any, words: Any, results: Any) -> Path:
-    return folder
+def table(results: dict[str, Any]) -> Table:
+    heading, *others = rows(results)
+    made = Table(heading[0], title="retrieval", title_justify="left")
+    for name in heading[1:]:
+        made.add_column(name, justify="right")
+    for row in others:
+        made.add_row(*row)
+    return made
+
+
+class View:
+    """What the figures show of one model: some images, all their texts and ancestors, as points."""
+
+    def __init__(self, config: Config, model: TwoTowers, words: Words, shards: list[str]) -> None:
+        model.eval()
+        self.config, self.model = config, model
+        self.samples = list(samples(expand(shards), lambda message: None))
+        self.pictures = [fitted(sample.image, 72) for sample in self.samples]
+        self.images, _ = embed_images(model, self.samples, config.image_size)
+        self.captions = list(dict.fromkeys(sample.caption for sample in self.samples))
+        self.levels = {
+            f"ancestors {i}": [path[-1] for path in paths]
+            for i, paths in enumerate(ancestors(self.samples), 1)
+        } | {"captions": self.captions}
+        self.texts = {name: embed_texts(model, words, texts) for name, texts in self.levels.items()}
+        self.curv = model.curv().detach().cpu()
+        self.shown = torch.randperm(
+            len(self.samples), generator=torch.Generator().manual_seed(0)
+        ).tolist()
+
+    def way_to_root(self, image: int, steps: int = 50) -> list[str]:
+        """The nearest text, the root among them, at each step from an image to the origin."""
+        names = [name for texts in self.levels.values() for name in texts] + [ROOT]
+        origin = torch.zeros_like(self.images[:1])
+        points = torch.cat([*self.texts.values(), origin])
+        t = torch.linspace(0, 1, steps)
+        way = ops.geodesic(t, self.images[image], origin[0], self.curv)
+        nearest = ops.pairwise_topk(way, points, 1, self.curv)[1][:, 0]
+        return [names[i] for i in nearest.tolist()]
+
+    def traversals(self, count: int = 4) -> Figure:
+        figure = Figure(figsize=(4 * count, 4.5), layout="constrained")
+        for axes, image in zip(figure.subplots(1, count), self.shown, strict=False):
+            viz.traversal(self.way_to_root(image), ax=axes)
+            _picture(axes.inset_axes((0.55, 0.8, 0.2, 0.2)), self.pictures[image])
+        return figure
+
+    def radii(self) -> Figure:
+        figure = Figure(figsize=(9, 4), layout="constrained")
+        groups = {**self.texts, "images": self.images}
+        viz.radius_histogram(groups, self.curv, ax=figure.subplots())
+        return figure
+
+    def disk(self, count: int = 6) -> Figure:
+        """The first two principal directions of the points; how far out they are is kept."""
+        figure = Figure(figsize=(9, 9), layout="constrained")
+        axes = viz.poincare_disk(figure.subplots())
+        flat = {name: ops.logmap0(x, self.curv) for name, x in self.texts.items()}
+        directions = torch.pca_lowrank(flat["captions"], q=2, center=False)[2]
+
+        def place(x: Tensor) -> Tensor:
+            vectors = ops.logmap0(x, self.curv)
+            unit = torch.nn.functional.normalize(vectors @ directions, dim=-1)
+            return ops.expmap0(unit * vectors.norm(dim=-1, keepdim=True), self.curv)
+
+        for name, x in self.texts.items():
+            size = 6 if name == "captions" else 45
+            viz.points(place(x), self.curv, ax=axes, s=size, label=name, alpha=0.7)
+        viz.points(place(self.images), self.curv, ax=axes, s=2, label="images", alpha=0.4)
+        broad = place(next(iter(self.texts.values()))[:count])
+        names = next(iter(self.levels.values()))[:count]
+        viz.cones(broad, self.curv, ax=axes, color=COLOURS[:count], alpha=0.12)
+        for name, at in zip(names, viz.coordinates(broad, self.curv), strict=True):
+            axes.annotate(name, at, fontsize=11, fontweight="bold", ha="center")
+        axes.legend(loc="lower right", frameon=False)
+        return figure
+
+    def grid(self, count: int = 10) -> Figure:
+        """For some captions the five best images, right ones framed green and wrong ones red."""
+        figure = Figure(figsize=(9, 1.25 * count), layout="constrained")
+        chosen = [self.samples[i] for i in self.shown[:count]]
+        asked = self.texts["captions"][[self.captions.index(s.caption) for s in chosen]]
+        found = ranking(self.model, self.config.objective, asked, self.images, 5, images=False)
+        for line, sample, best in zip(
+            figure.subplots(count, 6, squeeze=False), chosen, found.tolist(), strict=True
+        ):
+            line[0].axis("off")
+            line[0].text(1, 0.5, sample.caption, ha="right", va="center", wrap=True)
+            for axes, i in zip(line[1:], best, strict=False):
+                right = self.samples[i].concept == sample.concept
+                _picture(axes, self.pictures[i], "#3a9a4c" if right else "#c23b3b")
+            for axes in line[1 + len(best) :]:
+                axes.axis("off")
+        return figure
+
+
+def _picture(axes: Axes, picture: Any, frame: str = "none") -> None:
+    axes.imshow(picture)
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set(color=frame, linewidth=3)
+
+
+def curves(logged: list[dict[str, Any]]) -> Figure:
+    """All that was logged, each over the steps."""
+    names = [name for name in logged[-1] if name not in ("step", "broken")]
+    figure = Figure(figsize=(14, 2.6 * -(-len(names) // 3)), layout="constrained")
+    for axes, name in zip(figure.subplots(-(-len(names) // 3), 3).flat, names, strict=False):
+        lines = [line for line in logged if name in line]
+        axes.plot([line["step"] for line in lines], [line[name] for line in lines], color="#2f6fb5")
+        axes.set_title(name.replace("_", " "), loc="left", fontsize=11)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def write(
+    folder: Path, config: Config, model: TwoTowers, words: Words, results: dict[str, Any]
+) -> Path:
+    """The figures as files in `report/`, and `report/index.html` with all of them inside."""
+    figures = {"Training": curves(metrics(folder))}
+    if config.eval_shards:
+        view = View(config, model, words, [config.eval_shards[0].split("=", 1)[-1]])
+        figures["Texts and their five best images"] = view.grid()
+        if model.hyperbolic:
+            figures["Distance from the origin, by level"] = view.radii()
+            figures["In the Poincare disk: texts, images, and cones of the broadest"] = view.disk()
+            figures["From an image to the root: the nearest texts"] = view.traversals()
+    parts = []
+    for number, (title, figure) in enumerate(figures.items(), 1):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=90)
+        picture = buffer.getvalue()
+        write_atomically(
+            folder / "report" / f"{number}.png", lambda path, data=picture: path.write_bytes(data)
+        )
+        data = base64.b64encode(picture).decode()
+        parts.append(f"<h2>{title}</h2><img alt='{title}' src='data:image/png;base64,{data}'>")
+    heading, *others = rows(results)
+    lines = [f"<tr>{''.join(f'<th>{cell}</th>' for cell in heading)}</tr>"]
+    lines += [
+        f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in others
+    ]
+    settings, measured = (
+        html.escape(json.dumps(content, indent=2, ensure_ascii=False))
+        for content in (vars(config), results)
+    )
+    page = (
+        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{config.objective}</title>"
+        f"<style>{STYLE}</style><h1>{config.objective}: {config.steps} steps</h1>"
+        f"<table>{''.join(lines)}</table>{''.join(parts)}"
+        f"<h2>Details</h2><details><summary>All measures</summary><pre>{measured}</pre></details>"
+        f"<details><summary>Configuration</summary><pre>{settings}</pre></details></html>"
+    )
+    file = folder / "report" / "index.html"
+    write_atomically(file, lambda path: path.write_text(page, "utf-8"))
+    return file

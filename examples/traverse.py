@@ -1,0 +1,50 @@
+"""From images to the root: the nearest texts along the geodesic, as a picture.
+
+python examples/traverse.py --checkpoint RUN --shards 'some/shard.tar' --keys Twtr-1f43c
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from clip_hyperbolic.checkpoint import Checkpoint, write_atomically
+from clip_hyperbolic.config import UserError
+from clip_hyperbolic.report import View
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="RUN_OR_FILE")
+    parser.add_argument(
+        "--shards", nargs="+", required=True, help="of images, and of texts to meet"
+    )
+    parser.add_argument("--keys", nargs="+", help="of samples; default: some at random")
+    parser.add_argument("--out", type=Path, default=Path("traversals.png"))
+    chosen = parser.parse_args(argv)
+    try:
+        saved = Checkpoint.of(chosen.checkpoint)
+        if saved.config.objective == "clip":
+            raise UserError("a clip model has no root to go to; give a run of atmg or meru")
+        view = View(saved.config, saved.model(), saved.words, chosen.shards)
+        if chosen.keys:
+            place = {sample.key: i for i, sample in enumerate(view.samples)}
+            if missing := [key for key in chosen.keys if key not in place]:
+                raise UserError(
+                    f"--keys: {missing[0]} is not in the shards; {next(iter(place))} is"
+                )
+            view.shown = [place[key] for key in chosen.keys]
+        figure = view.traversals(len(chosen.keys or [0] * 4))
+        write_atomically(chosen.out, lambda path: figure.savefig(path, format="png", dpi=110))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(chosen.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
