@@ -57,8 +57,7 @@ def prepare(config: Config, accelerator: Accelerator) -> None:
     folds = emoji.FOLDS[:1] if config.unseen_concepts else emoji.FOLDS
     config.shards = [f"{folder}/{vendor}-{fold}.tar" for vendor in config.vendors for fold in folds]
     if not config.eval_shards:
-        tested = "{rare,}" if config.unseen_concepts else "{common,rare}"
-        tested = "rare" if config.unseen_concepts else tested
+        tested = "rare" if config.unseen_concepts else "{common,rare}"
         config.eval_shards = [f"{v}={folder}/{v}-{tested}.tar" for v in config.unseen_vendors]
 
 
@@ -184,6 +183,8 @@ def train(
         config, accelerator.process_index, accelerator.num_processes, state["step"], mine.tolist()
     )
     loader = iter(DataLoader(stream, batch_size=None, num_workers=config.workers))
+    if saved:  # after all that draws random numbers to begin with
+        torch.set_rng_state(saved.tensors["random"])
     run = Run(folder, state["step"], accelerator.is_main_process)
     stop: list[int] = []
     handlers = {s: signal.signal(s, lambda s, _: stop.append(s)) for s in (2, 15)}

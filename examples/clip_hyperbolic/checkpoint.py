@@ -125,8 +125,11 @@ class Checkpoint:
             raise UserError(f"{self.file} does not fit its own configuration: {error}") from None
         if optimizer is not None:
             moments: dict[int, dict[str, Tensor]] = {}
+            trained = [p for group in optimizer.param_groups for p in group["params"]]
             for name, tensor in self.part("optimizer").items():
                 number, key = name.split(".")
+                like = trained[int(number)]
+                if tensor.shape == like.shape:  # in the same order in memory: channels last or not
+                    tensor = torch.empty_like(like).copy_(tensor)
                 moments.setdefault(int(number), {})[key] = tensor
             optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
-            torch.set_rng_state(self.tensors["random"])

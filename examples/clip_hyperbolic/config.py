@@ -87,7 +87,7 @@ class Config:
     def __post_init__(self) -> None:
         for name, least in LEAST.items():
             if getattr(self, name) < least:
-                raise UserError(f"--{name}: expected at least {least}, got {getattr(self, name)}")
+                raise UserError(f"--{name.replace(chr(95), chr(45))}: expected at least {least}, got {getattr(self, name)}")
         if not 0 < self.crop <= 1:
             raise UserError(f"--crop: expected a share in (0, 1], got {self.crop}")
         if self.preset.startswith("vit-") and not self.shards:

@@ -242,7 +242,7 @@ class Batches(IterableDataset):
     ) -> Iterator[tuple[int, random.Random, Any]]:
         """This consumer's samples from its position `start` on, with that and their randomness."""
         consumers = self.processes * max(self.config.workers, 1)
-        alone = self.memory is None and len(self.shards) >= consumers
+        alone = self.memory is None and len(self.shards) >= consumers > 1
         shards = self.shards[consumer::consumers] if alone else self.shards
         seed = f"{self.config.seed}/{consumer if alone else ''}"
         endless = (

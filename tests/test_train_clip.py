@@ -1,0 +1,379 @@
+"""The training example: its data, its measures, and that a run goes on exactly where it was killed."""
+
+import io
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import train_clip_hyperbolic
+from accelerate import Accelerator
+from clip_hyperbolic import emoji
+from clip_hyperbolic.checkpoint import Checkpoint, write_atomically
+from clip_hyperbolic.config import Config, UserError, from_json, parse
+from clip_hyperbolic.data import Batches, expand, samples
+from clip_hyperbolic.evaluate import hierarchy, retrieval
+from clip_hyperbolic.model import Objective, TwoTowers, Words, image_tower
+from PIL import Image
+from torch.utils.data import DataLoader
+
+SCRIPT = Path(train_clip_hyperbolic.__file__)
+COLOURS = ("red", "green", "blue", "gold", "purple", "черный", "白い", "orange")
+FILL = dict(zip(COLOURS, [*COLOURS[:5], "black", "white", "orange"], strict=True))
+
+
+def png(colour: str, size: tuple[int, int] = (40, 32), mode: str = "RGB") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, FILL[colour]).convert(mode).save(file, "png")
+    return file.getvalue()
+
+
+def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def shard(file: Path, start: int = 0, count: int = 16) -> Path:
+    with tarfile.open(file, "w") as tar:
+        for i in range(start, start + count):
+            colour = COLOURS[i % len(COLOURS)]
+            bright = "bright" if i % 2 else "dark"
+            about = {"concept": colour, "ancestors": ["colour", bright], "keywords": [f"k{i}"]}
+            add(tar, f"{i:04d}.png", png(colour))
+            add(tar, f"{i:04d}.txt", colour.encode())
+            add(tar, f"{i:04d}.json", json.dumps(about).encode())
+    return file
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> str:
+    for i in range(4):
+        shard(tmp_path / f"{i:05d}.tar", 16 * i)
+    return f"{tmp_path}/{{00000..00003}}.tar"
+
+
+SMALL = {
+    "image_size": 32,
+    "batch_size": 8,
+    "embed_dim": 16,
+    "text_width": 32,
+    "vocab_size": 300,
+    "steps": 8,
+    "warmup": 2,
+    "save_every": 2,
+    "log_every": 1,
+}
+
+
+def small(shards: str, **changes: Any) -> Config:
+    return Config(**{"shards": [shards], **SMALL, **changes})
+
+
+def flags(config: dict[str, Any]) -> list[str]:
+    return [part for name, value in config.items() for part in (f"--{name}", str(value))]
+
+
+# --- data -----------------------------------------------------------------------------------------
+
+
+def take(config: Config, count: int, **where: Any) -> list[dict[str, Any]]:
+    stream = iter(DataLoader(Batches(config, **where), None, num_workers=config.workers))
+    return [next(stream) for _ in range(count)]
+
+
+def assert_same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    for a, b in zip(found, expected, strict=True):
+        assert a["keys"] == b["keys"]
+        assert a["texts"] == b["texts"]
+        assert torch.equal(a["pixels"], b["pixels"])
+        assert torch.equal(a["labels"], b["labels"])
+
+
+@pytest.mark.parametrize("how", [{}, {"in_memory": False}, {"in_memory": False, "workers": 2}])
+def test_batches_go_on_where_they_were(shards: str, how: dict[str, Any]) -> None:
+    config = small(shards, **how)
+    whole = take(config, 12)
+    assert len({key for batch in whole for key in batch["keys"]}) == 64
+    positions = [0] * max(config.workers, 1)
+    for batch in whole[:5]:
+        positions[batch["worker"]] = batch["position"]
+    assert_same(take(config, 7, step=5, positions=positions), whole[5:])
+    other = take(replace(config, seed=1), 1)
+    assert other[0]["keys"] != whole[0]["keys"]
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_shares_of_processes_make_up_the_batch(tmp_path: Path, in_memory: bool) -> None:
+    config = small(str(shard(tmp_path / "one.tar")), in_memory=in_memory)
+    shares = [take(config, 6, rank=rank, processes=2) for rank in (0, 1)]
+    for one, *halves in zip(take(config, 6), *shares, strict=True):
+        assert one["keys"] == [key for half in halves for key in half["keys"]]
+        assert torch.equal(one["pixels"], torch.cat([half["pixels"] for half in halves]))
+
+
+def test_broken_members_are_skipped_and_named(tmp_path: Path) -> None:
+    file = tmp_path / "broken.tar"
+    with tarfile.open(file, "w") as tar:
+        for i, content in enumerate([png("red")[:60], b"no image", png("red")]):
+            add(tar, f"{i}.png", content)
+            add(tar, f"{i}.txt", "rot".encode())
+        add(tar, "3.txt", b"a caption alone")
+        add(tar, "4.png", png("red"))
+    lost: list[str] = []
+    assert [sample.key for sample in samples([str(file)], lost.append)] == ["2"]
+    assert [message.split(":")[0] for message in lost] == ["0", "1", "3", "4"]
+    half = tmp_path / "half.tar"
+    half.write_bytes(shard(tmp_path / "whole.tar").read_bytes()[:9000])
+    lost.clear()
+    assert [sample.key for sample in samples([str(half)], lost.append)]
+    assert lost
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_images_of_any_mode(tmp_path: Path, mode: str) -> None:
+    with tarfile.open(tmp_path / "one.tar", "w") as tar:
+        add(tar, "a.png", png("white" if mode == "none" else "白い", (3, 500), mode))
+        add(tar, "a.txt", "белый".encode())
+    (sample,) = samples([str(tmp_path / "one.tar")], pytest.fail)
+    assert sample.image.mode == "RGB"
+    assert sample.image.getpixel((0, 0)) == (255, 255, 255)
+    assert sample.caption == "белый"
+
+
+def test_missing_and_empty_shards_say_what_to_do(shards: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"00004\.tar is missing .* correct the pattern"):
+        expand([shards.replace("00003", "00004")])
+    tarfile.open(tmp_path / "empty.tar", "w").close()
+    for in_memory in (True, False):
+        config = small(str(tmp_path / "empty.tar"), in_memory=in_memory)
+        with pytest.raises(UserError, match="the dataset is empty"):
+            take(config, 1)
+
+
+def test_the_emoji(tmp_path: Path) -> None:
+    folder = emoji.prepare(tmp_path / "emoji")
+    shards = json.loads((folder / "manifest.json").read_text())["shards"]
+    assert sum(shard["samples"] for shard in shards.values()) == 8771
+    assert shards["Goog-rare.tar"]["samples"] == 188
+    found = list(samples(expand([f"{folder}/Twtr-*.tar"]), pytest.fail))
+    assert len(found) == len({sample.concept for sample in found}) == 1253
+    assert len({sample.path(1) for sample in found}) == 94
+    assert len({sample.path(2) for sample in found}) == 8
+    (panda,) = [sample for sample in found if sample.caption == "panda"]
+    assert panda.ancestors == ["animals and nature", "animal mammal"]
+    assert [*tmp_path.iterdir()] == [folder]
+    with (folder / "Joy-rare.tar").open("ab") as file:
+        file.write(b"damaged")
+    assert not emoji.is_complete(folder)
+
+
+# --- measures -------------------------------------------------------------------------------------
+
+
+def test_retrieval_by_hand() -> None:
+    ranking = torch.tensor([[0, 1, 2], [2, 0, 1], [1, 2, 0], [0, 1, 2]])
+    found = retrieval(ranking, ["a", "b", "a", "nowhere"], ["a", "b", "a"])
+    assert found["queries"] == 3
+    assert found["R@1"] == pytest.approx(1 / 3)
+    assert found["R@5"] == 1
+    precisions = [(1 + 2 / 3) / 2, 1 / 3, (1 / 2 + 2 / 3) / 2]
+    assert found["mAP"] == pytest.approx(sum(precisions) / 3)
+    assert found["median_rank"] == 2
+
+
+def test_hierarchy_by_hand() -> None:
+    true = [["animal", "mammal", "panda"]] * 4
+    predicted = [
+        ["animal", "mammal", "panda"],
+        ["animal", "mammal", "cat"],
+        ["animal", "bird", "owl"],
+        ["food", "fruit", "kiwi"],
+    ]
+    found = hierarchy(predicted, true)
+    assert found["TIE"] == (0 + 2 + 4 + 6) / 4
+    assert found["LCA"] == (0 + 1 + 2 + 3) / 4
+    assert found["jaccard"] == pytest.approx((1 + 2 / 4 + 1 / 5 + 0) / 4)
+    assert found["precision"] == found["recall"] == pytest.approx((1 + 2 / 3 + 1 / 3) / 4)
+    assert (found["right_level_1"], found["right_level_2"]) == (3 / 4, 2 / 4)
+    assert found["errors_right_level_2"] == pytest.approx(1 / 3)
+
+
+# --- model ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", ["atmg", "meru", "clip"])
+def test_small_pieces_have_the_gradient_of_the_whole(shards: str, objective: str) -> None:
+    config = small(shards, objective=objective, precision="no")
+    (batch,) = take(config, 1)
+    words = Words.trained(batch["texts"], config)
+    batch["tokens"] = words(batch["texts"])
+    torch.manual_seed(0)
+    model, accelerator = TwoTowers(config, len(words)), Accelerator(cpu=True)
+
+    def gradients(micro: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        model.zero_grad()
+        loss, _ = train_clip_hyperbolic.backward(
+            batch, model, Objective(config), accelerator, micro
+        )
+        return loss, [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    (whole, expected), (pieces, found) = gradients(0), gradients(3)
+    torch.testing.assert_close(pieces, whole)
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5 * float(b.abs().max()) + 1e-7)
+
+
+def test_a_picture_is_seen_alike_in_any_batch() -> None:
+    torch.manual_seed(0)
+    tower = image_tower(Config())
+    pixels = torch.rand(4, 3, 48, 48)
+    whole = tower(pixel_values=pixels).pooler_output
+    alone = tower(pixel_values=pixels[2:3]).pooler_output
+    torch.testing.assert_close(whole[2:3], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("preset", ["vit-s", "vit-b", "vit-l"])
+def test_production_presets_resolve(
+    preset: str, shards: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--preset", preset, "--shards", shards, "--dry-run", "--vocab_size", "300"]
+    assert train_clip_hyperbolic.main(argv) == 0
+    said = capsys.readouterr().err
+    millions = {"vit-s": "21,", "vit-b": "85,", "vit-l": "303,"}[preset]
+    assert f"image tower: {millions}" in said
+    assert '"batch_size": 2048' in said
+
+
+# --- configuration --------------------------------------------------------------------------------
+
+
+def test_wrong_fields_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse("", ["--stepz", "3"])
+    assert "--stepz" in capsys.readouterr().err
+    with pytest.raises(UserError, match="--batch-size: expected at least 1, got 0"):
+        parse("", ["--batch_size", "0"])
+    with pytest.raises(UserError, match="--preset vit-b trains on your data: --shards"):
+        parse("", ["--preset", "vit-b"])
+    with pytest.raises(UserError, match="unknown fields colour"):
+        from_json('{"colour": 3}', Path("config.json"))
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+def start(*argv: str, processes: int = 1, **how: Any) -> subprocess.Popen[str]:
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return subprocess.Popen(
+        [sys.executable, *(launch if processes > 1 else []), str(SCRIPT), *argv],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **how,
+    )
+
+
+def train(*argv: str, **how: Any) -> str:
+    process = start(*argv, **how)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    return said
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_killed_run_goes_on_bit_for_bit(shards: str, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    argv = ["--shards", shards, *flags(SMALL)]
+    first, second = (start(*argv, "--output_dir", str(run)) for run in (whole, killed))
+    while not [*killed.glob("checkpoints/step-*")] and second.poll() is None:
+        time.sleep(0.01)
+    second.send_signal(signal.SIGKILL)
+    said, _ = first.communicate(timeout=300)
+    assert first.returncode == 0, said
+    assert second.wait() == -signal.SIGKILL
+    before = Checkpoint.of(killed).state["step"]
+    assert 0 < before < SMALL["steps"]
+
+    train("--resume", str(killed))
+    a, b = Checkpoint.of(whole), Checkpoint.of(killed)
+    assert a.state == b.state
+    assert a.tensors.keys() == b.tensors.keys()
+    assert all(torch.equal(a.tensors[name], b.tensors[name]) for name in a.tensors)
+    assert losses(whole) == losses(killed)
+
+    # What is damaged is said to be, and the one before takes its place.
+    newest = a.file
+    newest.write_bytes(newest.read_bytes()[:5000])
+    with pytest.raises(UserError, match=r"truncated, remove it"):
+        Checkpoint.of(whole)
+    newest.unlink()
+    assert Checkpoint.of(whole).state["step"] < SMALL["steps"]
+
+
+@pytest.mark.parametrize("objective", ["atmg", "meru"])
+def test_two_processes_train_like_one(shards: str, tmp_path: Path, objective: str) -> None:
+    argv = ["--shards", shards, *flags(SMALL), "--objective", objective]
+    train(*argv, "--output_dir", str(tmp_path / "one"))
+    train(*argv, "--output_dir", str(tmp_path / "two"), "--micro_batch", "2", processes=2)
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    torch.testing.assert_close(torch.tensor(two), torch.tensor(one), rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_not_finite_stops_the_run(shards: str, tmp_path: Path) -> None:
+    argv = ["--shards", shards, *flags(SMALL | {"lr": 1e30}), "--output_dir", str(tmp_path / "run")]
+    process = start(*argv)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert "not finite" in said
+    (dump,) = (tmp_path / "run").glob("nonfinite-*.json")
+    assert len(json.loads(dump.read_text())["keys"]) == 8
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"old")
+    code = (
+        "import resource; from pathlib import Path; from clip_hyperbolic import checkpoint\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        f"checkpoint.write_atomically(Path({str(file)!r}), lambda p: p.write_bytes(bytes(2000)))"
+    )
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    assert soft == hard == resource.RLIM_INFINITY
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(SCRIPT.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "could not be written" in done.stderr
+    assert "make room" in done.stderr
+    assert file.read_bytes() == b"old"
+    assert [*tmp_path.iterdir()] == [file]
+    write_atomically(file, lambda path: path.write_bytes(b"new"))
+    assert file.read_bytes() == b"new"
+
+
+def test_a_foreign_checkpoint_is_named(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match=r"not written by train_clip_hyperbolic\.py"):
+        Checkpoint.of(tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match="has no checkpoint"):
+        Checkpoint.of(tmp_path)
