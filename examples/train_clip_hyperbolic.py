@@ -13,20 +13,18 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import send_to_device, set_seed
 from clip_hyperbolic import checkpoint, emoji, report
-from clip_hyperbolic.checkpoint import Checkpoint, write_atomically
+from clip_hyperbolic.checkpoint import Checkpoint, write_atomically, write_json
 from clip_hyperbolic.config import Config, UserError, load, parse
 from clip_hyperbolic.data import Batches, expand, samples
 from clip_hyperbolic.evaluate import evaluate
@@ -45,32 +43,19 @@ def prepare(config: Config, accelerator: Accelerator) -> None:
     if config.shards:
         return
     folder = Path(config.cache_dir or emoji.default_cache())
-    unknown = {*config.vendors, *config.unseen_vendors} - {*emoji.VENDORS}
-    if unknown:
+    if unknown := {*config.vendors, *config.unseen_vendors} - {*emoji.VENDORS}:
         raise UserError(f"vendors {sorted(unknown)}: expected some of {', '.join(emoji.VENDORS)}")
     if accelerator.is_main_process and not emoji.is_complete(folder):
-        console.print(f"Emoji drawings, seven vendors, into {folder}. {emoji.LICENCE}")
+        console.print(f"Emoji drawings of seven vendors, into {folder}. {emoji.LICENCE}")
         with Progress(console=console) as bar:
             task = bar.add_task("preparing", total=1.0)
             emoji.prepare(folder, lambda share: bar.update(task, completed=share))
     accelerator.wait_for_everyone()
-    folds = emoji.FOLDS[:1] if config.unseen_concepts else emoji.FOLDS
-    config.shards = [f"{folder}/{vendor}-{fold}.tar" for vendor in config.vendors for fold in folds]
-    if not config.eval_shards:
-        tested = "rare" if config.unseen_concepts else "{common,rare}"
-        config.eval_shards = [f"{v}={folder}/{v}-{tested}.tar" for v in config.unseen_vendors]
-
-
-def vocabulary(config: Config) -> Words:
-    """The tokenizer asked for, or one trained on the texts of (at most ten of) the shards."""
-    if config.tokenizer:
-        return Words.load(config.tokenizer, config.max_tokens)
-
-    def texts() -> Iterator[str]:
-        for sample in samples(expand(config.shards)[:10], lambda message: None):
-            yield from (sample.caption, *sample.keywords, *sample.ancestors)
-
-    return Words.trained(texts(), config)
+    trained, tested = ("common", "rare") if config.unseen_concepts else ("*", "*")
+    config.shards = [f"{folder}/{vendor}-{trained}.tar" for vendor in config.vendors]
+    config.eval_shards = config.eval_shards or [
+        f"{vendor}={folder}/{vendor}-{tested}.tar" for vendor in config.unseen_vendors
+    ]
 
 
 def optimiser(model: TwoTowers, config: Config) -> torch.optim.AdamW:
@@ -83,9 +68,9 @@ def optimiser(model: TwoTowers, config: Config) -> torch.optim.AdamW:
 
 
 def learning_rate(step: int, config: Config) -> float:
-    if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
-    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    if step <= config.warmup:
+        return config.lr * step / config.warmup
+    done = (step - 1 - config.warmup) / (config.steps - config.warmup)
     return config.lr * 0.5 * (1 + math.cos(math.pi * done))
 
 
@@ -98,116 +83,102 @@ def backward(
     gradients, piece by piece, then the loss and its gradient at the points, then each piece again,
     into which that gradient is sent back (Gao et al. 2021, GradCache): exact, one piece in memory.
     """
-    pixels, (tokens, mask) = batch["pixels"], batch["tokens"]
-    index, labels = batch["index"], batch["labels"]
-    count = min(math.ceil(len(pixels) / micro), len(tokens)) if micro else 1
+    whole = (batch["pixels"], *batch["tokens"])
+    targets = (batch["index"], batch["labels"])
+    count = min(math.ceil(len(whole[0]) / micro), len(whole[1])) if micro else 1
     if count == 1:
-        images, texts, curv, scale = model(pixels, (tokens, mask))
-        loss, parts = objective(images, texts, curv, scale, index, labels)
+        loss, parts = objective(*model(*whole), *targets)
         accelerator.backward(loss)
         return loss.detach(), parts
 
-    pieces = [
-        (some, (words, counting))
-        for some, words, counting in zip(
-            *(t.tensor_split(count) for t in (pixels, tokens, mask)), strict=True
-        )
-    ]
+    pieces = [*zip(*(t.tensor_split(count) for t in whole), strict=True)]
     with torch.no_grad():
-        found = [model(*piece) for piece in pieces]
-    images, texts = (torch.cat([f[i] for f in found]).requires_grad_() for i in (0, 1))
-    curv, scale = (found[0][i].detach().requires_grad_() for i in (2, 3))
-    loss, parts = objective(images, texts, curv, scale, index, labels)
+        images, texts, curvs, scales = zip(*(model(*piece) for piece in pieces), strict=True)
+    found = [torch.cat(images), torch.cat(texts), curvs[0], scales[0]]
+    found = [t.detach().requires_grad_() for t in found]
+    loss, parts = objective(*found, *targets)
     accelerator.backward(loss)
-    at = [g.tensor_split(count) for g in (images.grad, texts.grad)]
-    for i, piece in enumerate(pieces):
-        last = i == count - 1
+    at = [torch.zeros_like(t) if t.grad is None else t.grad for t in found]
+    for i, (piece, *of_points) in enumerate(
+        zip(pieces, *(g.tensor_split(count) for g in at[:2]), strict=True)
+    ):
+        last = i == count - 1  # where processes exchange gradients, and those of numbers count
         with nullcontext() if last else accelerator.no_sync(model):
-            some, words, curv_, scale_ = model(*piece)
-            sent = (some * at[0][i]).sum() + (words * at[1][i]).sum()
-            for number, grad in ((curv_, curv.grad), (scale_, scale.grad)):
-                # In every piece, so that each has the same parameters; it counts in the last.
-                sent = sent + number * (grad if last and grad is not None else 0.0)
-            sent.backward()
+            gradients = [*of_points, *(g * last for g in at[2:])]
+            sum((x * g).sum() for x, g in zip(model(*piece), gradients, strict=True)).backward()
     return loss.detach(), parts
 
 
-class Run:
-    """What a run writes as it goes: metrics.jsonl, TensorBoard events, checkpoints."""
+class Log:
+    """metrics.jsonl and TensorBoard events, from a step on."""
 
-    def __init__(self, folder: Path, step: int, main: bool) -> None:
-        self.folder, self.main = folder, main
+    def __init__(self, folder: Path, step: int) -> None:
         self.file = folder / "metrics.jsonl"
-        if main:
-            folder.mkdir(parents=True, exist_ok=True)
-            kept = [line for line in report.metrics(folder) if line["step"] <= step]
-            text = "".join(json.dumps(line) + "\n" for line in kept)
-            write_atomically(self.file, lambda path: path.write_text(text, "utf-8"))
-            self.events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        kept = [line for line in report.metrics(folder) if line["step"] <= step]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        write_atomically(self.file, lambda path: path.write_text(text, "utf-8"))
+        self.events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
-    def log(self, step: int, values: dict[str, float]) -> None:
-        if self.main:
-            with self.file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
-            for name, value in values.items():
-                self.events.add_scalar(name, value, step)
-
-    def write(self, name: str, content: Any) -> Path:
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(self.folder / name, lambda path: path.write_text(text, "utf-8"))
-        return self.folder / name
+    def __call__(self, step: int, values: dict[str, float]) -> None:
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self.events.add_scalar(name, value, step)
 
 
 def train(
     config: Config, folder: Path, accelerator: Accelerator, saved: Checkpoint | None
 ) -> tuple[TwoTowers, Words]:
+    main, rank, processes = (
+        accelerator.is_main_process,
+        accelerator.process_index,
+        accelerator.num_processes,
+    )
+    if config.batch_size % processes:
+        raise UserError(f"--batch-size {config.batch_size}: no multiple of {processes} processes")
     set_seed(config.seed)
-    if config.batch_size % accelerator.num_processes:
-        raise UserError(
-            f"--batch-size {config.batch_size}: not a multiple of {accelerator.num_processes}, the "
-            "number of processes"
-        )
-    words = saved.words if saved else vocabulary(config)
+    words = (
+        saved.words if saved else Words.of(config, samples(expand(config.shards)[:10], [].append))
+    )
     bare = TwoTowers(config, len(words))
     model, optimizer = accelerator.prepare(bare, optimiser(bare, config))
     objective = Objective(config)
     state: dict[str, Any] = {"step": 0, "best": math.inf, "skipped": 0, "broken": 0}
-    positions = torch.zeros(accelerator.num_processes, max(1, config.workers), dtype=torch.int64)
+    positions = torch.zeros(processes, max(1, config.workers), dtype=torch.int64)
     if saved:
         saved.restore(bare, optimizer.optimizer)
         state, positions = saved.state, saved.tensors["positions"]
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(state["scaler"])
-    mine = positions[accelerator.process_index].to(accelerator.device)
-    stream = Batches(
-        config, accelerator.process_index, accelerator.num_processes, state["step"], mine.tolist()
-    )
+    if positions.shape != (processes, max(1, config.workers)):
+        raise UserError(f"--resume: the run had {len(positions)} processes; start as many")
+    mine = positions[rank].to(accelerator.device)
+    stream = Batches(config, rank, processes, state["step"], mine.tolist())
     loader = iter(DataLoader(stream, batch_size=None, num_workers=config.workers))
     if saved:  # after all that draws random numbers to begin with
         torch.set_rng_state(saved.tensors["random"])
-    run = Run(folder, state["step"], accelerator.is_main_process)
-    stop: list[int] = []
-    handlers = {s: signal.signal(s, lambda s, _: stop.append(s)) for s in (2, 15)}
+    log = Log(folder, state["step"]) if main else None
+    stop: list[int] = []  # a signal waits for the end of the step, and of its checkpoint
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: stop.append(number))
 
-    def save(mean: float) -> None:
+    def save() -> None:
         everyone = accelerator.gather(mine).view(positions.shape).cpu()
+        mean = sum(since_save) / max(1, len(since_save))
         is_best, state["best"] = mean < state["best"], min(mean, state["best"])
+        since_save.clear()
         if accelerator.scaler is not None:
             state["scaler"] = accelerator.scaler.state_dict()
-        if accelerator.is_main_process:
+        if main:
             checkpoint.save(
                 folder, config, words, bare, optimizer.optimizer, state, everyone, is_best
             )
 
     since_save: list[float] = []
     since, begun = state["step"], time.perf_counter()
+    columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(None),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not accelerator.is_main_process,
+        *columns, TextColumn("{task.description}"), console=console, disable=not main
     ) as bar:
         task = bar.add_task("", total=config.steps, completed=state["step"])
         for step in range(state["step"] + 1, config.steps + 1):
@@ -216,152 +187,113 @@ def train(
             for message in batch["broken"]:
                 state["broken"] += 1
                 bar.console.print(f"skipped: {message}", markup=False)
-            batch["tokens"] = words(batch["texts"])
-            batch = _moved(batch, accelerator.device)
+            batch = send_to_device({**batch, "tokens": words(batch["texts"])}, accelerator.device)
+            rate = learning_rate(step, config)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step - 1, config)
+                group["lr"] = rate
             loss, parts = backward(batch, model, objective, accelerator, config.micro_batch)
-            norm = accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
-            mean = accelerator.reduce(loss, "mean").item()
+            norm = float(accelerator.clip_grad_norm_(model.parameters(), config.clip_norm))
             numbers = {
-                "loss": mean,
-                **{
-                    name: accelerator.reduce(p.detach(), "mean").item() for name, p in parts.items()
-                },
-                "curvature": bare.curv().item(),
-                "logit_scale": bare.logit_scale().item(),
-                "gradient_norm": float(norm),
-                "lr": learning_rate(step - 1, config),
+                name: accelerator.reduce(part.detach(), "mean").item()
+                for name, part in {"loss": loss, **parts}.items()
             }
-            # fp16 answers an infinite gradient with a smaller scale, and skips the step itself
-            if not math.isfinite(mean if config.precision == "fp16" else mean + float(norm)):
-                state["skipped"] += 1
-                _nonfinite(config, run, step, batch["keys"], numbers, state["skipped"])
-            else:
+            numbers |= {"curvature": bare.curv().item(), "logit_scale": bare.logit_scale().item()}
+            numbers |= {"gradient_norm": norm, "lr": rate, "broken": state["broken"]}
+            # fp16 answers an infinite gradient with a smaller scale, and skips the step by itself
+            if math.isfinite(numbers["loss"] + (0.0 if config.precision == "fp16" else norm)):
                 optimizer.step()
-                since_save.append(mean)
+                since_save.append(numbers["loss"])
+            else:
+                state["skipped"] += 1
+                dump = folder / f"nonfinite-{step}-{rank}.json"
+                write_json(dump, {"step": step, "keys": batch["keys"], **numbers})
+                if state["skipped"] > config.skip_nonfinite:
+                    raise UserError(
+                        f"step {step}: the loss or its gradient is not finite; {dump} has the keys "
+                        "of the batch and the parts. Lower --lr, or let some such steps pass with "
+                        "--skip-nonfinite N; the last checkpoint is from before"
+                    )
+                bar.console.print(f"step {step} skipped, not finite: {dump}", markup=False)
             optimizer.zero_grad()
             state["step"] = step
-            if step % config.log_every == 0 or step == config.steps:
+            if log and (step % config.log_every == 0 or step == config.steps):
                 now = time.perf_counter()
                 numbers["images_per_second"] = config.batch_size * (step - since) / (now - begun)
                 since, begun = step, now
-                run.log(step, numbers | {"broken": state["broken"]})
-                bar.update(task, description=_line(numbers))
+                log(step, numbers)
+                hidden = ("gradient_norm", "lr", "broken")
+                shown = [f"{k} {v:.3g}" for k, v in numbers.items() if k not in hidden]
+                bar.update(task, description=", ".join(shown).replace("_", " "))
             bar.update(task, completed=step)
             if step % config.save_every == 0 or step == config.steps or stop:
-                save(sum(since_save) / len(since_save) if since_save else math.inf)
-                since_save.clear()
+                save()
             if stop:
                 raise KeyboardInterrupt
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     return bare, words
 
 
-def _moved(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    def move(value: Any) -> Any:
-        return value.to(device) if isinstance(value, Tensor) else value
-
-    return {
-        name: tuple(map(move, value)) if isinstance(value, tuple) else move(value)
-        for name, value in batch.items()
-    }
-
-
-def _line(numbers: dict[str, float]) -> str:
-    skipped = ("gradient_norm", "lr", "images_per_second")
-    parts = [f"{name} {value:.3g}" for name, value in numbers.items() if name not in skipped]
-    return ", ".join([*parts, f"{numbers['images_per_second']:.0f} images/s"])
-
-
-def _nonfinite(
-    config: Config, run: Run, step: int, keys: list[str], numbers: dict[str, float], count: int
-) -> None:
-    """Writes down what led to a loss or gradient that is not finite; an error unless tolerated."""
-    rank = os.environ.get("RANK", "0")
-    dump = run.write(f"nonfinite-{step}-{rank}.json", {"step": step, "keys": keys, **numbers})
-    if count > config.skip_nonfinite:
-        raise UserError(
-            f"step {step}: the loss or its gradient is not finite; {dump} has the batch and the "
-            "parts. Lower --lr, or tolerate some such steps with --skip-nonfinite N; the last "
-            "checkpoint is from before"
-        )
-    console.print(f"step {step} skipped, not finite: {dump}")
-
-
-def finish(config: Config, run: Run, model: TwoTowers, words: Words) -> dict[str, Any]:
+def finish(config: Config, folder: Path, model: TwoTowers, words: Words) -> None:
     """Evaluates on all that was asked for, and writes the report."""
     results: dict[str, Any] = {}
     for named in config.eval_shards:
         name, pattern = named.split("=", 1) if "=" in named else (Path(named).stem, named)
         lost: list[str] = []
-        for suffix, keywords in (("", False), (" + keywords", True)):
-            stream = samples(expand([pattern]), lost.append)
-            found = evaluate(model, words, config, stream, keywords)
-            if found["n_images"] == 0:
-                raise UserError(f"--eval-shards {named}: no pair of image and text in there")
-            results[name + suffix] = found
-            if not keywords_matter(expand([pattern])):
-                break
-        for message in dict.fromkeys(lost):
+        stream = samples(expand([pattern]), lost.append)
+        results[name] = evaluate(model, words, config.objective, config.image_size, stream)
+        for message in lost:
             console.print(f"skipped: {message}", markup=False)
-    run.write("evaluation.json", results)
-    return results
-
-
-def keywords_matter(shards: list[str]) -> bool:
-    return bool(next(iter(samples(shards, lambda message: None))).keywords)
+    write_json(folder / "evaluation.json", results)
+    console.print(report.table(results))
+    console.print(f"The report: {report.write(folder, config, model, words, results)}")
 
 
 def main(argv: list[str] | None = None) -> int:
     config, flags = parse(__doc__ or "", argv)
     accelerator = Accelerator(mixed_precision=config.precision, cpu=not torch.cuda.is_available())
-    begun = time.perf_counter()
+    begun, folder = time.perf_counter(), Path(flags.resume or "")
     try:
         saved = None
         if flags.resume:
-            config, folder = load(Path(flags.resume) / "config.json"), Path(flags.resume)
+            config = load(folder / "config.json")
             saved = Checkpoint.of(folder)
         else:
             prepare(config, accelerator)
             stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.objective}"
             folder = Path(config.output_dir or Path("runs", stamp))
         if flags.dry_run:
-            describe(config)
-            return 0
+            return describe(config)
         if not saved and accelerator.is_main_process:
             if (folder / "config.json").exists():
                 raise UserError(
                     f"{folder} holds a run already: --resume {folder} goes on with it, or choose "
                     "another --output-dir"
                 )
-            config.save(folder)
+            write_json(folder / "config.json", vars(config))
         model, words = train(config, folder, accelerator, saved)
         if accelerator.is_main_process:
-            run = Run(folder, config.steps, True)
-            results = finish(config, run, model, words)
-            console.print(report.table(results))
-            page = report.write(folder, config, model, words, results)
-            seconds = time.perf_counter() - begun
-            console.print(f"{seconds:.0f} s in all; the report is {page}")
-        accelerator.end_training()
-        return 0
+            finish(config, folder, model, words)
+            console.print(f"{time.perf_counter() - begun:.0f} s in all")
     except UserError as error:
         console.print(f"error: {error}", markup=False, style="red")
         return 2
     except KeyboardInterrupt:
         console.print(f"interrupted; it goes on with --resume {folder}")
         return 130
+    finally:
+        accelerator.end_training()
+    return 0
 
 
-def describe(config: Config) -> None:
-    words = vocabulary(config)
+def describe(config: Config) -> int:
+    words = Words.of(config, samples(expand(config.shards)[:1], [].append))
     with torch.device("meta"):
         model = TwoTowers(config, len(words))
     console.print_json(data=vars(config))
     for name, part in (("image tower", model.image_tower), ("text tower", model.text_tower)):
         console.print(f"{name}: {sum(p.numel() for p in part.parameters()):,} parameters")
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file with all that a run needs to go on bit for bit; never pickled."""
+"""Checkpoints: one safetensors file with all that a run needs to go on bit for bit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BEST = "best.safetensors"
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """The file is there whole or not at all, also when the program or the machine stops half-way."""
+    """The file is there whole or not at all, also when the program or machine stops half-way."""
     unfinished = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,16 +39,14 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def folder_of(run: Path) -> Path:
-    return run / "checkpoints"
+def write_json(path: Path, content: Any) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda file: file.write_text(text, "utf-8"))
 
 
-def latest(run: Path) -> Path:
-    """The newest checkpoint of a run."""
-    found = sorted(folder_of(run).glob("step-*.safetensors"))
-    if not found:
-        raise UserError(f"{run} has no checkpoint to go on from; start it again without --resume")
-    return found[-1]
+def all_of(run: Path) -> list[Path]:
+    """The checkpoints of a run, the oldest first."""
+    return sorted(run.glob("checkpoints/step-*.safetensors"))
 
 
 def save(
@@ -73,11 +71,11 @@ def save(
         "words": words.text(),
         "state": json.dumps(state),
     }
-    file = folder_of(run) / f"step-{state['step']:08d}.safetensors"
+    file = run / "checkpoints" / f"step-{state['step']:08d}.safetensors"
     write_atomically(file, lambda path: save_file(tensors, path, metadata=about))
     if is_best:
         write_atomically(file.with_name(BEST), lambda path: os.link(file, path))
-    for old in sorted(folder_of(run).glob("step-*.safetensors"))[: -config.keep]:
+    for old in all_of(run)[: -config.keep]:
         old.unlink()
 
 
@@ -107,7 +105,11 @@ class Checkpoint:
     @classmethod
     def of(cls, place: Path) -> Checkpoint:
         """That of a file, or the newest of a run."""
-        return cls(place if place.suffix == ".safetensors" else latest(place))
+        if place.suffix == ".safetensors":
+            return cls(place)
+        if not (found := all_of(place)):
+            raise UserError(f"{place} has no checkpoint to go on from; train it from the start")
+        return cls(found[-1])
 
     def part(self, name: str) -> dict[str, Tensor]:
         start = f"{name}."

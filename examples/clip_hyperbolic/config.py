@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,7 +77,6 @@ class Config:
     warmup: int = option(100, "steps up to --lr, then down along a cosine")
     clip_norm: float = option(1.0, "largest norm of the gradient")
     precision: Literal["no", "bf16", "fp16"] = option("no", "of the towers; geometry is float32")
-    grad_checkpoint: bool = option(False, "recompute the towers backward, to save memory")
     skip_nonfinite: int = option(0, "steps with non-finite loss or gradient that may be skipped")
 
     log_every: int = option(10, "steps")
@@ -86,8 +85,8 @@ class Config:
 
     def __post_init__(self) -> None:
         for name, least in LEAST.items():
-            if getattr(self, name) < least:
-                raise UserError(f"--{name.replace(chr(95), chr(45))}: expected at least {least}, got {getattr(self, name)}")
+            if (got := getattr(self, name)) < least:
+                raise UserError(f"--{name.replace('_', '-')}: expected at least {least}, got {got}")
         if not 0 < self.crop <= 1:
             raise UserError(f"--crop: expected a share in (0, 1], got {self.crop}")
         if self.preset.startswith("vit-") and not self.shards:
@@ -99,12 +98,6 @@ class Config:
             raise UserError(
                 "--workers: with --in-memory there is nothing for them; set one of both"
             )
-
-    def save(self, folder: Path) -> None:
-        from .checkpoint import write_atomically
-
-        text = json.dumps(asdict(self), indent=2) + "\n"
-        write_atomically(folder / "config.json", lambda file: file.write_text(text, "utf-8"))
 
 
 LEAST = dict.fromkeys(("batch_size", "log_every", "save_every", "keep", "embed_dim"), 1) | (
@@ -164,19 +157,15 @@ def load(file: Path) -> Config:
     """The configuration that a run has written."""
     try:
         return from_json(file.read_text("utf-8"), file)
-    except FileNotFoundError:
-        raise UserError(f"{file.parent} is no run: it has no {file.name}") from None
+    except OSError as error:
+        raise UserError(f"{file.parent} is no run: {error}") from None
 
 
 def from_json(text: str, source: Path) -> Config:
     try:
-        values = json.loads(text)
-        unknown = sorted(set(values) - {f.name for f in fields(Config)})
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{source}: its configuration is no JSON object: {error}") from None
-    if unknown:
+        return Config(**json.loads(text))
+    except (ValueError, TypeError) as error:  # no JSON, or fields of another version
         raise UserError(
-            f"{source}: unknown fields {', '.join(unknown)}; it was written by another version: "
-            "use that, or remove them"
-        )
-    return Config(**values)
+            f"{source}: not a configuration of this version ({error}); correct it, or use the "
+            "version that wrote it"
+        ) from None

@@ -16,7 +16,6 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import count, islice
-from pathlib import Path
 from typing import Any
 
 import braceexpand
@@ -152,7 +151,7 @@ def jittered(pixels: Tensor, config: Config, rngs: list[random.Random]) -> Tenso
 
 
 def as_pixels(images: list[Image.Image]) -> Tensor:
-    """Images of one size as a float tensor (N, 3, size, size) in [0, 1], channels last in memory."""
+    """Images of one size as floats (N, 3, size, size) in [0, 1]."""
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
 
 
@@ -162,7 +161,7 @@ def number(text: str) -> int:
 
 
 def collate(batch: list[Sample], config: Config, rngs: list[random.Random]) -> dict[str, Any]:
-    """One batch: pixels; the distinct texts; for every level the text and the label of each pair."""
+    """A batch: pixels, the distinct texts, and of each level the text and label of every pair."""
     captions = []
     for sample, rng in zip(batch, rngs, strict=True):
         some: list[str] = []

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lorentzkit import ops
 
+from .config import UserError
 from .data import Sample, as_pixels, fitted
 from .model import TwoTowers, Words
 
@@ -45,20 +46,19 @@ def embed_images(
     return (torch.cat(found) if found else torch.empty(0)), seen
 
 
+@torch.no_grad()
 def ranking(
-    model: TwoTowers, objective: str, queries: Tensor, gallery: Tensor, k: int, images: bool
+    model: TwoTowers, objective: str, queries: Tensor, gallery: Tensor, *, images_ask: bool
 ) -> Tensor:
-    """Indices (N, k) of the best in the gallery by what training sharpened; `images`: as queries.
+    """The best of the gallery for each query, indices (N, at most DEPTH), as training ranked them.
 
-    With angles the apex is the query: images ahead of a text are near, texts behind an image.
+    With angles the apex is the query: images lie ahead of a text, texts behind an image. Among
+    clip's unit vectors the nearest has the largest cosine, whatever the geometry.
     """
-    k = min(k, len(gallery))
-    if objective == "atmg":
-        how = {"score": "exterior_angle", "largest": images}
-    else:  # also for clip: among points of one radius the nearest has the largest cosine
-        how = {"score": "dist"}
-    with torch.no_grad():
-        return ops.pairwise_topk(queries, gallery, k, model.curv(), **how)[1]
+    by_angle: dict[str, Any] = {"score": "exterior_angle", "largest": images_ask}
+    how = by_angle if objective == "atmg" else {"score": "dist"}
+    k = min(DEPTH, len(gallery))
+    return ops.pairwise_topk(queries, gallery, k, model.curv().cpu(), **how)[1]
 
 
 def retrieval(indices: Tensor, queries: list[str], gallery: list[str]) -> dict[str, float]:
@@ -129,7 +129,7 @@ def radii(
         for i, paths in enumerate(ancestors(samples), 1)
     }
     levels |= {"captions": texts, "images": images}
-    return {name: ops.dist0(x, model.curv()).mean().item() for name, x in levels.items()}
+    return {name: ops.dist0(x, model.curv().cpu()).mean().item() for name, x in levels.items()}
 
 
 @torch.no_grad()
@@ -143,11 +143,11 @@ def zero_shot(
     prompts = [prompt.format(name) for name in classes for prompt in PROMPTS]
     points = embed_texts(model, words, prompts).unflatten(0, (len(classes), len(PROMPTS)))
     if model.hyperbolic:
-        points = ops.einstein_midpoint(points, curv=model.curv())
+        points = ops.einstein_midpoint(points, curv=model.curv().cpu())
     else:
         points = torch.nn.functional.normalize(points.mean(1), dim=-1)
     some = [i for i, sample in enumerate(samples) if sample.label]
-    found = ranking(model, objective, images[some], points, 5, images=True)
+    found = ranking(model, objective, images[some], points, images_ask=True)[:, :5]
     right = [
         [classes[j] == samples[i].label for j in row]
         for i, row in zip(some, found.tolist(), strict=True)
@@ -160,52 +160,43 @@ def zero_shot(
 
 
 def evaluate(
-    model: TwoTowers, words: Words, config: Any, samples: Iterable[Sample], keywords: bool = False
+    model: TwoTowers, words: Words, objective: str, size: int, samples: Iterable[Sample]
 ) -> dict[str, Any]:
-    """All measures on samples; `keywords`: texts are captions with all their keywords."""
+    """All measures on samples; retrieval also for captions followed by all their keywords."""
     model.eval()
-    images, seen = embed_images(model, samples, config.image_size)
+    images, seen = embed_images(model, samples, size)
+    result: dict[str, Any] = {"n_images": len(seen)}
     if not seen:
-        return {"n_images": 0, "n_texts": 0}
-    pairs = list(
-        dict.fromkeys(
+        raise UserError("there is no pair of an image and a text to evaluate on; see --eval-shards")
+    of_images = [sample.concept for sample in seen]
+    paths = {sample.concept: [*sample.ancestors, sample.concept] for sample in seen}
+    for keywords in (True, False) if any(sample.keywords for sample in seen) else (False,):
+        pairs = dict.fromkeys(
             (s.with_keywords(s.keywords) if keywords else s.caption, s.concept) for s in seen
         )
-    )
-    texts = embed_texts(model, words, [text for text, _ in pairs])
-    of_texts, of_images = [concept for _, concept in pairs], [s.concept for s in seen]
-    t2i = ranking(model, config.objective, texts, images, DEPTH, images=False)
-    i2t = ranking(model, config.objective, images, texts, DEPTH, images=True)
-    paths = {s.concept: [*s.ancestors, s.concept] for s in seen}
-    result: dict[str, Any] = {
-        "retrieval": {
+        texts = embed_texts(model, words, [text for text, _ in pairs])
+        of_texts = [concept for _, concept in pairs]
+        t2i = ranking(model, objective, texts, images, images_ask=False)
+        i2t = ranking(model, objective, images, texts, images_ask=True)
+        result["retrieval_keywords" if keywords else "retrieval"] = {
             "t2i": retrieval(t2i, of_texts, of_images),
             "i2t": retrieval(i2t, of_images, of_texts),
-        },
-        "hierarchy": {
-            f"{name}_{measure}": value
-            for name, found, asked, gallery in (
-                ("t2i", t2i, of_texts, of_images),
-                ("i2t", i2t, of_images, of_texts),
-            )
-            for measure, value in hierarchy(
-                [paths[gallery[best]] for best in found[:, 0].tolist()],
-                [paths[concept] for concept in asked],
-            ).items()
         }
-        if any(s.ancestors for s in seen)
-        else {},
-        "zero_shot": zero_shot(model, words, config.objective, images, seen),
-        "radius": {},
-        "n_images": len(seen),
-        "n_texts": len(pairs),
-    }
+    result |= {"n_texts": len(texts), "hierarchy": {}, "radius": {}}
+    result["zero_shot"] = zero_shot(model, words, objective, images, seen)
+    if any(sample.ancestors for sample in seen):
+        for way, found, asked, gallery in (
+            ("t2i", t2i, of_texts, of_images),
+            ("i2t", i2t, of_images, of_texts),
+        ):
+            predicted = [paths[gallery[best]] for best in found[:, 0].tolist()]
+            measured = hierarchy(predicted, [paths[concept] for concept in asked])
+            result["hierarchy"] |= {f"{way}_{name}": value for name, value in measured.items()}
     if model.hyperbolic:
         result["radius"] = radii(model, words, images, texts, seen)
-        place = {concept: i for i, concept in reversed(list(enumerate(of_texts)))}
+        place = {concept: i for i, concept in enumerate(of_texts)}
         own = texts[[place[concept] for concept in of_images]]
         with torch.no_grad():
-            outside = ops.entailment_residual(own, images, model.curv())
+            outside = ops.entailment_residual(own, images, model.curv().cpu())
         result["entailment_rate"] = (outside == 0).double().mean().item()
-    model.train()
     return result

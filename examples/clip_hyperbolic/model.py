@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from pathlib import Path
+from itertools import chain
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from lorentzkit import losses
 from lorentzkit.nn import Curvature, Lift, LogitScale
 
 from .config import Config, UserError
+from .data import Sample
 
 VIT = {"vit-s": (384, 12, 6), "vit-b": (768, 12, 12), "vit-l": (1024, 24, 16)}
 MEAN, STD = 0.5, 0.25
@@ -41,9 +42,6 @@ class TwoTowers(nn.Module):
         super().__init__()
         self.image_tower = image_tower(config)
         self.text_tower = text_tower(config, vocabulary)
-        if config.grad_checkpoint:
-            for tower in (self.image_tower, self.text_tower):
-                tower.gradient_checkpointing_enable()
         self.image_head = nn.Linear(width(self.image_tower), config.embed_dim, bias=False)
         self.text_head = nn.Linear(width(self.text_tower), config.embed_dim, bias=False)
         self.logit_scale = LogitScale()
@@ -73,11 +71,9 @@ class TwoTowers(nn.Module):
         features = self.text_head((found * weight).sum(1) / weight.sum(1))
         return self.text_lift(features, self.curv()) if self.hyperbolic else _unit(features)
 
-    def forward(self, pixels: Tensor | None, tokens: tuple[Tensor, Tensor] | None) -> Any:
+    def forward(self, pixels: Tensor, tokens: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         """Points of images and of texts, the curvature and the logit scale."""
-        images = None if pixels is None else self.images(pixels)
-        texts = None if tokens is None else self.texts(*tokens)
-        return images, texts, self.curv(), self.logit_scale()
+        return self.images(pixels), self.texts(tokens, mask), self.curv(), self.logit_scale()
 
 
 def _unit(features: Tensor) -> Tensor:
@@ -91,7 +87,7 @@ def width(tower: Any) -> int:
 
 def image_tower(config: Config) -> Any:
     if config.vision_model:
-        return _pretrained(config.vision_model, "--vision-model")
+        return _pretrained(AutoModel, config.vision_model)
     if config.vision == "conv":
         tower = ResNetModel(
             ResNetConfig(
@@ -144,7 +140,7 @@ def _normalise_by_groups(module: nn.Module) -> None:
 
 def text_tower(config: Config, vocabulary: int) -> Any:
     if config.text_model:
-        return _pretrained(config.text_model, "--text-model")
+        return _pretrained(AutoModel, config.text_model)
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=vocabulary,
@@ -160,11 +156,13 @@ def text_tower(config: Config, vocabulary: int) -> Any:
     )
 
 
-def _pretrained(folder: str, flag: str) -> Any:
+def _pretrained(kind: Any, folder: str) -> Any:
     try:
-        return AutoModel.from_pretrained(folder, local_files_only=True)
+        return kind.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise UserError(f"{flag} {folder}: no model of transformers there: {error}") from None
+        raise UserError(
+            f"{folder}: {kind.__name__} finds nothing it knows there: {error}"
+        ) from None
 
 
 class Words:
@@ -175,41 +173,33 @@ class Words:
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
 
     @classmethod
-    def load(cls, folder: str | Path, max_tokens: int) -> Words:
-        try:
-            return cls(AutoTokenizer.from_pretrained(folder, local_files_only=True), max_tokens)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{folder}: no tokenizer of transformers there: {error}") from None
+    def of(cls, config: Config, samples: Iterable[Sample]) -> Words:
+        """The tokenizer asked for, or one made for the texts of samples."""
+        if config.tokenizer:
+            return cls(_pretrained(AutoTokenizer, config.tokenizer), config.max_tokens)
+        texts = ((sample.caption, *sample.keywords, *sample.ancestors) for sample in samples)
+        bpe = Tokenizer(models.BPE())
+        bpe.pre_tokenizer = pre_tokenizers.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=config.vocab_size,
+            special_tokens=["<pad>", "<start>", "<end>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        bpe.train_from_iterator(chain.from_iterable(texts), trainer)
+        special = dict(zip(SPECIAL, ("<pad>", "<start>", "<end>"), strict=True))
+        return cls(PreTrainedTokenizerFast(tokenizer_object=bpe, **special), config.max_tokens)
 
     @classmethod
     def from_text(cls, text: str, max_tokens: int) -> Words:
         """From what `text` gives: a checkpoint carries its tokenizer."""
         about = json.loads(text)
-        tokens = {name: about[name] for name in SPECIAL}
-        backend = Tokenizer.from_str(about["tokenizer"])
-        return cls(PreTrainedTokenizerFast(tokenizer_object=backend, **tokens), max_tokens)
+        backend = Tokenizer.from_str(about.pop("tokenizer"))
+        return cls(PreTrainedTokenizerFast(tokenizer_object=backend, **about), max_tokens)
 
     def text(self) -> str:
-        tokens = {name: getattr(self.tokenizer, name) for name in SPECIAL}
-        return json.dumps({"tokenizer": self.tokenizer.backend_tokenizer.to_str(), **tokens})
-
-    @classmethod
-    def trained(cls, texts: Iterable[str], config: Config) -> Words:
-        bpe = Tokenizer(models.BPE())
-        bpe.pre_tokenizer = pre_tokenizers.ByteLevel()
-        bpe.train_from_iterator(
-            texts,
-            trainers.BpeTrainer(
-                vocab_size=config.vocab_size,
-                special_tokens=["<pad>", "<start>", "<end>"],
-                initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-                show_progress=False,
-            ),
-        )
-        fast = PreTrainedTokenizerFast(
-            tokenizer_object=bpe, pad_token="<pad>", bos_token="<start>", eos_token="<end>"
-        )
-        return cls(fast, config.max_tokens)
+        special = {name: getattr(self.tokenizer, name) for name in SPECIAL}
+        return json.dumps({"tokenizer": self.tokenizer.backend_tokenizer.to_str(), **special})
 
     def __len__(self) -> int:
         return len(self.tokenizer)
@@ -261,7 +251,7 @@ class Objective(nn.Module):
         index: Tensor,
         labels: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """`texts[index[level, i]]` belongs to `images[i]`, as to all of the same `labels[level]`."""
+        """`texts[index[k, i]]` belongs to `images[i]`, and to all of the same `labels[k]`."""
         total, parts = self.loss(texts[index[0]], images, curv, scale, targets=labels[0])
         parts = dict(parts)
         # So many pairs share an ancestor that every second one says enough: a quarter of the work.

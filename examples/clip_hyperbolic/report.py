@@ -18,7 +18,7 @@ from lorentzkit import ops
 
 from .checkpoint import write_atomically
 from .config import Config
-from .data import Sample, expand, fitted, samples
+from .data import expand, fitted, samples
 from .evaluate import ancestors, embed_images, embed_texts, ranking
 from .model import TwoTowers, Words
 
@@ -54,13 +54,15 @@ def rows(results: dict[str, Any]) -> list[list[str]]:
     """A heading, and for every set of shards what counts most, as text."""
     made = [["test", *(f"{way} R@{k}" for way in ("t2i", "i2t") for k in (1, 5, 10)), "i2t TIE"]]
     for name, result in results.items():
-        found = [
-            f"{result['retrieval'][way].get(f'R@{k}', float('nan')):.3f}"
-            for way in ("t2i", "i2t")
-            for k in (1, 5, 10)
-        ]
-        tie = result["hierarchy"].get("i2t_TIE")
-        made.append([name, *found, "" if tie is None else f"{tie:.2f}"])
+        for key, suffix in (("retrieval", ""), ("retrieval_keywords", " + keywords")):
+            if key in result:
+                found = [
+                    f"{result[key][way].get(f'R@{k}', float('nan')):.3f}"
+                    for way in ("t2i", "i2t")
+                    for k in (1, 5, 10)
+                ]
+                tie = "" if suffix else f"{result['hierarchy'].get('i2t_TIE', float('nan')):.2f}"
+                made.append([name + suffix, *found, tie])
     return made
 
 
@@ -146,7 +148,9 @@ class View:
         figure = Figure(figsize=(9, 1.25 * count), layout="constrained")
         chosen = [self.samples[i] for i in self.shown[:count]]
         asked = self.texts["captions"][[self.captions.index(s.caption) for s in chosen]]
-        found = ranking(self.model, self.config.objective, asked, self.images, 5, images=False)
+        found = ranking(self.model, self.config.objective, asked, self.images, images_ask=False)[
+            :, :5
+        ]
         for line, sample, best in zip(
             figure.subplots(count, 6, squeeze=False), chosen, found.tolist(), strict=True
         ):
