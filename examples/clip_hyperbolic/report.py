@@ -107,10 +107,12 @@ class View:
         return [names[i] for i in nearest.tolist()]
 
     def traversals(self, count: int = 4) -> Figure:
-        figure = Figure(figsize=(4 * count, 4.5), layout="constrained")
-        for axes, image in zip(figure.subplots(1, count), self.shown, strict=False):
-            viz.traversal(self.way_to_root(image), ax=axes)
-            _picture(axes.inset_axes((0.55, 0.8, 0.2, 0.2)), self.pictures[image])
+        figure = Figure(figsize=(4 * count, 5), layout="constrained")
+        panels = figure.subplots(1, count, squeeze=False)[0]
+        for axes, image in zip(panels, self.shown, strict=False):
+            first, *others = self.way_to_root(image)
+            viz.traversal([(first, self.pictures[image]), *others], ax=axes)
+            axes.set_title(self.samples[image].caption, loc="left", fontweight="bold")
         return figure
 
     def radii(self) -> Figure:
@@ -119,28 +121,29 @@ class View:
         viz.radius_histogram(groups, self.curv, ax=figure.subplots())
         return figure
 
-    def disk(self, count: int = 6) -> Figure:
-        """The first two principal directions of the points; how far out they are is kept."""
-        figure = Figure(figsize=(9, 9), layout="constrained")
+    def disk(self) -> Figure:
+        """The first two principal directions of the captions; how far out points are is kept."""
+        figure = Figure(figsize=(11, 8), layout="constrained")
         axes = viz.poincare_disk(figure.subplots())
-        flat = {name: ops.logmap0(x, self.curv) for name, x in self.texts.items()}
-        directions = torch.pca_lowrank(flat["captions"], q=2, center=False)[2]
+        vectors = ops.logmap0(self.texts["captions"], self.curv)
+        directions = torch.pca_lowrank(vectors, q=2, center=False)[2]
 
         def place(x: Tensor) -> Tensor:
             vectors = ops.logmap0(x, self.curv)
             unit = torch.nn.functional.normalize(vectors @ directions, dim=-1)
             return ops.expmap0(unit * vectors.norm(dim=-1, keepdim=True), self.curv)
 
-        for name, x in self.texts.items():
-            size = 6 if name == "captions" else 45
-            viz.points(place(x), self.curv, ax=axes, s=size, label=name, alpha=0.7)
-        viz.points(place(self.images), self.curv, ax=axes, s=2, label="images", alpha=0.4)
-        broad = place(next(iter(self.texts.values()))[:count])
-        names = next(iter(self.levels.values()))[:count]
-        viz.cones(broad, self.curv, ax=axes, color=COLOURS[:count], alpha=0.12)
-        for name, at in zip(names, viz.coordinates(broad, self.curv), strict=True):
-            axes.annotate(name, at, fontsize=11, fontweight="bold", ha="center")
-        axes.legend(loc="lower right", frameon=False)
+        broadest = next(iter(self.levels))
+        colour = dict(zip(self.levels[broadest], COLOURS * 99, strict=False))
+        of_images = [colour.get(s.ancestors[0], "k") if s.ancestors else "k" for s in self.samples]
+        viz.points(place(self.images), self.curv, ax=axes, s=3, c=of_images, alpha=0.5)
+        viz.points(place(self.texts["captions"]), self.curv, ax=axes, s=3, c="#9aa1a8")
+        for name, apex in zip(self.levels[broadest], place(self.texts[broadest]), strict=True):
+            if broadest != "captions":
+                style = {"ax": axes, "color": colour[name]}
+                viz.cones(apex[None], self.curv, alpha=0.07, **style)
+                viz.points(apex[None], self.curv, s=90, edgecolors="white", label=name, **style)
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, title="cones, images")
         return figure
 
     def grid(self, count: int = 10) -> Figure:
@@ -193,7 +196,9 @@ def write(
         figures["Texts and their five best images"] = view.grid()
         if model.hyperbolic:
             figures["Distance from the origin, by level"] = view.radii()
-            figures["In the Poincare disk: texts, images, and cones of the broadest"] = view.disk()
+            figures[
+                "In the Poincare disk: images, captions in grey, cones of the broadest texts"
+            ] = view.disk()
             figures["From an image to the root: the nearest texts"] = view.traversals()
     parts = []
     for number, (title, figure) in enumerate(figures.items(), 1):
