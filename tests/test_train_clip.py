@@ -13,9 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import evaluate_clip_hyperbolic
 import pytest
 import torch
 import train_clip_hyperbolic
+import traverse
 from accelerate import Accelerator
 from clip_hyperbolic import emoji
 from clip_hyperbolic.checkpoint import Checkpoint, write_atomically
@@ -316,6 +318,18 @@ def test_a_killed_run_goes_on_bit_for_bit(shards: str, tmp_path: Path) -> None:
     assert a.tensors.keys() == b.tensors.keys()
     assert all(torch.equal(a.tensors[name], b.tensors[name]) for name in a.tensors)
     assert losses(whole) == losses(killed)
+
+    # Checkpoints are evaluated on shards with and without ancestors, and give ways to the root.
+    out = tmp_path / "out.json"
+    argv = ["--checkpoint", str(killed), "--shards", shards]
+    assert evaluate_clip_hyperbolic.main([*argv, "--json", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert (found["n_images"], found["n_texts"]) == (64, 8)
+    assert 0 <= found["retrieval"]["i2t"]["R@1"] <= found["retrieval"]["i2t"]["R@5"] <= 1
+    assert found["radius"].keys() == {"ancestors_1", "ancestors_2", "captions", "images"}
+    assert evaluate_clip_hyperbolic.main([*argv, "--split", "none such"]) == 2
+    assert traverse.main([*argv, "--out", str(tmp_path / "way.png")]) == 0
+    assert Image.open(tmp_path / "way.png").width > 1000
 
     # What is damaged is said to be, and the one before takes its place.
     newest = a.file
