@@ -31,6 +31,7 @@ from clip_hyperbolic.evaluate import evaluate
 from clip_hyperbolic.model import Objective, TwoTowers, Words
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.tensorboard import SummaryWriter
@@ -176,10 +177,9 @@ def train(
 
     since_save: list[float] = []
     since, begun = state["step"], time.perf_counter()
-    columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(
-        *columns, TextColumn("{task.description}"), console=console, disable=not main
-    ) as bar:
+    numbers_column = TextColumn("{task.description}", table_column=Column(no_wrap=False))
+    columns = (BarColumn(10), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
+    with Progress(*columns, numbers_column, console=console, disable=not main) as bar:
         task = bar.add_task("", total=config.steps, completed=state["step"])
         for step in range(state["step"] + 1, config.steps + 1):
             batch = next(loader)
@@ -245,7 +245,8 @@ def finish(config: Config, folder: Path, model: TwoTowers, words: Words) -> None
         for message in lost:
             console.print(f"skipped: {message}", markup=False)
     write_json(folder / "evaluation.json", results)
-    console.print(report.table(results))
+    if results:
+        console.print(report.table(results))
     console.print(f"The report: {report.write(folder, config, model, words, results)}")
 
 
