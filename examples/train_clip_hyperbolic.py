@@ -228,7 +228,7 @@ def train(
             if step % config.save_every == 0 or step == config.steps or stop:
                 save()
             if stop:
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt(folder)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     return bare, words
@@ -250,51 +250,54 @@ def finish(config: Config, folder: Path, model: TwoTowers, words: Words) -> None
     console.print(f"The report: {report.write(folder, config, model, words, results)}")
 
 
-def main(argv: list[str] | None = None) -> int:
+def run(argv: list[str] | None) -> None:
     config, flags = parse(__doc__ or "", argv)
     accelerator = Accelerator(mixed_precision=config.precision, cpu=not torch.cuda.is_available())
-    begun, folder = time.perf_counter(), Path(flags.resume or "")
+    begun, saved = time.perf_counter(), None
+    if flags.resume:
+        folder = Path(flags.resume)
+        config, saved = load(folder / "config.json"), Checkpoint.of(folder)
+    else:
+        prepare(config, accelerator)
+        stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.objective}"
+        folder = Path(config.output_dir or Path("runs", stamp))
+    if flags.dry_run:
+        describe(config)
+        return
+    if not saved and accelerator.is_main_process:
+        if (folder / "config.json").exists():
+            raise UserError(
+                f"{folder} holds a run already: --resume {folder} goes on with it, or choose "
+                "another --output-dir"
+            )
+        write_json(folder / "config.json", vars(config))
+    model, words = train(config, folder, accelerator, saved)
+    if accelerator.is_main_process:
+        finish(config, folder, model, words)
+        console.print(f"{time.perf_counter() - begun:.0f} s in all")
+    accelerator.end_training()
+
+
+def main(argv: list[str] | None = None) -> int:
     try:
-        saved = None
-        if flags.resume:
-            config = load(folder / "config.json")
-            saved = Checkpoint.of(folder)
-        else:
-            prepare(config, accelerator)
-            stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.objective}"
-            folder = Path(config.output_dir or Path("runs", stamp))
-        if flags.dry_run:
-            return describe(config)
-        if not saved and accelerator.is_main_process:
-            if (folder / "config.json").exists():
-                raise UserError(
-                    f"{folder} holds a run already: --resume {folder} goes on with it, or choose "
-                    "another --output-dir"
-                )
-            write_json(folder / "config.json", vars(config))
-        model, words = train(config, folder, accelerator, saved)
-        if accelerator.is_main_process:
-            finish(config, folder, model, words)
-            console.print(f"{time.perf_counter() - begun:.0f} s in all")
+        run(argv)
     except UserError as error:
         console.print(f"error: {error}", markup=False, style="red")
         return 2
-    except KeyboardInterrupt:
-        console.print(f"interrupted; it goes on with --resume {folder}")
+    except KeyboardInterrupt as stopped:
+        where = f"; it goes on with --resume {stopped.args[0]}" if stopped.args else ""
+        console.print(f"interrupted{where}", markup=False)
         return 130
-    finally:
-        accelerator.end_training()
     return 0
 
 
-def describe(config: Config) -> int:
+def describe(config: Config) -> None:
     words = Words.of(config, samples(expand(config.shards)[:1], [].append))
     with torch.device("meta"):
         model = TwoTowers(config, len(words))
     console.print_json(data=vars(config))
     for name, part in (("image tower", model.image_tower), ("text tower", model.text_tower)):
         console.print(f"{name}: {sum(p.numel() for p in part.parameters()):,} parameters")
-    return 0
 
 
 if __name__ == "__main__":

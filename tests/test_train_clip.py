@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -267,10 +267,24 @@ def test_wrong_fields_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--stepz" in capsys.readouterr().err
     with pytest.raises(UserError, match="--batch-size: expected at least 1, got 0"):
         parse("", ["--batch_size", "0"])
+    with pytest.raises(UserError, match="leave other flags out"):
+        parse("", ["--resume", "runs/some", "--steps", "7"])
     with pytest.raises(UserError, match="--preset vit-b trains on your data: --shards"):
         parse("", ["--preset", "vit-b"])
     with pytest.raises(UserError, match="unexpected keyword argument 'colour'"):
         from_json('{"colour": 3}', Path("config.json"))
+
+
+def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse("What it does.", ["--preset", "vit-b", "--help"])
+    assert stopped.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "What it does." in said
+    for field in fields(Config):
+        assert f"--{field.name}" in said
+        assert field.metadata["help"].replace("%%", "%") in said
+    assert "pairs in a step, over all processes: contrasted all with all (default: 2048)" in said
 
 
 # --- runs -----------------------------------------------------------------------------------------

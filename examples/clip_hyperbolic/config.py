@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,7 +17,7 @@ class UserError(Exception):
 
 def option(default: Any, about: str) -> Any:
     kwargs = {"default_factory": lambda: list(default)} if isinstance(default, list) else {}
-    return field(**(kwargs or {"default": default}), metadata={"help": about})
+    return field(**(kwargs or {"default": default}), metadata={"help": about.replace("%", "%%")})
 
 
 @dataclass
@@ -141,15 +142,22 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    pass
+
+
 def parse(about: str, argv: list[str] | None = None) -> tuple[Config, Any]:
     """The configuration of a command line, and its flags that do not belong to it."""
-    parser = HfArgumentParser(Config, description=about)
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--preset", default="emoji")
+    parser = HfArgumentParser(Config, description=about, formatter_class=Help)
+    parser.set_defaults(**PRESETS.get(first.parse_known_args(argv)[0].preset, {}))
     parser.add_argument("--resume", metavar="RUN", help="a run's folder: go on where it stopped")
     parser.add_argument("--dry-run", action="store_true", help="print the configuration and sizes")
-    preset, _ = parser.parse_known_args(argv)
-    parser.set_defaults(**PRESETS[preset.preset])
     chosen = parser.parse_args(argv)
     values = {f.name: getattr(chosen, f.name) for f in fields(Config)}
+    if chosen.resume and values != vars(Config()):
+        raise UserError("--resume goes on with the run's own configuration: leave other flags out")
     return Config(**values), chosen
 
 
