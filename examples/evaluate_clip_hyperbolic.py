@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         some = (sample for sample in every if chosen.split in (None, sample.split))
         config = saved.config
         result = evaluate(saved.model(), saved.words, config.objective, config.image_size, some)
-        console.print(report.table({str(chosen.shards[0]): result}))
+        console.print(report.table({Path(chosen.shards[0]).name: result}))
         if chosen.json:
             write_json(chosen.json, result)
         else:
