@@ -37,7 +37,9 @@ class _Measures(NamedTuple):
 class _Side(NamedTuple):
     length: Tensor
     true_length: Tensor
-    """Before the point was moved to ``max_radius``; not so small that a gradient overflows"""
+    """Before the point was moved to ``max_radius``; never 0"""
+    beyond: Tensor
+    """Whether it was"""
     radial: Radial
 
 
@@ -52,7 +54,7 @@ class _Pairs(NamedTuple):
 
 def selected(kind: str, x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor) -> Tensor:
     """The values of the pairs (i, j): ``(P, K)``, K = 2 for "angle": at x and at y; else 1."""
-    a, b, _, h, g, triangle = _pairs(x, y, c, i, j)
+    a, b, _, h, g, triangle = _pairs(x, y, c, i, j, _LEAST)
     return torch.cat(values(kind, h, g, triangle, a.radial, b.radial, c.double()), -1).to(x.dtype)
 
 
@@ -60,7 +62,8 @@ def selected_gradients(
     kind: str, x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor, at: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Derivatives of ``(at * selected).sum()`` by x, y and c."""
-    a, b, cosine, h, g, triangle = _pairs(x, y, c, i, j)
+    # Smaller radii count as this one, or the gradients of angles overflow.
+    a, b, cosine, h, g, triangle = _pairs(x, y, c, i, j, TINY[x.dtype])
     weights = at.double().tensor_split(at.shape[-1], -1)
     by = change(kind, h, g, triangle, a.radial, b.radial, c.double(), weights)
     along_x, along_y = _along(by.a, a, c), _along(by.b, b, c)
@@ -82,19 +85,19 @@ def selected_gradients(
 def _along(by_radius: Tensor, a: _Side, c: Tensor) -> Tensor:
     """What the point is multiplied by in its gradient: 0 beyond ``max_radius``."""
     along = by_radius * (c.double().sqrt() / a.radial.cosh) / a.true_length
-    return torch.where(a.true_length > a.length.clamp_min(_LEAST), 0.0, along)
+    return torch.where(a.beyond, 0.0, along)
 
 
 def _points(x: Tensor, i: Tensor) -> Tensor:
     return x.index_select(0, i).double()
 
 
-def _pairs(x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor) -> _Pairs:
+def _pairs(x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor, least: float) -> _Pairs:
     measure = _exact_measures if x.dtype == torch.float64 else _wide_measures
     some = [measure(_points(x, i[s]), _points(y, j[s])) for s in _chunks(i, x)]
     m = _Measures(*(torch.cat(column) for column in zip(*some, strict=True)))
     c, limit = c.double(), norm_limit(c).double()
-    a, b = (_side(r, c, limit, TINY[x.dtype]) for r in (m.rx, m.ry))
+    a, b = (_side(r, c, limit, least) for r in (m.rx, m.ry))
     inside = (m.rx <= limit) & (m.ry <= limit)
     dr = torch.where(inside, m.dr, a.length - b.length)
     (sa, ca), (sb, cb) = a.radial[:2], b.radial[:2]
@@ -137,5 +140,5 @@ def _exact_measures(x: Tensor, y: Tensor) -> _Measures:
 
 def _side(true_length: Tensor, c: Tensor, limit: Tensor, least: float) -> _Side:
     length = torch.minimum(true_length, limit)
-    of_radius = radial(c.sqrt() * length.clamp_min(_LEAST), (length != 0).double())
-    return _Side(length, true_length.clamp_min(least), of_radius)
+    of_radius = radial(c.sqrt() * length.clamp_min(least), (length != 0).double())
+    return _Side(length, true_length.clamp_min(least), true_length > limit, of_radius)

@@ -78,6 +78,7 @@ def half_aperture(x: Tensor, curv: float | Tensor = 1.0, *, min_radius: float = 
     >>> half_aperture(torch.tensor([[0.4, 0.0], [0.1, 0.0]]))
     tensor([0.5236, 1.5708])
     """
+    check_cones(min_radius)
     x, c = points_and(curv, {"x": x})
     return _half_aperture(x, c, min_radius).squeeze(-1)
 
