@@ -323,13 +323,13 @@ def test_a_dead_process_ends_in_an_error_that_names_it(when):
 def asleep(rank):
     (x, y, *_), _ = batch(2)
     if rank == 1:
-        time.sleep(12)
+        time.sleep(20)
         return
     contrastive_loss(own(x, 0), own(y, 0), group=dist.group.WORLD)
 
 
 def test_a_silent_process_is_waited_for_until_the_timeout_of_the_group():
-    errors = spawn(asleep, 2, timeout=4)
+    errors = spawn(asleep, 2, timeout=8)
     assert "rank 0: lost the exchange with rank 1" in errors[0]
 
 
