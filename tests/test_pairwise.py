@@ -10,7 +10,7 @@ from strategies import CASES
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorentzkit import ops
-from lorentzkit.fused import streaming
+from lorentzkit.fused import compilation, streaming
 from lorentzkit.fused.clouds import clouds
 
 DTYPES = [torch.float32, torch.float64]
@@ -177,7 +177,7 @@ class Largest(TorchDispatchMode):
 
 
 def test_topk_makes_no_matrix(monkeypatch):
-    monkeypatch.setattr(streaming, "compiles", lambda *_: False)
+    monkeypatch.setattr(compilation, "compiles", lambda *_: False)
     x, y, c = points(1100, 20), points(2500, 20, seed=1), torch.ones(1, dtype=torch.float64)
     with Largest() as largest:
         streaming.topk("distance", x, y, c, 5, False, 0, "highest")
@@ -281,6 +281,6 @@ def test_compiled_and_eager_blocks_agree(monkeypatch):
     """Whichever runs: for a training run that goes on elsewhere, they are to roundings the same."""
     x, y = points(600, 40, torch.float32), points(600, 40, torch.float32, seed=1)
     default = ops.pairwise_exterior_angle(x, y)
-    monkeypatch.setattr(streaming, "compiles", lambda *_: False)
+    monkeypatch.setattr(compilation, "compiles", lambda *_: False)
     eager = ops.pairwise_exterior_angle(x, y)
     torch.testing.assert_close(default, eager, rtol=1e-5, atol=1e-6)

@@ -6,7 +6,7 @@ from test_pairwise import points
 from torch.func import grad, jacrev, jvp, vmap
 
 from lorentzkit import ops
-from lorentzkit.fused import registry, streaming
+from lorentzkit.fused import compilation, registry, streaming
 from lorentzkit.losses import contrastive_loss
 
 SIMILARITIES = ["angle", "distance", "cosine"]
@@ -199,12 +199,12 @@ def test_a_missing_compiler_leaves_eager_blocks(monkeypatch):
     def none():
         raise RuntimeError("no compiler")
 
-    streaming._has_compiler.cache_clear()
+    compilation._has_compiler.cache_clear()
     monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", none)
     large = torch.zeros(1, 3).expand(1024, 3)
     assert ops.pairwise_impl(large, large) == "streaming"
     monkeypatch.undo()
-    streaming._has_compiler.cache_clear()
+    compilation._has_compiler.cache_clear()
 
 
 def test_all_kinds_and_shapes_of_blocks_compile(monkeypatch):
@@ -215,11 +215,11 @@ def test_all_kinds_and_shapes_of_blocks_compile(monkeypatch):
     )
     monkeypatch.setattr(streaming, "ROWS", 16)
     monkeypatch.setattr(streaming, "COLUMNS", 16)
-    monkeypatch.setattr(streaming, "compiles", lambda *_: True)
-    streaming.compiled.cache_clear()
+    monkeypatch.setattr(compilation, "compiles", lambda *_: True)
+    compilation.compiled.cache_clear()
     for dtype in (torch.float32, torch.float64):
         for similarity in SIMILARITIES:
             x, y = (points(33, 20, dtype, seed=s).requires_grad_() for s in (0, 1))
             for scale in (5.0, 100.0):
                 contrastive_loss(x, y, 1.0, scale, similarity=similarity).backward()
-    streaming.compiled.cache_clear()
+    compilation.compiled.cache_clear()

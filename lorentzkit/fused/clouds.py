@@ -9,7 +9,6 @@ product's rounding errors are those of the spread, not of the unit sphere. With 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -17,28 +16,33 @@ from torch import Tensor
 
 from lorentzkit._checks import norm_limit
 from lorentzkit._numerics import dot
+from lorentzkit.fused.compilation import by_rows
 from lorentzkit.fused.formulas import Radial, radial
 
 # Up to this many dimensions, differences of all pairs cost less than a product and its mending.
 FEW_DIMENSIONS = 16
 # Radii under this one count as the origin's, in whose place derivatives take their limit.
 TINY = {torch.float32: 2.0**-66, torch.float64: 2.0**-330}
-_CHUNK = 2**17  # elements: two threads share them, in the cache
 
 
 class Cloud(NamedTuple):
     basis: Tensor
     """``(N, D + 2)``, see above; the sign of the first D is that of the product"""
-    radial: Radial
     length: Tensor
     """``|x|``, ``(N, 1)``, but never 0: at the origin derivatives take the limit"""
     inside: Tensor
     """Whether the point is within ``max_radius``; ``(N, 1)``"""
+    scalars: Tensor
+    """`Radial`, ``(8, N, 1)``"""
 
     @property
     def spread(self) -> Tensor:
         """The directions less the mean; of the second cloud, times -1."""
         return self.basis[:, :-2]
+
+    @property
+    def radial(self) -> Radial:
+        return Radial(*self.scalars.unbind())
 
 
 class Clouds(NamedTuple):
@@ -65,14 +69,15 @@ def clouds(x: Tensor, y: Tensor, c: Tensor, precision: str) -> Clouds:
     """Two clouds ``(N, D)``, ``(M, D)`` for the curvature ``(1,)``."""
     D = x.shape[-1]
     bases = [z.new_empty(len(z), D + 2) for z in (x, y)]
-    lengths = [_directions(z, b[:, :D], precision) for z, b in zip((x, y), bases, strict=True)]
+    lengths = [_polar(z, b[:, :D], precision) for z, b in zip((x, y), bases, strict=True)]
     mean = 0.5 * (bases[0][:, :D].mean(0) + bases[1][:, :D].mean(0))
-    spreads = [_centre(b, mean) for b in bases]
-    bases[1][:, :D].neg_()
-    bases[1][:, -2:] = bases[1][:, -2:].flip(-1)
-    threshold = mend_below(D, spreads[0] * spreads[1])
+    halves = [z.new_empty(len(z), 1) for z in (x, y)]
+    for sign, basis, half in zip(("", "-"), bases, halves, strict=True):
+        by_rows(_centre, sign, (basis[:, :D], half), mean)
+        basis[:, -1:], basis[:, -2:-1] = (half, 1.0) if sign else (1.0, half)
+    spread = 2 * math.sqrt(math.prod(float(half.max()) if len(half) else 0.0 for half in halves))
     x_, y_ = (_cloud(b, r, c) for b, r in zip(bases, lengths, strict=True))
-    return Clouds(x_, y_, mean, c, threshold)
+    return Clouds(x_, y_, mean, c, mend_below(D, spread))
 
 
 def mend_below(D: int, spread: float = 1.0) -> float:
@@ -83,39 +88,36 @@ def mend_below(D: int, spread: float = 1.0) -> float:
     return min(1.0, error**2 / 2048)
 
 
-def row_blocks(count: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, count)) for start in range(0, count, size))
-
-
-def row_chunks(count: int, width: int) -> Iterator[slice]:
-    """Row blocks that fit the cache."""
-    return row_blocks(count, max(1, _CHUNK // width))
-
-
-def _directions(x: Tensor, out: Tensor, precision: str) -> Tensor:
+def _polar(x: Tensor, unit: Tensor, precision: str) -> Tensor:
     """Writes the unit vectors; returns the lengths ``(N, 1)``."""
     length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     if precision == "highest" and _squares_hold(length):
-        torch.div(x, length, out=out)
-        return length
-    for rows in row_chunks(*x.shape):
-        scale = x[rows].abs().amax(-1, keepdim=True)
-        z = x[rows] / torch.where(scale == 0, 1.0, scale)
-        norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
-        z /= torch.where(norm == 0, 1.0, norm)
-        if precision != "highest":
-            z = rounded(z, precision)
-            z /= torch.linalg.vector_norm(z, dim=-1, keepdim=True).clamp_min(0.5)
-        out[rows] = z
-        length[rows] = scale * norm
+        torch.div(x, length, out=unit)
+    else:
+        by_rows(_directions, precision, (x, unit, length))
     return length
 
 
 def _squares_hold(length: Tensor) -> bool:
     """Whether no square on the way to the lengths has overflown, or underflown to any effect."""
     info = torch.finfo(length.dtype)
-    least = math.sqrt(info.tiny) / info.eps
-    return bool((length > least).all()) and bool((length < math.sqrt(info.max)).all())
+    if len(length) == 0:
+        return True
+    least, most = length.aminmax()
+    return math.sqrt(info.tiny) / info.eps < float(least) and float(most) < math.sqrt(info.max)
+
+
+def _directions(precision: str, x: Tensor, unit: Tensor, length: Tensor) -> None:
+    """Writes the unit vectors and the lengths ``(n, 1)``."""
+    scale = x.abs().amax(-1, keepdim=True)
+    z = x / torch.where(scale == 0, 1.0, scale)
+    norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
+    z = z / torch.where(norm == 0, 1.0, norm)
+    if precision != "highest":
+        z = rounded(z, precision)
+        z = z / torch.linalg.vector_norm(z, dim=-1, keepdim=True).clamp_min(0.5)
+    unit.copy_(z)
+    length.copy_(scale * norm)
 
 
 def rounded(unit: Tensor, precision: str) -> Tensor:
@@ -126,16 +128,11 @@ def rounded(unit: Tensor, precision: str) -> Tensor:
     return ((bits + 0x1000) & ~0x1FFF).view(torch.float32).to(unit.dtype)
 
 
-def _centre(basis: Tensor, mean: Tensor) -> float:
-    """Subtracts the mean and fills the last two columns; returns the largest length left."""
-    largest = 0.0
-    for rows in row_chunks(*basis.shape):
-        spread = basis[rows, :-2].sub_(mean)
-        half = 0.5 * dot(spread, spread)
-        basis[rows, -2:-1] = half
-        largest = max(largest, float(half.max()))
-    basis[:, -1] = 1.0
-    return math.sqrt(2 * largest)
+def _centre(sign: str, unit: Tensor, half: Tensor, mean: Tensor) -> None:
+    """Subtracts the mean, or from it; writes half the squares of what is left."""
+    spread = mean - unit if sign else unit - mean
+    half.copy_(0.5 * dot(spread, spread))
+    unit.copy_(spread)
 
 
 def _cloud(basis: Tensor, length: Tensor, c: Tensor) -> Cloud:
@@ -144,4 +141,4 @@ def _cloud(basis: Tensor, length: Tensor, c: Tensor) -> Cloud:
     apex = (length != 0).to(length.dtype)
     length = length.clamp_min(TINY[length.dtype])
     s = c.sqrt() * torch.minimum(length, limit)
-    return Cloud(basis, radial(s, apex), length, inside)
+    return Cloud(basis, length, inside, torch.stack(radial(s, apex)))

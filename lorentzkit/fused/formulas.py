@@ -39,10 +39,6 @@ class Radial(NamedTuple):
     apex: Tensor
     """1, but 0 at the origin: every angle there is 0, for the origin entails everything."""
 
-    def columns(self) -> Radial:
-        """The scalars of points that are the columns."""
-        return Radial(*(s.transpose(-1, -2).contiguous() for s in self))
-
 
 def radial(s: Tensor, apex: Tensor) -> Radial:
     """From ``s = sinh a >= 0``."""
@@ -79,7 +75,8 @@ def _triangle(
 ) -> Triangle:
     t = half * difference
     T = t * t + 0.5 * x.sinh * y.sinh * h
-    return Triangle(t, 2 * t * (half * total), T, 2 * T.sqrt() * (T + 1).sqrt())
+    low = T.clamp_max(1e18)  # whose square is still a float32 number; of more, R is 2 T
+    return Triangle(t, 2 * t * (half * total), T, 2 * ((low * (low + 1)).sqrt() + (T - low)))
 
 
 def unfold(folded: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,8 +91,9 @@ def unfold(folded: Tensor) -> tuple[Tensor, Tensor]:
 def sines(h: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     """``sin(theta)`` and its inverse, which is 0 where the points are aligned."""
     square = h * g
+    sine = square.clamp_min(0).sqrt()
     apart = square > 1e-30  # of rounded unit vectors the square is 0 or at least 1e-16 (1e-33)
-    return square.clamp_min(0).sqrt(), torch.where(apart, square, 1.0).rsqrt() * apart
+    return sine, torch.where(apart, 1 / torch.where(apart, sine, 1.0), 0.0)
 
 
 KINDS = ("inner", "distance", "angle", "cosine")

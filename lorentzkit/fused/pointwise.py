@@ -2,9 +2,8 @@
 
 A block is given by its folded ``h`` (`formulas.unfold`), the scalars of its rows ``(8, n, 1)`` and
 columns ``(8, 1, m)``, those of `Radial` in their order, and the curvature ``c`` ``(1,)``. Sums by
-rows are returned. What is to be summed by columns is left in the block's own buffers: a compiler
-makes one loop of it only if there are no sums in two directions, and memory that is used again
-stays in the cache.
+rows are returned. What is to be summed by columns is left in buffers: a compiler makes one loop of
+it only if there are no sums in two directions, and memory that is used again stays in the cache.
 """
 
 from __future__ import annotations
@@ -40,10 +39,10 @@ class Sums(NamedTuple):
     scale: Tensor
 
 
-def _sums(of: Change, scale: Tensor, buffers: tuple[Tensor, Tensor]) -> Sums:
-    """Leaves the changes in h and b in the buffers."""
-    buffers[0].copy_(of.h)
-    buffers[1].copy_(of.b)
+def _sums(of: Change, scale: Tensor, out: tuple[Tensor, Tensor]) -> Sums:
+    """Leaves the changes in h and b in `out`: not in the place of h, or it would be two loops."""
+    out[0].copy_(of.h)
+    out[1].copy_(of.b)
     return Sums(*(t.sum(1, keepdim=True) for t in (of.h, of.a, of.c, scale)))
 
 
@@ -69,11 +68,17 @@ def matrix(kind: str, folded: Tensor, x: Tensor, y: Tensor, c: Tensor) -> Tensor
 
 
 def matrix_change(
-    kind: str, buffers: tuple[Tensor, Tensor], x: Tensor, y: Tensor, c: Tensor, at: Tensor
+    kind: str,
+    folded: Tensor,
+    out: tuple[Tensor, Tensor],
+    x: Tensor,
+    y: Tensor,
+    c: Tensor,
+    at: Tensor,
 ) -> Sums:
-    """Of the derivative of ``(at * matrix).sum()``; the folded h is in the first buffer."""
-    opened = _opened(kind, buffers[0], x, y)
-    return _sums(change(kind, *opened, c, (at,)), torch.zeros_like(at), buffers)
+    """Of the derivative of ``(at * matrix).sum()``."""
+    opened = _opened(kind, folded, x, y)
+    return _sums(change(kind, *opened, c, (at,)), torch.zeros_like(at), out)
 
 
 def score(kind: str, folded: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -148,7 +153,8 @@ def _two(similarity: str, values: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor
 
 def log_sums_change(
     similarity: str,
-    buffers: tuple[Tensor, Tensor],
+    folded: Tensor,
+    out: tuple[Tensor, Tensor],
     x: Tensor,
     y: Tensor,
     c: Tensor,
@@ -157,11 +163,8 @@ def log_sums_change(
     log_sums: tuple[Tensor, Tensor],
     at: tuple[Tensor, Tensor],
 ) -> Sums:
-    """Of the derivative of ``at[0] . rows + at[1] . columns``; `log_sums` as over all blocks.
-
-    The folded h is in the first buffer.
-    """
-    opened = _opened(similarity, buffers[0], x, y)
+    """Of the derivative of ``at[0] . rows + at[1] . columns``; `log_sums` as over all blocks."""
+    opened = _opened(similarity, folded, x, y)
     value = values(similarity, *opened, c)
     same, (row, column) = ids[0] == ids[1], SIGNS[similarity]
     of_row = at[0] * (row * scale * value[0] - log_sums[0]).exp()
@@ -173,4 +176,4 @@ def log_sums_change(
     by_scale = of_row * value[0] + of_column * value[-1]
     weights = (of_row, of_column) if len(value) > 1 else (of_row + of_column,)
     at_values = tuple(scale * w for w in weights)
-    return _sums(change(similarity, *opened, c, at_values), by_scale, buffers)
+    return _sums(change(similarity, *opened, c, at_values), by_scale, out)

@@ -9,7 +9,8 @@ so much wider that inner products give every angle; float64 points take the exac
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,11 +18,14 @@ from torch import Tensor
 from lorentzkit._checks import norm_limit
 from lorentzkit._numerics import dot, polar
 from lorentzkit._pairs import radius_difference, transverse
-from lorentzkit.fused.clouds import TINY, row_blocks
+from lorentzkit.fused import compilation
+from lorentzkit.fused.clouds import TINY
+from lorentzkit.fused.compilation import row_blocks
 from lorentzkit.fused.formulas import Radial, Triangle, change, exact_triangle, radial, values
 
 _LEAST = TINY[torch.float64]
 _CHUNK = 2**16  # elements: larger temporaries are handed back to the system, and fetched again
+_COMPILED_CHUNK = 2**22  # there are no temporaries but the result
 
 
 class _Measures(NamedTuple):
@@ -54,32 +58,72 @@ class _Pairs(NamedTuple):
 
 def selected(kind: str, x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor) -> Tensor:
     """The values of the pairs (i, j): ``(P, K)``, K = 2 for "angle": at x and at y; else 1."""
-    a, b, _, h, g, triangle = _pairs(x, y, c, i, j, _LEAST)
-    return torch.cat(values(kind, h, g, triangle, a.radial, b.radial, c.double()), -1).to(x.dtype)
+    value: Tensor = _fused(_values, kind, x, i)(kind, x, y, c, i, j)
+    return value
 
 
 def selected_gradients(
     kind: str, x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor, at: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Derivatives of ``(at * selected).sum()`` by x, y and c."""
+    by_c, *slopes = _fused(_slopes, kind, x, i)(kind, x, y, c, i, j, at)
+    step, totals = _fused(_steps, "", x, i), [torch.zeros_like(z) for z in (x, y)]
+    room = _CHUNK if step is _steps else _COMPILED_CHUNK
+    for some in row_blocks(len(i), max(1, room // x.shape[-1])):
+        steps = step("", x, y, i[some], j[some], *(s[some] for s in slopes))
+        for total, of, gradient in zip(totals, (i, j), steps, strict=True):
+            total.index_add_(0, of[some], gradient)
+    return totals[0], totals[1], (by_c.sum() / (2 * c)).to(c.dtype)
+
+
+def _fused(function: Callable[..., Any], kind: str, x: Tensor, i: Tensor) -> Callable[..., Any]:
+    """Compiled, if that pays; but not exact products, which a compiler would make inexact."""
+    if x.dtype == torch.float64:
+        return function
+    return compilation.fused(function, kind, x, len(i) * x.shape[-1])
+
+
+def _values(kind: str, x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    a, b, _, h, g, triangle = _pairs(x, y, c, i, j, _LEAST)
+    return torch.cat(values(kind, h, g, triangle, a.radial, b.radial, c.double()), -1).to(x.dtype)
+
+
+def _slopes(
+    kind: str, x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor, at: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Derivative by c times ``2 c``; what each point, its partner across it is multiplied by."""
     # Smaller radii count as this one, or the gradients of angles overflow.
     a, b, cosine, h, g, triangle = _pairs(x, y, c, i, j, TINY[x.dtype])
     weights = at.double().tensor_split(at.shape[-1], -1)
     by = change(kind, h, g, triangle, a.radial, b.radial, c.double(), weights)
     along_x, along_y = _along(by.a, a, c), _along(by.b, b, c)
     steep = by.h / (a.true_length * b.true_length)
-    dx, dy = torch.zeros_like(x), torch.zeros_like(y)
     if x.dtype == torch.float32:
         # Across p is q less a multiple of p: one of each, all in all. float64 has no such room.
         along_x = along_x + steep * cosine * b.true_length / a.true_length
         along_y = along_y + steep * cosine * a.true_length / b.true_length
-    for some in _chunks(i, x):
-        p, q = _points(x, i[some]), _points(y, j[some])
-        for total, of, near, far, along in ((dx, i, p, q, along_x), (dy, j, q, p, along_y)):
-            across = far if x.dtype == torch.float32 else transverse(near, far)
-            gradient = (near * along[some]).addcmul_(across, steep[some], value=-1)
-            total.index_add_(0, of[some], gradient.to(x.dtype))
-    return dx, dy, (by.c.sum() / (2 * c)).to(c.dtype)
+    return by.c, along_x, along_y, steep
+
+
+def _steps(
+    _: str,
+    x: Tensor,
+    y: Tensor,
+    i: Tensor,
+    j: Tensor,
+    along_x: Tensor,
+    along_y: Tensor,
+    steep: Tensor,
+) -> list[Tensor]:
+    """What each pair adds to the gradients of its points."""
+    p, q = _points(x, i), _points(y, j)
+    ways = (p, q, along_x), (q, p, along_y)
+    return [
+        (near * along - steep * (far if x.dtype == torch.float32 else transverse(near, far))).to(
+            x.dtype
+        )
+        for near, far, along in ways
+    ]
 
 
 def _along(by_radius: Tensor, a: _Side, c: Tensor) -> Tensor:
@@ -110,6 +154,8 @@ def _pairs(x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor, least: float) 
 
 
 def _chunks(i: Tensor, x: Tensor) -> list[slice]:
+    if torch.compiler.is_compiling():  # which makes no temporaries
+        return [slice(None)]
     chunks = list(row_blocks(len(i), max(1, _CHUNK // x.shape[-1])))
     return chunks or [slice(0, 0)]  # of no pairs, empty results
 
@@ -118,16 +164,12 @@ def _wide_measures(x: Tensor, y: Tensor) -> _Measures:
     """Of float32 points in float64."""
     xx, yy, xy = dot(x, x), dot(y, y), dot(x, y)
     rx, ry = xx.sqrt(), yy.sqrt()
-    apart = (rx > 0) & (ry > 0)
     cosine = xy / rx.clamp_min(_LEAST) / ry.clamp_min(_LEAST)
-    square = 1 - cosine * cosine
-    near = ((square < 1e-8) & apart).squeeze(-1).nonzero().squeeze(-1)
-    if len(near):
-        across = y[near] - x[near] * (xy[near] / xx[near])
-        exact = dot(across, across) / yy[near]
-        # Less is float64's noise: no two float32 directions are so close but equal ones.
-        square[near] = torch.where(exact < 1e-28, 0.0, exact)
-    return _Measures(rx, ry, rx - ry, cosine, torch.where(apart, square, 1.0))
+    across = y - x * (xy / torch.where(rx > 0, xx, 1.0))
+    square = dot(across, across) / torch.where(ry > 0, yy, 1.0)
+    # Less is float64's noise: no two float32 directions are so close but equal ones.
+    square = torch.where(square < 1e-28, 0.0, square)
+    return _Measures(rx, ry, rx - ry, cosine, torch.where((rx > 0) & (ry > 0), square, 1.0))
 
 
 def _exact_measures(x: Tensor, y: Tensor) -> _Measures:

@@ -8,21 +8,18 @@ compiled where that pays and a C++ compiler is there.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cache
-from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lorentzkit._numerics import dot
-from lorentzkit.fused import pointwise
-from lorentzkit.fused.clouds import FEW_DIMENSIONS, Cloud, Clouds, clouds, row_blocks, row_chunks
-from lorentzkit.fused.formulas import arctangent
+from lorentzkit.fused import compilation, pointwise
+from lorentzkit.fused.clouds import FEW_DIMENSIONS, Cloud, Clouds, clouds
+from lorentzkit.fused.compilation import by_rows, row_blocks, row_chunks
 from lorentzkit.fused.pointwise import Sums
 
-ROWS, COLUMNS = 512, 1024
-_WORTH_COMPILING = 2**18  # pairs: one block
+ROWS, COLUMNS = 1024, 1024
 _REACH = 64.0  # of logits to both sides: their exponentials, and 2^31 such, are float32 numbers
 _ALIGNED = 1e-36  # under what `formulas.sines` takes for 0, but with a sign
 
@@ -54,14 +51,11 @@ def matrix_gradients(
 ) -> Gradients:
     """Derivatives of ``(at * matrix).sum()``."""
     pairs = _Pairs(kind, clouds(x, y, c, precision))
-    # Of "inner", inductor (torch 2.13) fails to fuse the writes into the buffers.
-    change = pointwise.matrix_change
-    if kind != "inner":
-        change = pairs.fused(change)
+    change = pairs.fused(pointwise.matrix_change)
     totals = _Totals(pairs.clouds)
     for block in pairs:
         weights = at[block.rows, block.columns].contiguous()  # of a sum, strides are 0
-        totals.add(block, change(kind, block.buffers, block.x, block.y, c, weights))
+        totals.add(block, change(kind, block.folded, block.spare, block.x, block.y, c, weights))
     return totals.gradients()
 
 
@@ -117,8 +111,8 @@ def log_sums(
     of_rows = x.new_full((len(x), -(-len(y) // COLUMNS)), -torch.inf)
     of_columns = x.new_full((-(-len(x) // ROWS), len(y)), -torch.inf)
     for block in pairs:
-        find(similarity, block.buffers, block.x, block.y, c)
-        row, column = add(similarity, block.buffers, scale, block.of(*ids))
+        find(similarity, block.values, block.x, block.y, c)
+        row, column = add(similarity, block.values, scale, block.of(*ids))
         of_rows[block.rows, block.columns.start // COLUMNS] = row[:, 0]
         of_columns[block.rows.start // ROWS, block.columns] = column[0]
     return of_rows.logsumexp(1), of_columns.logsumexp(0)
@@ -132,8 +126,8 @@ def _near_log_sums(
     find, add = pairs.fused(pointwise.found), pairs.fused(pointwise.exponentials)
     rows, columns = (torch.zeros_like(z.length[:, 0]) for z in pairs.clouds[:2])
     for block in pairs:
-        find(similarity, block.buffers, block.x, block.y, c)
-        rows[block.rows] += add(similarity, block.buffers, scale, middle, block.of(*ids))[:, 0]
+        find(similarity, block.values, block.x, block.y, c)
+        rows[block.rows] += add(similarity, block.values, scale, middle, block.of(*ids))[:, 0]
         columns[block.columns] += block.folded.sum(0)
     row, column = (sign * scale * middle for sign in pointwise.SIGNS[similarity])
     return rows.log() + row, columns.log() + column
@@ -157,7 +151,8 @@ def log_sums_gradients(
     for block in pairs:
         change = value(
             similarity,
-            block.buffers,
+            block.folded,
+            block.spare,
             block.x,
             block.y,
             c,
@@ -176,15 +171,16 @@ def log_sums_gradients(
 class _Block(NamedTuple):
     rows: slice
     columns: slice
-    buffers: tuple[Tensor, Tensor]
-    """The first is `folded`; both can be written to, until the next block is asked for"""
+    folded: Tensor
+    """See `formulas.unfold`"""
+    spare: tuple[Tensor, Tensor]
+    """Like `folded` to be written to, until the next block is asked for"""
     x: Tensor
     y: Tensor
 
     @property
-    def folded(self) -> Tensor:
-        """See `formulas.unfold`."""
-        return self.buffers[0]
+    def values(self) -> tuple[Tensor, Tensor]:
+        return self.folded, self.spare[0]
 
     def of(self, by_row: Tensor, by_column: Tensor) -> tuple[Tensor, Tensor]:
         return by_row[self.rows][:, None], by_column[self.columns][None]
@@ -200,26 +196,24 @@ class _Pairs:
         self._opposites = kind == "angle"
         x, y = prepared.x.basis, prepared.y.basis
         numel = min(len(x), ROWS) * min(len(y), self._columns)
-        self._buffers = x.new_empty(numel), x.new_empty(numel)
+        self._buffers = [x.new_empty(numel) for _ in range(3)]
 
     def __iter__(self) -> Iterator[_Block]:
         x, y = self.clouds.x, self.clouds.y
-        of_x, of_y = torch.stack(x.radial), torch.stack(y.radial.columns())
+        of_x, of_y = x.scalars, y.scalars.mT
         for rows in row_blocks(len(x.basis), ROWS):
             for columns in row_blocks(len(y.basis), self._columns):
                 n, m = rows.stop - rows.start, columns.stop - columns.start
-                folded, spare = (b[: n * m].view(n, m) for b in self._buffers)
+                folded, *spare = (b[: n * m].view(n, m) for b in self._buffers)
                 self._fold(folded, x.basis[rows], y.basis[columns])
                 # Contiguous, or a compiler sees other strides in blocks of the same size.
                 scalars = of_x[:, rows].contiguous(), of_y[..., columns].contiguous()
-                yield _Block(rows, columns, (folded, spare), *scalars)
+                yield _Block(rows, columns, folded, (spare[0], spare[1]), *scalars)
 
     def fused(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function`, compiled if that pays."""
         x, y = self.clouds.x.basis, self.clouds.y.basis
-        if not compiles(x, len(x) * len(y)):
-            return function
-        return compiled(function, self._kind, x.dtype)
+        return compilation.fused(function, self._kind, x, len(x) * len(y))
 
     def _fold(self, out: Tensor, x: Tensor, y: Tensor) -> None:
         if x.shape[-1] - 2 <= FEW_DIMENSIONS:
@@ -276,7 +270,7 @@ class _Totals:
 
     def add(self, block: _Block, sums: Sums) -> None:
         x, y = self._clouds.x.spread[block.rows], self._clouds.y.spread[block.columns]
-        by_h, by_b = block.buffers
+        by_h, by_b = block.spare
         self._x.directions[block.rows].addmm_(by_h, y)
         self._y.directions[block.columns].addmm_(by_h.mT, x)
         self._x.weights[block.rows] += sums.h
@@ -290,8 +284,8 @@ class _Totals:
         c, mean = self._clouds.c, self._clouds.mean
         dtype = c.dtype
         return Gradients(
-            self._x.gradient(1, mean, c),
-            self._y.gradient(-1, mean, c),
+            self._x.gradient("", mean, c),
+            self._y.gradient("-", mean, c),
             (self._c / (2 * c)).to(dtype),
             self._scale.to(dtype),
         )
@@ -306,44 +300,24 @@ class _Total:
         self.weights = torch.zeros_like(cloud.length)
         self.radii = torch.zeros_like(cloud.length)
 
-    def gradient(self, sign: int, mean: Tensor, c: Tensor) -> Tensor:
+    def gradient(self, sign: str, mean: Tensor, c: Tensor) -> Tensor:
         """``(sum_j W_ij (v_j - u_i cos)) / |x| + u_i da_i``, in the place of the first sum."""
         cloud = self._cloud
         along = torch.where(cloud.inside, self.radii * (c.sqrt() / cloud.radial.cosh), 0.0)
-        for rows in row_chunks(*self.directions.shape):
-            unit = torch.add(mean, cloud.spread[rows], alpha=sign)
-            change = self.directions[rows].mul_(sign).addcmul_(self.weights[rows], mean, value=-1)
-            across = change.addcmul_(unit, dot(unit, change), value=-1).div_(cloud.length[rows])
-            across.addcmul_(unit, along[rows])
+        rowwise = self.directions, cloud.spread, self.weights, along, cloud.length
+        by_rows(_gradient, sign, rowwise, mean)
         return self.directions
 
 
-# --- Compilation ------------------------------------------------------------------------------
-
-
-def compiles(x: Tensor, pairs: int) -> bool:
-    """Whether the pass over a block is compiled: for many pairs on a CPU with a C++ compiler."""
-    return pairs >= _WORTH_COMPILING and x.device.type == "cpu" and _has_compiler()
-
-
-@cache
-def _has_compiler() -> bool:
-    try:
-        from torch._inductor.cpp_builder import get_cpp_compiler
-
-        get_cpp_compiler()
-    except Exception:  # whatever is missing, the blocks run without
-        return False
-    return True
-
-
-@cache
-def compiled(function: Callable[..., Any], kind: str, dtype: torch.dtype) -> Callable[..., Any]:
-    torch.compiler.assume_constant_result(arctangent)  # type: ignore[no-untyped-call]  # marks it
-    # Its own code for each kind: of one code, torch compiles 8 variants and then fails.
-    name = f"{function.__name__}_{kind}_{dtype}".replace(".", "_")
-    code = function.__code__.replace(co_name=name)
-    own = FunctionType(code, function.__globals__, name)
-    # Fused multiply-adds round less often, and are a seventh of the time.
-    options: dict[str, Any] = {"cpp.enable_floating_point_contract_flag": "fast"}
-    return torch.compile(own, dynamic=True, fullgraph=True, options=options)
+def _gradient(
+    sign: str,
+    directions: Tensor,
+    spread: Tensor,
+    weights: Tensor,
+    along: Tensor,
+    length: Tensor,
+    mean: Tensor,
+) -> None:
+    unit = mean - spread if sign else mean + spread
+    change = (-directions if sign else directions) - weights * mean
+    directions.copy_((change - unit * dot(unit, change)) / length + unit * along)

@@ -133,11 +133,16 @@ def _anchors(
     else:
         others = registry.log_sums(x, y, c, scale, rows, columns, similarity, impl, precision)
         values = registry.selected(x, y, c, *pairs, similarity)
+    logits = [
+        sign * scale * value
+        for sign, value in zip(SIGNS[similarity], (values[:, 0], values[:, -1]), strict=True)
+    ]
+    if targets is None:  # one positive for each point, in order
+        one = torch.ones_like(logits[0])
+        return [Anchors(o, p, p, one) for o, p in zip(others, logits, strict=True)]
     return [
-        Anchors.none(other).joined(other, sign * scale * value, of)
-        for other, value, sign, of in zip(
-            others, (values[:, 0], values[:, -1]), SIGNS[similarity], pairs, strict=True
-        )
+        Anchors.none(other).joined(other, positives, of)
+        for other, positives, of in zip(others, logits, pairs, strict=True)
     ]
 
 

@@ -21,7 +21,7 @@ from lorentzkit._numerics import (
     polar,
 )
 from lorentzkit._pairs import Polar, Root, polar_excess, polar_pair, time_of, time_root
-from lorentzkit.fused.clouds import row_blocks
+from lorentzkit.fused.compilation import row_blocks
 
 _STEPS = 100
 _FEW_DIMENSIONS, _FEW_NUMBERS = 16, 2**14  # for which products do not pay

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lorentzkit._checks import check_broadcast, curvature, vectors, working_dtype
-from lorentzkit.fused import reference, registry, streaming
+from lorentzkit.fused import compilation, reference, registry
 
 Implementation = Literal["auto", "reference", "streaming", "triton"]
 Precision = Literal["highest", "high", "medium"]
@@ -199,7 +199,7 @@ def pairwise_impl(x: Tensor, y: Tensor, impl: Implementation = "auto") -> str:
     x, y = vectors(x=x, y=y)
     name = registry.choose(impl, x, "highest")
     pairs = x.shape[-2] * y.shape[-2]
-    compiled = name == "streaming" and streaming.compiles(x, pairs)
+    compiled = name == "streaming" and compilation.compiles(x, pairs)
     return f"{name}, compiled" if compiled else name
 
 

@@ -1,0 +1,80 @@
+"""Chains of elementwise operations in one pass over memory, where inductor can make it.
+
+That is on a CPU with a C++ compiler, and pays for much work. Without, the same functions run as
+they are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lorentzkit.fused.formulas import arctangent
+
+_WORTH_COMPILING = 2**18  # elements
+_CHUNK = 2**17  # elements: two threads share them, in the cache
+_OPTIONS: dict[str, Any] = {
+    # Fused multiply-adds round less often, and are a seventh of the time.
+    "cpp.enable_floating_point_contract_flag": "fast",
+    # One loop without intermediate results in memory, however long its body.
+    # Fewer intermediate results in memory (2 of a block, not 9); more takes minutes to compile.
+    "realize_opcount_threshold": 100,
+}
+
+
+def fused(function: Callable[..., Any], kind: str, x: Tensor, work: int) -> Callable[..., Any]:
+    """``function(kind, ...)``, compiled if that pays for so much work on tensors like x."""
+    return compiled(function, kind, x.dtype) if compiles(x, work) else function
+
+
+def by_rows(
+    function: Callable[..., None], kind: str, rowwise: Sequence[Tensor], *rest: Tensor
+) -> None:
+    """``function(kind, *rowwise, *rest)``: compiled, or of some rows at a time that fit the cache.
+
+    It writes what it finds into some of the tensors.
+    """
+    x = rowwise[0]
+    run = fused(function, kind, x, x.numel())
+    whole = run is not function
+    for rows in [slice(0, len(x))] if whole else row_chunks(*x.shape):
+        run(kind, *(t[rows] for t in rowwise), *rest)
+
+
+def row_chunks(count: int, width: int) -> Iterator[slice]:
+    """Row blocks that fit the cache."""
+    return row_blocks(count, max(1, _CHUNK // width))
+
+
+def row_blocks(count: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def compiles(x: Tensor, work: int) -> bool:
+    return work >= _WORTH_COMPILING and x.device.type == "cpu" and _has_compiler()
+
+
+@cache
+def _has_compiler() -> bool:
+    try:
+        from torch._inductor.cpp_builder import get_cpp_compiler
+
+        get_cpp_compiler()
+    except Exception:  # whatever is missing, the blocks run without
+        return False
+    return True
+
+
+@cache
+def compiled(function: Callable[..., Any], kind: str, dtype: torch.dtype) -> Callable[..., Any]:
+    torch.compiler.assume_constant_result(arctangent)  # type: ignore[no-untyped-call]  # marks it
+    # Its own code for each kind: of one code, torch compiles 8 variants and then fails.
+    name = f"{function.__name__}_{kind}_{dtype}".replace(".", "_")
+    code = function.__code__.replace(co_name=name)
+    own = FunctionType(code, function.__globals__, name)
+    return torch.compile(own, dynamic=True, fullgraph=True, options=_OPTIONS)
