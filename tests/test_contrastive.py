@@ -13,7 +13,7 @@ from test_pairwise import Largest, points
 from torch.nn.functional import cosine_similarity
 
 from lorentzkit import ops
-from lorentzkit.fused import compilation, streaming
+from lorentzkit.fused import compilation, selected, streaming
 from lorentzkit.losses import contrastive_loss
 
 SIMILARITIES = ["angle", "distance", "cosine"]
@@ -270,3 +270,29 @@ def test_errors_name_the_argument(change, error, message):
     arguments = {"x": torch.ones(4, 3), "y": torch.ones(4, 3), **change}
     with pytest.raises(error, match=message):
         contrastive_loss(**arguments)
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_compiled_positives_are_the_eager_ones(monkeypatch, similarity):
+    """Of close, equal, opposite and far points, and of the origin, in any order and repeated."""
+    x, y = (points(600, 450, torch.float32, seed=s) for s in (0, 1))
+    y[:100] = x[:100] * (1 + 1e-6)
+    y[100:110], y[110:120], x[120:130], y[125:140] = x[100:110], -x[110:120], 0, 0
+    x[150:160] *= 1e20
+    i = torch.randint(600, (700,), generator=torch.Generator().manual_seed(0))
+    c = torch.tensor([0.7])
+    at = torch.randn(700, 2 if similarity == "angle" else 1)
+
+    def results():
+        value = selected.selected(similarity, x, y, c, i, i)
+        return value, *selected.selected_gradients(similarity, x, y, c, i, i, at)
+
+    if not compilation.compiles(x, i.numel() * 450):
+        pytest.skip("needs a C++ compiler")
+    found = results()
+    monkeypatch.setattr(compilation, "compiles", lambda *_: False)
+    sizes = 1, *(z.double().norm(dim=-1, keepdim=True).clamp_min(1).float() for z in (x, y)), 1
+    for ours, expected, size in zip(found, results(), sizes, strict=True):
+        # Where the true gradient is 0, as that of equal points' cosine, there is float64's noise.
+        scale = (size * expected).abs().amax(-1, keepdim=True).clamp_min(1e-9) / size
+        torch.testing.assert_close(ours / scale, expected / scale, rtol=1e-5, atol=1e-5)

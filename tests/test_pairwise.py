@@ -94,8 +94,10 @@ def test_the_product_alone_would_not_do(monkeypatch):
 @every_op
 @pytest.mark.parametrize(("N", "M"), RAGGED)
 @pytest.mark.parametrize("D", [3, 20])
-def test_streaming_is_the_reference(op, N, M, D):
+def test_streaming_is_the_reference(monkeypatch, op, N, M, D):
     """All pairs and all gradients by name, in odd sizes, with degenerate points among them."""
+    monkeypatch.setattr(streaming, "ROWS", 200)
+    monkeypatch.setattr(streaming, "COLUMNS", 300)
     x, y = points(N, D), points(M, D, seed=1)
     x[0], y[-1] = y[0], -2 * x[-1]
     if N > 2 and M > 2:
