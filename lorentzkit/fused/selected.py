@@ -25,7 +25,7 @@ from lorentzkit.fused.formulas import Radial, Triangle, change, exact_triangle, 
 
 _LEAST = TINY[torch.float64]
 _CHUNK = 2**16  # elements: larger temporaries are handed back to the system, and fetched again
-_COMPILED_CHUNK = 2**22  # there are no temporaries but the result
+_COMPILED_CHUNK = 2**20  # there are no temporaries but the result
 
 
 class _Measures(NamedTuple):
