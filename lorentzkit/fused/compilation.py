@@ -21,7 +21,6 @@ _CHUNK = 2**17  # elements: two threads share them, in the cache
 _OPTIONS: dict[str, Any] = {
     # Fused multiply-adds round less often, and are a seventh of the time.
     "cpp.enable_floating_point_contract_flag": "fast",
-    # One loop without intermediate results in memory, however long its body.
     # Fewer intermediate results in memory (2 of a block, not 9); more takes minutes to compile.
     "realize_opcount_threshold": 100,
 }
@@ -56,6 +55,7 @@ def row_blocks(count: int, size: int) -> Iterator[slice]:
 
 
 def compiles(x: Tensor, work: int) -> bool:
+    """Whether so much work on tensors like x is compiled: on a CPU with a C++ compiler."""
     return work >= _WORTH_COMPILING and x.device.type == "cpu" and _has_compiler()
 
 
