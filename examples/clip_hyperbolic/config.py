@@ -59,7 +59,7 @@ class Config:
     vocab_size: int = option(4096, "of the BPE that is trained")
     max_tokens: int = option(24, "of a text; more are cut off")
     text_width: int = option(128, "of the text tower")
-    text_layers: int = option(1, "of the text tower")
+    text_layers: int = option(0, "of the text tower; with 0 a text is the mean of its tokens")
     embed_dim: int = option(128, "of the common space")
 
     curv_init: float = option(1.0, "curvature at the start; learned within a factor of 10")

@@ -166,7 +166,7 @@ def collate(batch: list[Sample], config: Config, rngs: list[random.Random]) -> d
     for sample, rng in zip(batch, rngs, strict=True):
         some: list[str] = []
         if sample.keywords and rng.random() < config.keywords:
-            some = rng.sample(sample.keywords, rng.randint(1, min(4, len(sample.keywords))))
+            some = rng.sample(sample.keywords, rng.randint(1, len(sample.keywords)))
         captions.append(sample.with_keywords(some))
     levels = [(captions, [sample.concept for sample in batch])]
     for level in range(1, config.ancestor_levels + 1):
