@@ -223,8 +223,10 @@ def test_no_matrix_is_made(monkeypatch, similarity):
     ids = torch.arange(N, dtype=torch.int32), torch.arange(M, dtype=torch.int32)
     scale = torch.tensor(5.0, dtype=torch.float64)
     with Largest() as largest:
-        sums = streaming.log_sums(similarity, x, y, c, scale, ids, "highest")
-        streaming.log_sums_gradients(similarity, x, y, c, scale, ids, sums, sums, "highest")
+        prepared = streaming.prepare(similarity, x, y, "highest")
+        loss = similarity, x, y, c, scale, ids, prepared
+        sums = streaming.log_sums(*loss, "highest")
+        streaming.log_sums_gradients(*loss, sums, sums, "highest")
     assert largest.numel <= streaming.ROWS * streaming.COLUMNS < N * M / 4
 
 

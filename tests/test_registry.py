@@ -6,7 +6,7 @@ from test_pairwise import points
 from torch.func import grad, jacrev, jvp, vmap
 
 from lorentzkit import ops
-from lorentzkit.fused import compilation, registry, streaming
+from lorentzkit.fused import compilation, streaming
 from lorentzkit.losses import contrastive_loss
 
 SIMILARITIES = ["angle", "distance", "cosine"]
@@ -137,11 +137,13 @@ def test_opcheck():
     c = c.reshape(1)
     ids = torch.arange(4, dtype=torch.int32)
     how = ("streaming", "highest")
-    lse = (x, y, c, torch.tensor(5.0, dtype=x.dtype), ids, ids)
-    sums = registry.log_sums(*lse, "angle", *how)
-    i, at = torch.arange(4), torch.ones(4, 2, dtype=x.dtype)
     library = torch.ops.lorentzkit
+    lse = (x, y, c, torch.tensor(5.0, dtype=x.dtype), ids, ids)
+    lse = (*lse, *library.prepare(x, y, "angle", *how))
+    sums = library.log_sums(*lse, "angle", *how)
+    i, at = torch.arange(4), torch.ones(4, 2, dtype=x.dtype)
     cases = [
+        (library.prepare, (x, y, "angle", *how)),
         (library.matrix, (x[None], y[None], c[None], "distance", *how)),
         (
             library.matrix_gradients,

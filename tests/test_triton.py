@@ -72,8 +72,8 @@ def compiled(monkeypatch):
             "matrix": (),
             "matrix_gradients": (torch.ones(N, M),),
             "topk": (more.get("k", 10), False, 0),
-            "log_sums": (scale, ids),
-            "log_sums_gradients": (scale, ids, of_rows_and_columns, of_rows_and_columns),
+            "log_sums": (scale, ids, ()),
+            "log_sums_gradients": (scale, ids, (), of_rows_and_columns, of_rows_and_columns),
         }[function]
         getattr(launch, function)(kind, x, y, c, *arguments, precision)
         return driver.stacks

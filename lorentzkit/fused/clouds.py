@@ -45,6 +45,24 @@ class Cloud(NamedTuple):
         return Radial(*self.scalars.unbind())
 
 
+class Directions(NamedTuple):
+    """Of two clouds: what both passes of a loss need and no curvature changes."""
+
+    x: Tensor
+    """`Cloud.basis`"""
+    y: Tensor
+    x_length: Tensor
+    """``(N, 1)``"""
+    y_length: Tensor
+    mean: Tensor
+
+    def threshold(self) -> float:
+        """The h under which the product has lost it."""
+        halves = self.x[:, -2], self.y[:, -1]
+        most = math.prod(float(half.max()) if len(half) else 0.0 for half in halves)
+        return mend_below(len(self.mean), 2 * math.sqrt(most))
+
+
 class Clouds(NamedTuple):
     x: Cloud
     y: Cloud
@@ -67,6 +85,15 @@ class Clouds(NamedTuple):
 
 def clouds(x: Tensor, y: Tensor, c: Tensor, precision: str) -> Clouds:
     """Two clouds ``(N, D)``, ``(M, D)`` for the curvature ``(1,)``."""
+    return in_space(directions(x, y, precision), c)
+
+
+def in_space(of: Directions, c: Tensor) -> Clouds:
+    x, y = _cloud(of.x, of.x_length, c), _cloud(of.y, of.y_length, c)
+    return Clouds(x, y, of.mean, c, of.threshold())
+
+
+def directions(x: Tensor, y: Tensor, precision: str) -> Directions:
     D = x.shape[-1]
     bases = [z.new_empty(len(z), D + 2) for z in (x, y)]
     lengths = [_polar(z, b[:, :D], precision) for z, b in zip((x, y), bases, strict=True)]
@@ -75,9 +102,7 @@ def clouds(x: Tensor, y: Tensor, c: Tensor, precision: str) -> Clouds:
     for sign, basis, half in zip(("", "-"), bases, halves, strict=True):
         by_rows(_centre, sign, (basis[:, :D], half), mean)
         basis[:, -1:], basis[:, -2:-1] = (half, 1.0) if sign else (1.0, half)
-    spread = 2 * math.sqrt(math.prod(float(half.max()) if len(half) else 0.0 for half in halves))
-    x_, y_ = (_cloud(b, r, c) for b, r in zip(bases, lengths, strict=True))
-    return Clouds(x_, y_, mean, c, mend_below(D, spread))
+    return Directions(*bases, *lengths, mean)
 
 
 def mend_below(D: int, spread: float = 1.0) -> float:

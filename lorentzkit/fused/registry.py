@@ -119,6 +119,22 @@ def _matrix_gradients(
     return _stacked([run(kind, *xyc_at, precision)[:3] for xyc_at in batch])
 
 
+def _prepare(
+    x: Tensor, y: Tensor, similarity: str, impl: str, precision: str
+) -> tuple[Tensor, ...]:
+    if impl == "triton":
+        return tuple(x.new_empty(0) for _ in range(_PREPARED))
+    return streaming.prepare(similarity, x, y, precision)
+
+
+def _prepare_fake(
+    x: Tensor, y: Tensor, similarity: str, impl: str, precision: str
+) -> tuple[Tensor, ...]:
+    (N, D), M = x.shape, len(y)
+    shapes = [(N, D + 2), (M, D + 2), (N, 1), (M, 1), (D,), streaming.only_block(N, M)]
+    return tuple(x.new_empty((0,) if impl == "triton" else shape) for shape in shapes)
+
+
 def _log_sums(
     x: Tensor,
     y: Tensor,
@@ -126,12 +142,11 @@ def _log_sums(
     scale: Tensor,
     row_ids: Tensor,
     column_ids: Tensor,
-    similarity: str,
-    impl: str,
-    precision: str,
+    *args: Any,
 ) -> tuple[Tensor, ...]:
+    *prepared, similarity, impl, precision = args
     run = _module(impl).log_sums
-    return tuple(run(similarity, x, y, c, scale, (row_ids, column_ids), precision))
+    return tuple(run(similarity, x, y, c, scale, (row_ids, column_ids), prepared, precision))
 
 
 def _log_sums_gradients(
@@ -141,17 +156,13 @@ def _log_sums_gradients(
     scale: Tensor,
     row_ids: Tensor,
     column_ids: Tensor,
-    row_sums: Tensor,
-    column_sums: Tensor,
-    at_rows: Tensor,
-    at_columns: Tensor,
-    similarity: str,
-    impl: str,
-    precision: str,
+    *args: Any,
 ) -> tuple[Tensor, ...]:
-    ids, sums, at = (row_ids, column_ids), (row_sums, column_sums), (at_rows, at_columns)
+    *prepared, similarity, impl, precision = args
+    prepared, sums, at = prepared[:-4], prepared[-4:-2], prepared[-2:]
     run = _module(impl).log_sums_gradients
-    return tuple(run(similarity, x, y, c, scale, ids, sums, at, precision))
+    ids = row_ids, column_ids
+    return tuple(run(similarity, x, y, c, scale, ids, prepared, sums, at, precision))
 
 
 def _selected(x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor, kind: str) -> Tensor:
@@ -175,7 +186,10 @@ def _like(count: int) -> Callable[..., tuple[Tensor, ...]]:
 _DENSE = torch.contiguous_format
 _POINTS = "Tensor x, Tensor y, Tensor c"
 _HOW = "str impl, str precision"
-_LOGITS = f"{_POINTS}, Tensor scale, Tensor row_ids, Tensor column_ids"
+_PREPARED = 6
+_LOGITS = f"{_POINTS}, Tensor scale, Tensor row_ids, Tensor column_ids, " + ", ".join(
+    f"Tensor prepared{n}" for n in range(_PREPARED)
+)
 
 _matrix_op = _op(
     f"matrix({_POINTS}, str kind, {_HOW}) -> Tensor",
@@ -186,6 +200,11 @@ _matrix_gradients_op = _op(
     f"matrix_gradients({_POINTS}, Tensor at, str kind, {_HOW}) -> (Tensor, Tensor, Tensor)",
     _matrix_gradients,
     _like(3),
+)
+_prepare_op = _op(
+    f"prepare(Tensor x, Tensor y, str similarity, {_HOW}) -> ({', '.join(['Tensor'] * _PREPARED)})",
+    _prepare,
+    _prepare_fake,
 )
 _log_sums_op = _op(
     f"log_sums({_LOGITS}, str similarity, {_HOW}) -> (Tensor, Tensor)",
@@ -326,10 +345,10 @@ matrix = _differentiable(
     lambda x, y, c, kind, *_: reference.matrix(kind, x, y, c),
     inputs=3,
 )
-log_sums = _differentiable(
+_of_prepared = _differentiable(
     _log_sums_op,
     _log_sums_gradients_op,
-    lambda *args: reference.log_sums(args[6], *args[:6]),
+    lambda *args: reference.log_sums(args[6 + _PREPARED], *args[:6]),
     inputs=4,
     outputs=2,
 )
@@ -339,6 +358,23 @@ selected = _differentiable(
     lambda x, y, c, i, j, kind: reference.selected(kind, x, y, c, i, j),
     inputs=3,
 )
-log_sums_gradients = _log_sums_gradients_op
 selected_gradients = _selected_gradients_op
 topk = _topk_op
+
+
+def log_sums(*args: Any) -> tuple[Tensor, Tensor]:
+    """``(x, y, c, scale, row_ids, column_ids, similarity, impl, precision)``"""
+    sums: tuple[Tensor, Tensor] = _of_prepared(*args[:6], *_prepared(*args), *args[6:])
+    return sums
+
+
+def log_sums_gradients(*args: Any) -> tuple[Tensor, ...]:
+    """As `log_sums`, with both sums and their cotangents before the similarity."""
+    by: tuple[Tensor, ...] = _log_sums_gradients_op(*args[:6], *_prepared(*args), *args[6:])
+    return by
+
+
+def _prepared(*args: Any) -> tuple[Tensor, ...]:
+    """Once for a loss and its gradient; how it depends on the points is the latter's affair."""
+    prepared: tuple[Tensor, ...] = _prepare_op(args[0].detach(), args[1].detach(), *args[-3:])
+    return prepared

@@ -15,13 +15,20 @@ from torch import Tensor
 
 from lorentzkit._numerics import dot
 from lorentzkit.fused import compilation, pointwise
-from lorentzkit.fused.clouds import FEW_DIMENSIONS, Cloud, Clouds, clouds
-from lorentzkit.fused.compilation import by_rows, row_blocks, row_chunks
+from lorentzkit.fused.clouds import (
+    Cloud,
+    Clouds,
+    Directions,
+    clouds,
+    directions,
+    in_space,
+)
+from lorentzkit.fused.compilation import by_rows, row_blocks
+from lorentzkit.fused.folding import fold
 from lorentzkit.fused.pointwise import Sums
 
 ROWS, COLUMNS = 1024, 1024
 _REACH = 64.0  # of logits to both sides: their exponentials, and 2^31 such, are float32 numbers
-_ALIGNED = 1e-36  # under what `formulas.sines` takes for 0, but with a sign
 
 
 class Gradients(NamedTuple):
@@ -93,6 +100,20 @@ def topk(
 # --- Log-sum-exps -------------------------------------------------------------------------------
 
 
+def prepare(similarity: str, x: Tensor, y: Tensor, precision: str) -> tuple[Tensor, ...]:
+    """What `log_sums` and its gradients share: directions and, of a single block, its folded h."""
+    of = directions(x, y, precision)
+    only = x.new_empty(only_block(len(x), len(y)))
+    if only.numel():
+        fold(similarity, only, of.x, of.y, of.mean, of.threshold())
+    return (*of, only)
+
+
+def only_block(N: int, M: int) -> tuple[int, int]:
+    """The shape of the block kept from one pass to the next: none, if there are several."""
+    return (N, M) if N <= ROWS and M <= COLUMNS else (0, 0)
+
+
 def log_sums(
     similarity: str,
     x: Tensor,
@@ -100,10 +121,11 @@ def log_sums(
     c: Tensor,
     scale: Tensor,
     ids: tuple[Tensor, Tensor],
+    prepared: tuple[Tensor, ...],
     precision: str,
 ) -> tuple[Tensor, Tensor]:
     """log-sum-exp of the logits by rows ``(N,)`` and columns ``(M,)``, equal ids left out."""
-    pairs = _Pairs(similarity, clouds(x, y, c, precision))
+    pairs = _prepared(similarity, prepared, c)
     middle, reach = pairs.clouds.values(similarity)
     if bool(scale * reach <= _REACH):
         return _near_log_sums(similarity, pairs, scale, middle, ids)
@@ -140,12 +162,13 @@ def log_sums_gradients(
     c: Tensor,
     scale: Tensor,
     ids: tuple[Tensor, Tensor],
+    prepared: tuple[Tensor, ...],
     sums: tuple[Tensor, Tensor],
     at: tuple[Tensor, Tensor],
     precision: str,
 ) -> Gradients:
     """Derivatives of ``at[0] . rows + at[1] . columns``, with ``sums`` what `log_sums` gave."""
-    pairs = _Pairs(similarity, clouds(x, y, c, precision))
+    pairs = _prepared(similarity, prepared, c)
     value = pairs.fused(pointwise.log_sums_change)
     totals = _Totals(pairs.clouds)
     for block in pairs:
@@ -186,14 +209,21 @@ class _Block(NamedTuple):
         return by_row[self.rows][:, None], by_column[self.columns][None]
 
 
-class _Pairs:
-    """The blocks of all pairs of two clouds."""
+def _prepared(similarity: str, prepared: tuple[Tensor, ...], c: Tensor) -> _Pairs:
+    *of, only = prepared
+    return _Pairs(similarity, in_space(Directions(*of), c), only=only if only.numel() else None)
 
-    def __init__(self, kind: str, prepared: Clouds, *, columns: int = 0) -> None:
+
+class _Pairs:
+    """The blocks of all pairs of two clouds; ``only``, folded already, if there is but one."""
+
+    def __init__(
+        self, kind: str, prepared: Clouds, *, columns: int = 0, only: Tensor | None = None
+    ) -> None:
         self.clouds = prepared
+        self._only = only
         self._kind = kind
         self._columns = columns or COLUMNS
-        self._opposites = kind == "angle"
         x, y = prepared.x.basis, prepared.y.basis
         numel = min(len(x), ROWS) * min(len(y), self._columns)
         self._buffers = [x.new_empty(numel) for _ in range(3)]
@@ -205,7 +235,11 @@ class _Pairs:
             for columns in row_blocks(len(y.basis), self._columns):
                 n, m = rows.stop - rows.start, columns.stop - columns.start
                 folded, *spare = (b[: n * m].view(n, m) for b in self._buffers)
-                self._fold(folded, x.basis[rows], y.basis[columns])
+                if self._only is None:
+                    of = self.clouds.mean, self.clouds.threshold
+                    fold(self._kind, folded, x.basis[rows], y.basis[columns], *of)
+                else:
+                    folded.copy_(self._only)
                 # Contiguous, or a compiler sees other strides in blocks of the same size.
                 scalars = of_x[:, rows].contiguous(), of_y[..., columns].contiguous()
                 yield _Block(rows, columns, folded, (spare[0], spare[1]), *scalars)
@@ -214,49 +248,6 @@ class _Pairs:
         """`function`, compiled if that pays."""
         x, y = self.clouds.x.basis, self.clouds.y.basis
         return compilation.fused(function, self._kind, x, len(x) * len(y))
-
-    def _fold(self, out: Tensor, x: Tensor, y: Tensor) -> None:
-        if x.shape[-1] - 2 <= FEW_DIMENSIONS:
-            near = _half_square(x[:, :-2], -y[:, :-2])
-            if self._opposites:
-                near = torch.where(near > 1, self._opposite(x, y), near)
-            out.copy_(near)
-            return
-        torch.mm(x, y.mT, out=out)
-        threshold = self.clouds.threshold
-        lowest, highest = out.aminmax()
-        if lowest < threshold:
-            self._mend(out, x, y, out < threshold, opposite=False)
-        if self._opposites and highest > 2 - threshold:
-            self._mend(out, x, y, out > 2 - threshold, opposite=True)
-
-    def _mend(self, out: Tensor, x: Tensor, y: Tensor, which: Tensor, *, opposite: bool) -> None:
-        i, j = which.nonzero(as_tuple=True)
-        if 8 * len(i) > out.numel():
-            exact = self._opposite(x, y) if opposite else _half_square(x[:, :-2], -y[:, :-2])
-            out.copy_(torch.where(which, exact, out))
-            return
-        for some in row_chunks(len(i), x.shape[-1]):
-            if opposite:
-                d = x[i[some], :-2] + 2 * self.clouds.mean - y[j[some], :-2]
-                out[i[some], j[some]] = _opposite(0.5 * dot(d, d)[:, 0])
-            else:
-                d = x[i[some], :-2] + y[j[some], :-2]
-                out[i[some], j[some]] = 0.5 * dot(d, d)[:, 0]
-
-    def _opposite(self, x: Tensor, y: Tensor) -> Tensor:
-        return _opposite(_half_square(x[:, :-2] + 2 * self.clouds.mean, y[:, :-2]))
-
-
-def _opposite(g: Tensor) -> Tensor:
-    """Folded; the mean's rounding is left of exactly opposite directions, and taken for 0."""
-    noise = 2 * torch.finfo(g.dtype).eps ** 2
-    return -torch.where(g < noise, 0.0, g) - _ALIGNED
-
-
-def _half_square(x: Tensor, y: Tensor) -> Tensor:
-    """``|x_i - y_j|**2 / 2`` from differences."""
-    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square_().mul_(0.5)
 
 
 class _Totals:
@@ -271,8 +262,9 @@ class _Totals:
     def add(self, block: _Block, sums: Sums) -> None:
         x, y = self._clouds.x.spread[block.rows], self._clouds.y.spread[block.columns]
         by_h, by_b = block.spare
-        self._x.directions[block.rows].addmm_(by_h, y)
-        self._y.directions[block.columns].addmm_(by_h.mT, x)
+        first_of_row, first_of_column = block.columns.start == 0, block.rows.start == 0
+        _add_product(self._x.directions[block.rows], by_h, y, new=first_of_row)
+        _add_product(self._y.directions[block.columns], by_h.mT, x, new=first_of_column)
         self._x.weights[block.rows] += sums.h
         self._y.weights[block.columns, 0] += by_h.sum(0)
         self._x.radii[block.rows] += sums.a
@@ -289,6 +281,10 @@ class _Totals:
             (self._c / (2 * c)).to(dtype),
             self._scale.to(dtype),
         )
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor, *, new: bool) -> None:
+    torch.mm(a, b, out=total) if new else total.addmm_(a, b)
 
 
 class _Total:

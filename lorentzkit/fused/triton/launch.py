@@ -67,6 +67,7 @@ def log_sums(
     c: Tensor,
     scale: Tensor,
     ids: tuple[Tensor, Tensor],
+    prepared: object,
     precision: str,
 ) -> tuple[Tensor, Tensor]:
     """log-sum-exp of the logits by rows ``(N,)`` and columns ``(M,)``, equal ids left out."""
@@ -94,6 +95,7 @@ def log_sums_gradients(
     c: Tensor,
     scale: Tensor,
     ids: tuple[Tensor, Tensor],
+    prepared: object,
     sums: tuple[Tensor, Tensor],
     at: tuple[Tensor, Tensor],
     precision: str,
