@@ -1,8 +1,9 @@
-"""One pair among others, as an elementwise function: for the measure of `condition.py`."""
+"""Calls of the pairwise ops: one pair among others, and every custom op below them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from condition import exact_dot
@@ -43,3 +44,30 @@ def measurable(x: Tensor, y: Tensor, curv: Tensor) -> bool:
         xx, yy, xy = exact_dot(x, x), exact_dot(y, y), exact_dot(x, y)
         square = 1 - xy * xy / (xx * yy) if xx and yy else 0
         return square == 0 or square > (4 * torch.finfo(x.dtype).eps) ** 2
+
+
+def custom_ops(impl: str, dtype: torch.dtype) -> list[tuple[Any, tuple[Any, ...]]]:
+    """Each with arguments for it."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(4, 20, generator=generator, dtype=torch.float64).to(dtype) for _ in "xy")
+    c, scale, at = x.new_tensor([0.7]), x.new_tensor(5.0), x.new_ones(4, 4)
+    pairs = torch.arange(4), torch.arange(4)
+    ids = tuple(i.int() for i in pairs)
+    how = impl, "highest"
+    library = torch.ops.lorentzkit
+    loss = (x, y, c, scale, *ids, *library.prepare(x, y, "angle", *how))
+    sums = library.log_sums(*loss, "angle", *how)
+    calls = [
+        (library.prepare, (x, y, "angle", *how)),
+        (library.matrix, (x[None], y[None], c[None], "distance", *how)),
+        (library.matrix_gradients, (x[None], y[None], c[None], at[None], "distance", *how)),
+        (library.log_sums, (*loss, "angle", *how)),
+        (library.log_sums_gradients, (*loss, *sums, *sums, "angle", *how)),
+        (library.topk, (x, y, c, "distance", 2, False, 0, *how)),
+    ]
+    if impl == "streaming":  # chosen pairs are plain PyTorch everywhere
+        calls += [
+            (library.selected, (x, y, c, *pairs, "angle")),
+            (library.selected_gradients, (x, y, c, *pairs, at[:, :2], "angle")),
+        ]
+    return calls

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pairwise_calls import custom_ops
 from test_pairwise import points
 from torch.func import grad, jacrev, jvp, vmap
 
@@ -133,29 +134,7 @@ def test_export(name):
 
 @pytest.mark.filterwarnings("ignore:.*deprecated")
 def test_opcheck():
-    x, y, c = (t.detach() for t in leaves(M=4))
-    c = c.reshape(1)
-    ids = torch.arange(4, dtype=torch.int32)
-    how = ("streaming", "highest")
-    library = torch.ops.lorentzkit
-    lse = (x, y, c, torch.tensor(5.0, dtype=x.dtype), ids, ids)
-    lse = (*lse, *library.prepare(x, y, "angle", *how))
-    sums = library.log_sums(*lse, "angle", *how)
-    i, at = torch.arange(4), torch.ones(4, 2, dtype=x.dtype)
-    cases = [
-        (library.prepare, (x, y, "angle", *how)),
-        (library.matrix, (x[None], y[None], c[None], "distance", *how)),
-        (
-            library.matrix_gradients,
-            (x[None], y[None], c[None], x.new_ones(1, 4, 4), "distance", *how),
-        ),
-        (library.log_sums, (*lse, "angle", *how)),
-        (library.log_sums_gradients, (*lse, *sums, *sums, "angle", *how)),
-        (library.selected, (x, y, c, i, i, "angle")),
-        (library.selected_gradients, (x, y, c, i, i, at, "angle")),
-        (library.topk, (x, y, c, "distance", 2, False, 0, *how)),
-    ]
-    for op, args in cases:
+    for op, args in custom_ops("streaming", torch.float64):
         torch.library.opcheck(op.default, args)
 
 

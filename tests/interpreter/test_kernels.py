@@ -6,7 +6,7 @@ import torch
 from condition import gradient_errors, value_error
 from hypothesis import assume, given, note
 from hypothesis import strategies as st
-from pairwise_calls import PAIRWISE, in_a_crowd, measurable
+from pairwise_calls import PAIRWISE, custom_ops, in_a_crowd, measurable
 from strategies import CASES
 from test_contrastive import SIMILARITIES, compare
 from test_pairwise import BOUND, points
@@ -247,3 +247,9 @@ def test_workspace_in_parts(monkeypatch):
     labels = torch.arange(200), torch.arange(130)
     positive = labels[0][:, None] == labels[1]
     compare(x, y, "angle", positive, labels, impl="triton", rtol=2e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_opcheck():
+    for op, args in custom_ops("triton", torch.float32):
+        torch.library.opcheck(op.default, args)
