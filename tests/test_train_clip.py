@@ -27,6 +27,7 @@ from clip_hyperbolic.evaluate import hierarchy, retrieval
 from clip_hyperbolic.model import Objective, TwoTowers, Words, image_tower
 from PIL import Image
 from torch.utils.data import DataLoader
+from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionModel
 
 SCRIPT = Path(train_clip_hyperbolic.__file__)
 COLOURS = ("red", "green", "blue", "gold", "purple", "черный", "白い", "orange")
@@ -69,6 +70,7 @@ SMALL = {
     "batch_size": 8,
     "embed_dim": 16,
     "text_width": 32,
+    "text_layers": 1,
     "vocab_size": 300,
     "steps": 8,
     "warmup": 2,
@@ -361,6 +363,26 @@ def test_two_processes_train_like_one(shards: str, tmp_path: Path, objective: st
     train(*argv, "--output_dir", str(tmp_path / "two"), "--micro_batch", "2", processes=2)
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     torch.testing.assert_close(torch.tensor(two), torch.tensor(one), rtol=1e-3, atol=1e-4)
+
+
+def test_towers_of_a_folder_in_half_precision(shards: str, tmp_path: Path) -> None:
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2}
+    image = CLIPVisionModel(CLIPVisionConfig(**size, **heads, image_size=32, patch_size=16))
+    text = BertModel(BertConfig(**size, **heads, vocab_size=300))
+    folders = {"vision_model": str(tmp_path / "image"), "text_model": str(tmp_path / "text")}
+    for tower, folder in zip((image, text), folders.values(), strict=True):
+        tower.save_pretrained(folder)
+    run = tmp_path / "run"
+    changes = {**SMALL, "steps": 2, "precision": "bf16", "lr": 0.0, **folders}
+    train(*flags(changes), "--shards", shards, "--output_dir", str(run))
+    assert all(0 < loss < 10 for loss in losses(run))
+    model = Checkpoint.of(run).model()
+    for tower, found in ((image, model.image_tower), (text, model.text_tower)):
+        for name, weight in tower.state_dict().items():
+            assert torch.equal(found.state_dict()[name], weight), name
+    with pytest.raises(UserError, match="AutoModel finds nothing it knows there"):
+        image_tower(small(shards, vision_model=str(tmp_path)))
 
 
 def test_what_is_not_finite_stops_the_run(shards: str, tmp_path: Path) -> None:

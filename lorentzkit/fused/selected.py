@@ -67,23 +67,24 @@ def selected_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Derivatives of ``(at * selected).sum()`` by x, y and c."""
     by_c, *slopes = _fused(_slopes, kind, x, i)(kind, x, y, c, i, j, at)
-    step = _fused(_steps, "", x, i)
-    if _in_order(x, i) and _in_order(y, j):  # one pair for each point: nothing to add up
-        by_x, by_y = step("", x, y, i, j, *slopes)
-        return by_x, by_y, (by_c.sum() / (2 * c)).to(c.dtype)
-    totals = [torch.zeros_like(z) for z in (x, y)]
+    step, by_curv = _fused(_steps, "", x, i), (by_c.sum() / (2 * c)).to(c.dtype)
     room = _CHUNK if step is _steps else _COMPILED_CHUNK
+    if x.numel() <= room and _in_order(x, i) and _in_order(y, j):  # nothing to add up
+        by_x, by_y = step("", x, y, i, j, *slopes)
+        return by_x, by_y, by_curv
+    totals = [torch.zeros_like(z) for z in (x, y)]
     for some in row_blocks(len(i), max(1, room // x.shape[-1])):
         steps = step("", x, y, i[some], j[some], *(s[some] for s in slopes))
         for total, of, gradient in zip(totals, (i, j), steps, strict=True):
             total.index_add_(0, of[some], gradient)
-    return totals[0], totals[1], (by_c.sum() / (2 * c)).to(c.dtype)
+    return totals[0], totals[1], by_curv
 
 
 def _in_order(x: Tensor, i: Tensor) -> bool:
-    """Whether i is ``arange(len(x))``, of few enough points for `_steps` to take all at once."""
-    few = x.numel() <= _COMPILED_CHUNK and len(i) == len(x) and not x.is_cuda  # which would wait
-    return few and torch.equal(i, torch.arange(len(x), device=i.device))
+    """Whether i is ``arange(len(x))``; not asked on a GPU, where the answer would be waited for."""
+    return (
+        len(i) == len(x) and not x.is_cuda and torch.equal(i, torch.arange(len(x), device=i.device))
+    )
 
 
 def _fused(function: Callable[..., Any], kind: str, x: Tensor, i: Tensor) -> Callable[..., Any]:
