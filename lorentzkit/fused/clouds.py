@@ -96,13 +96,15 @@ def in_space(of: Directions, c: Tensor) -> Clouds:
 def directions(x: Tensor, y: Tensor, precision: str) -> Directions:
     D = x.shape[-1]
     bases = [z.new_empty(len(z), D + 2) for z in (x, y)]
-    lengths = [_polar(z, b[:, :D], precision) for z, b in zip((x, y), bases, strict=True)]
+    x_length, y_length = (
+        _polar(z, b[:, :D], precision) for z, b in zip((x, y), bases, strict=True)
+    )
     mean = 0.5 * (bases[0][:, :D].mean(0) + bases[1][:, :D].mean(0))
     halves = [z.new_empty(len(z), 1) for z in (x, y)]
     for sign, basis, half in zip(("", "-"), bases, halves, strict=True):
         by_rows(_centre, sign, (basis[:, :D], half), mean)
         basis[:, -1:], basis[:, -2:-1] = (half, 1.0) if sign else (1.0, half)
-    return Directions(*bases, *lengths, mean)
+    return Directions(bases[0], bases[1], x_length, y_length, mean)
 
 
 def mend_below(D: int, spread: float = 1.0) -> float:

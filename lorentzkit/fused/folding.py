@@ -36,8 +36,7 @@ def _mend(out: Tensor, x: Tensor, y: Tensor, which: Tensor, mean: Tensor | None 
     """From differences; with the mean, of opposites."""
     i, j = which.nonzero(as_tuple=True)
     if 8 * len(i) > out.numel():
-        near = mean is None
-        exact = _half_square(x[:, :-2], -y[:, :-2]) if near else _opposites(x, y, mean)
+        exact = _half_square(x[:, :-2], -y[:, :-2]) if mean is None else _opposites(x, y, mean)
         out.copy_(torch.where(which, exact, out))
         return
     for some in row_chunks(len(i), x.shape[-1]):
