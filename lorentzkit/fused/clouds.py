@@ -89,11 +89,13 @@ def clouds(x: Tensor, y: Tensor, c: Tensor, precision: str) -> Clouds:
 
 
 def in_space(of: Directions, c: Tensor) -> Clouds:
+    """Directions with the radii that the curvature gives to the lengths."""
     x, y = _cloud(of.x, of.x_length, c), _cloud(of.y, of.y_length, c)
     return Clouds(x, y, of.mean, c, of.threshold())
 
 
 def directions(x: Tensor, y: Tensor, precision: str) -> Directions:
+    """Of two clouds ``(N, D)``, ``(M, D)``, about their common mean."""
     D = x.shape[-1]
     bases = [z.new_empty(len(z), D + 2) for z in (x, y)]
     x_length, y_length = (

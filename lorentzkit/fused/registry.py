@@ -122,7 +122,7 @@ def _matrix_gradients(
 def _prepare(
     x: Tensor, y: Tensor, similarity: str, impl: str, precision: str
 ) -> tuple[Tensor, ...]:
-    if impl == "triton":
+    if impl == "triton":  # whose own preparation, in other operands, is not kept
         return tuple(x.new_empty(0) for _ in range(_PREPARED))
     return streaming.prepare(similarity, x, y, precision)
 
