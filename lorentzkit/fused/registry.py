@@ -158,10 +158,9 @@ def _log_sums_gradients(
     column_ids: Tensor,
     *args: Any,
 ) -> tuple[Tensor, ...]:
-    *prepared, similarity, impl, precision = args
-    prepared, sums, at = prepared[:-4], prepared[-4:-2], prepared[-2:]
+    *prepared, row_sums, column_sums, at_rows, at_columns, similarity, impl, precision = args
+    ids, sums, at = (row_ids, column_ids), (row_sums, column_sums), (at_rows, at_columns)
     run = _module(impl).log_sums_gradients
-    ids = row_ids, column_ids
     return tuple(run(similarity, x, y, c, scale, ids, prepared, sums, at, precision))
 
 
