@@ -122,15 +122,16 @@ class View:
         return figure
 
     def disk(self) -> Figure:
-        """The first two principal directions of the captions; how far out points are is kept."""
+        """The first two directions in which captions differ; how far out points are is kept."""
         figure = Figure(figsize=(11, 8), layout="constrained")
         axes = viz.poincare_disk(figure.subplots())
         vectors = ops.logmap0(self.texts["captions"], self.curv)
-        directions = torch.pca_lowrank(vectors, q=2, center=False)[2]
+        middle = vectors.mean(0)  # which all share: it tells nothing apart
+        directions = torch.pca_lowrank(vectors - middle, q=2, center=False)[2]
 
         def place(x: Tensor) -> Tensor:
             vectors = ops.logmap0(x, self.curv)
-            unit = torch.nn.functional.normalize(vectors @ directions, dim=-1)
+            unit = torch.nn.functional.normalize((vectors - middle) @ directions, dim=-1)
             return ops.expmap0(unit * vectors.norm(dim=-1, keepdim=True), self.curv)
 
         broadest = next(iter(self.levels))
@@ -144,6 +145,9 @@ class View:
                 viz.cones(apex[None], self.curv, alpha=0.07, **style)
                 viz.points(apex[None], self.curv, s=90, edgecolors="white", label=name, **style)
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, title="cones, images")
+        farthest = abs(viz.coordinates(place(self.images), self.curv)).max()
+        limits = (-1.3 * farthest, 1.3 * farthest)  # the horizon may be far off
+        axes.set(xlim=limits, ylim=limits)
         return figure
 
     def grid(self, count: int = 10) -> Figure:
