@@ -1,0 +1,90 @@
+"""What the centroid regulariser of "Accept the Modality Gap" buys: its weight and both radii."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from common import BLUE, GREEN, ORANGE, Case, measured, options, over_seeds, publish, spread
+from dynamics import gap
+from matplotlib.figure import Figure
+from training import Drawings, configuration, train
+
+from lorentzkit import ops
+
+RADII = {(0.25, 0.5): (ORANGE, "^"), (0.5, 1.0): (BLUE, "o"), (1.0, 2.0): (GREEN, "s")}
+NAMES = ["t2i R@1", "i2t R@1", "i2t TIE", "captions", "images", "curvature"]
+
+
+def reach(seed: int, steps: int, smoke: bool, **setting: Any) -> Case:
+    """What a training with a weight and radii reaches."""
+    config = configuration(smoke, objective="atmg", seed=seed, steps=steps, **setting)
+    model, words, taken = train(config)
+    drawings = Drawings(config)
+    points, curv = drawings.points(model, words), model.curv().detach()
+    with torch.no_grad():
+        radius = {
+            name: ops.dist0(x, curv).mean().item()
+            for name, x in (("captions", points.texts), ("images", points.images))
+        }
+    found = drawings.scores(points, model, "atmg") | gap(points, curv, True) | radius
+    return found | {"taken": taken, "curvature": curv.item()}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    begun, chosen = time.perf_counter(), options(__doc__ or "", argv)
+    weights = chosen.pick([0.1], [0.01, 0.1, 1.0], [0.01, 0.1, 1.0])
+    settings = [(0.0, 0.5, 1.0), *((weight, *radii) for weight in weights for radii in RADII)]
+    settings = chosen.pick(settings[:2], settings, settings)
+    about = {"steps": chosen.pick(3, 200, 300), "smoke": chosen.size == "smoke"}
+    cases = [
+        {"seed": seed, "centroid_weight": weight, "text_radius": q, "image_radius": p} | about
+        for seed in chosen.seeds
+        for weight, q, p in settings
+    ]
+    cases = measured("centroid", reach, cases, chosen.out)
+    groups = over_seeds(cases, "centroid_weight", "text_radius", "image_radius")
+    rows = [
+        [
+            f"{weight:g}",
+            f"{q:g}, {p:g}" if weight else "",
+            *(spread([case[name] for case in group]) for name in NAMES),
+        ]
+        for (weight, q, p), group in groups.items()
+    ]
+    figure = Figure(figsize=(12, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for radii, (colour, marker) in RADII.items():
+        found = {w: group for (w, *at), group in groups.items() if w and tuple(at) == radii}
+        label = f"text {radii[0]:g}, image {radii[1]:g}"
+        style = {"color": colour, "marker": marker, "capsize": 3, "label": label}
+        for axes, name in ((left, "t2i R@1"), (right, "i2t TIE")):
+            axes.errorbar(list(found), *_bars(found.values(), name), **style)
+    (without,) = (group for (weight, *_), group in groups.items() if not weight)
+    for axes, name, label in (
+        (left, "t2i R@1", "text to image R@1, unseen vendors"),
+        (right, "i2t TIE", "tree-induced error, image to text (edges)"),
+    ):
+        (mean,), _ = _bars([without], name)
+        axes.axhline(mean, color="#777777", ls="--", label="without the regulariser")
+        axes.set(xscale="log", xlabel="weight of the regulariser, lambda", ylabel=label)
+    left.legend(frameon=False, title="distance of the centroids from the origin")
+    recalls = [sum(c["t2i R@1"] for c in group) / len(group) for group in groups.values()]
+    figure.suptitle(
+        f"R@1 is {recalls[0]:.3f} without the centroid regulariser, and {min(recalls[1:]):.3f} to "
+        f"{max(recalls[1:]):.3f} with it"
+    )
+    heading = ["lambda", "radius of texts, images", *NAMES[:3], "captions at", "images at"]
+    publish("centroid", chosen, begun, [*heading, "curvature"], rows, figure, cases=cases)
+
+
+def _bars(groups: Any, name: str) -> tuple[list[float], list[float]]:
+    """Means, and half of the ranges."""
+    values = [[case[name] for case in group] for group in groups]
+    return [sum(v) / len(v) for v in values], [(max(v) - min(v)) / 2 for v in values]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Short trainings of the example's towers on the emoji, looked at on the way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from itertools import islice
+from statistics import mean
+from typing import Any
+
+import common  # noqa: F401  (first: it lets the example be found)
+import torch
+from clip_hyperbolic import emoji
+from clip_hyperbolic.config import Config
+from clip_hyperbolic.data import Batches, Sample, as_pixels, expand, fitted, samples
+from clip_hyperbolic.evaluate import embed_texts, hierarchy, ranking, retrieval
+from clip_hyperbolic.model import Objective, TwoTowers, Words
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from train_clip_hyperbolic import learning_rate, optimiser
+
+UNSEEN = ("Goog", "Twtr")
+Batch = dict[str, Any]
+Probe = Callable[[int, TwoTowers, Words], None]
+
+
+def configuration(smoke: bool = False, **changes: Any) -> Config:
+    """The example's in little, so that a sweep takes minutes; `smoke` sees few drawings as well."""
+    small: dict[str, Any] = {"image_size": 32, "embed_dim": 64, "steps": 300, "warmup": 30}
+    if smoke:
+        small |= {"steps": 4, "warmup": 2, "batch_size": 32}
+    folder, fold = emoji.default_cache(), "rare" if smoke else "*"
+    shards = [f"{folder}/{vendor}-{fold}.tar" for vendor in emoji.TRAINING]
+    return Config(shards=shards, **small | changes)
+
+
+@dataclass
+class Points:
+    """Of a model at one time: every vendor's drawing of every concept, and the concepts' names."""
+
+    images: Tensor  # (vendors, concepts, D)
+    texts: Tensor  # (concepts, D)
+
+
+class Drawings:
+    """All vendors' drawings of the concepts of a configuration, the unseen ones too."""
+
+    def __init__(self, config: Config) -> None:
+        found: dict[str, list[Sample]] = {}
+        for vendor in emoji.VENDORS:
+            shards = [name.replace(emoji.TRAINING[0], vendor) for name in config.shards[:1]]
+            found[vendor] = [*samples(expand(shards), print)]
+        self.concepts = found[emoji.VENDORS[0]]
+        self.pixels = torch.stack(
+            [
+                as_pixels([fitted(sample.image, config.image_size) for sample in of_vendor])
+                for of_vendor in found.values()
+            ]
+        )
+
+    @torch.no_grad()
+    def points(self, model: TwoTowers, words: Words) -> Points:
+        model.eval()
+        images = [model.images(some) for some in self.pixels.flatten(0, 1).split(256)]
+        names = [sample.caption for sample in self.concepts]
+        shape = self.pixels.shape[:2]
+        found = Points(torch.cat(images).unflatten(0, shape), embed_texts(model, words, names))
+        model.train()
+        return found
+
+    def scores(self, points: Points, model: TwoTowers, objective: str) -> dict[str, float]:
+        """Retrieval and tree-induced error on the unseen vendors, means over them."""
+
+        def rank(queries: Tensor, gallery: Tensor, images_ask: bool) -> Tensor:
+            return ranking(model, objective, queries, gallery, images_ask=images_ask)
+
+        return self.scores_of(points, rank)
+
+    def scores_of(
+        self, points: Points, rank: Callable[[Tensor, Tensor, bool], Tensor]
+    ) -> dict[str, float]:
+        names = [sample.caption for sample in self.concepts]
+        paths = [[*sample.ancestors, sample.caption] for sample in self.concepts]
+        each = []
+        for vendor in UNSEEN:
+            images = points.images[emoji.VENDORS.index(vendor)]
+            t2i, i2t = rank(points.texts, images, False), rank(images, points.texts, True)
+            tree = hierarchy([paths[best] for best in i2t[:, 0].tolist()], paths)
+            ways = {"t2i": retrieval(t2i, names, names), "i2t": retrieval(i2t, names, names)}
+            recalls = {
+                f"{way} R@{k}": found[f"R@{k}"] for way, found in ways.items() for k in (1, 10)
+            }
+            each.append(recalls | {"i2t TIE": tree["TIE"]})
+        return {name: mean(one[name] for one in each) for name in each[0]}
+
+
+def train(
+    config: Config,
+    change: Callable[[TwoTowers], TwoTowers] = lambda model: model,
+    objective: Callable[[Config], Objective] = Objective,
+    at: Collection[int] = (),
+    probe: Probe | None = None,
+) -> tuple[TwoTowers, Words, int]:
+    """The example's loop without what makes it survive: the model, its words, the steps it took.
+
+    `probe` looks at the model after the steps `at`; 0 is before the first. A loss or gradient that
+    is not finite ends the training before it does harm.
+    """
+    torch.manual_seed(config.seed)
+    words = Words.of(config, samples(expand(config.shards), print))
+    model = change(TwoTowers(config, len(words)))
+    loss_of, adam = objective(config), optimiser(model, config)
+    model.train()
+    if probe and 0 in at:
+        probe(0, model, words)
+    for step, batch in enumerate(islice(Batches(config), config.steps), 1):
+        for group in adam.param_groups:
+            group["lr"] = learning_rate(step, config)
+        found = model(batch["pixels"], *words(batch["texts"]))
+        loss, _ = loss_of(*found, batch["index"], batch["labels"])
+        adam.zero_grad()
+        loss.backward()
+        norm = float(clip_grad_norm_(model.parameters(), config.clip_norm))
+        if not math.isfinite(loss.item() + norm):
+            return model, words, step - 1
+        adam.step()
+        if probe and step in at:
+            probe(step, model, words)
+    return model, words, config.steps

@@ -1,0 +1,128 @@
+"""The formulas that papers use, as in MERU (Desai et al. 2023), on whole matrices in float32.
+
+What curvature.py compares lorentzkit's against: written plainly, with their clamps, for that is
+what one trains with who copies them.
+"""
+
+from __future__ import annotations
+
+import math
+
+import common  # noqa: F401  (first: it lets the example be found)
+import torch
+from clip_hyperbolic.config import Config
+from clip_hyperbolic.model import Objective, TwoTowers
+from torch import Tensor, nn
+
+EPS = 1e-8
+
+
+def time(x: Tensor, c: Tensor) -> Tensor:
+    return (1 / c + x.square().sum(-1, keepdim=True)).sqrt()
+
+
+def expmap0(v: Tensor, c: Tensor) -> Tensor:
+    length = c.sqrt() * v.norm(dim=-1, keepdim=True)
+    return length.clamp(EPS, math.asinh(2**15)).sinh() * v / length.clamp_min(EPS)
+
+
+def inner(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
+    return x @ y.T - time(x, c) @ time(y, c).T
+
+
+def dist(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
+    return (-c * inner(x, y, c)).clamp_min(1 + EPS).acosh() / c.sqrt()
+
+
+def exterior_angle(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
+    """Of all pairs, with x the apexes."""
+    return _exterior_angle(x, time(x, c), time(y, c).T, c * inner(x, y, c))
+
+
+def exterior_angle_of_pairs(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
+    product = (x * y).sum(-1, keepdim=True) - time(x, c) * time(y, c)
+    return _exterior_angle(x, time(x, c), time(y, c), c * product)[:, 0]
+
+
+def _exterior_angle(x: Tensor, time_x: Tensor, time_y: Tensor, product: Tensor) -> Tensor:
+    over = time_y + product * time_x
+    under = x.norm(dim=-1, keepdim=True) * (product.square() - 1).clamp_min(EPS).sqrt() + EPS
+    return (over / under).clamp(-1 + EPS, 1 - EPS).acos()
+
+
+def half_aperture(x: Tensor, c: Tensor, min_radius: float = 0.1) -> Tensor:
+    sine = 2 * min_radius / (x.norm(dim=-1) * c.sqrt() + EPS)
+    return sine.clamp(-1 + EPS, 1 - EPS).asin()
+
+
+def radius_of_midpoint(x: Tensor, c: Tensor) -> Tensor:
+    """The distance from the origin of the Einstein midpoint, by Klein coordinates."""
+    klein = x / (c.sqrt() * time(x, c))
+    weight = (1 - klein.square().sum(-1, keepdim=True)).clamp_min(EPS).rsqrt()
+    middle = (weight * klein).sum(0) / weight.sum()
+    return middle.norm().clamp_max(1 - EPS).atanh() / c.sqrt()
+
+
+def contrast(rows: Tensor, columns: Tensor, labels: Tensor) -> Tensor:
+    """Symmetric InfoNCE of logits; a point's loss is the mean over its positives."""
+    right = (labels[:, None] == labels).float()
+    each = [-(right * x.log_softmax(1)).sum(1) / right.sum(1) for x in (rows, columns)]
+    return (each[0].mean() + each[1].mean()) / 2
+
+
+class UsualLift(nn.Module):
+    """A lift of lorentzkit with its learned scale, and the usual formula."""
+
+    def __init__(self, lift: nn.Module) -> None:
+        super().__init__()
+        self.scale = lift.scale
+
+    def forward(self, features: Tensor, c: Tensor) -> Tensor:
+        return expmap0(features * self.scale(), c)
+
+
+def usual_towers(model: TwoTowers) -> TwoTowers:
+    model.image_lift, model.text_lift = UsualLift(model.image_lift), UsualLift(model.text_lift)
+    return model
+
+
+class UsualObjective(Objective):
+    """The example's objective, its losses in the usual formulas."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.config, self.loss = config, self._loss
+
+    def _near(self, texts: Tensor, images: Tensor, c: Tensor, s: Tensor, labels: Tensor) -> Tensor:
+        if self.config.objective == "meru":
+            logits = -s * dist(texts, images, c)
+            return contrast(logits, logits.T, labels)
+        rows, columns = exterior_angle(texts, images, c), exterior_angle(images, texts, c)
+        return contrast(-s * rows, s * columns, labels)
+
+    def _loss(
+        self, texts: Tensor, images: Tensor, c: Tensor, scale: Tensor, targets: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        near = self._near(texts, images, c, scale, targets)
+        if self.config.objective == "meru":
+            outside = exterior_angle_of_pairs(texts, images, c) - half_aperture(texts, c)
+            inside = outside.clamp_min(0).mean()
+            return near + self.config.entailment_weight * inside, {"entailment": inside}
+        placed = (radius_of_midpoint(texts, c) - self.config.text_radius).abs()
+        placed = placed + (radius_of_midpoint(images, c) - self.config.image_radius).abs()
+        return near + self.config.centroid_weight * placed, {"centroid": placed}
+
+    def above(self, texts: Tensor, images: Tensor, *curv_and_scale: Tensor, of: Tensor) -> Tensor:
+        if self.config.objective == "atmg":
+            return self._near(texts, images, *curv_and_scale, of)
+        return self._loss(texts, images, *curv_and_scale, of)[0]
+
+
+@torch.no_grad()
+def ranking(
+    objective: str, queries: Tensor, gallery: Tensor, c: Tensor, images_ask: bool
+) -> Tensor:
+    """As the usual formulas rank: best first, all of the gallery."""
+    if objective == "meru":
+        return dist(queries, gallery, c).argsort(dim=1)
+    return exterior_angle(queries, gallery, c).argsort(dim=1, descending=images_ask)
