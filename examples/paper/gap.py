@@ -29,11 +29,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     left, middle, right = figure.subplots(1, 3)
     for objective, (colour, marker) in OBJECTIVES.items():
         style = {"color": colour, "marker": marker, "ms": 4}
-        gaps = curves(cases, objective, "gap, of pairs'")
+        apart = curves(cases, objective, "gap, of pairs'")
         planes = curves(cases, objective, "separable by direction")
-        recalls = curves(cases, objective, "t2i R@1")
+        at_1 = curves(cases, objective, "t2i R@1")
         for i, ((steps, of_pairs), (_, parted), (_, recall)) in enumerate(
-            zip(gaps, planes, recalls, strict=True)
+            zip(apart, planes, at_1, strict=True)
         ):
             left.plot(steps, of_pairs, label=None if i else objective, **style)
             middle.plot(steps, parted, **style)
@@ -46,12 +46,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         ylabel="text to image R@1, unseen vendors (large: the end)",
     )
     left.legend(frameon=False)
-    ends = {
-        o: [at_end(cases, o, name) for name in ("gap, of pairs'", "t2i R@1")] for o in OBJECTIVES
-    }
-    told = ", ".join(
-        f"{o} {mean(gap):.2f} (R@1 {mean(at_1):.2f})" for o, (gap, at_1) in ends.items()
-    )
+    gaps = {o: mean(at_end(cases, o, "gap, of pairs'")) for o in OBJECTIVES}
+    recalls = {o: mean(at_end(cases, o, "t2i R@1")) for o in OBJECTIVES}
+    told = ", ".join(f"{o} {gaps[o]:.2f} (R@1 {recalls[o]:.2f})" for o in OBJECTIVES)
     figure.suptitle(f"The gap between texts and images, over the distance of pairs: {told}")
     publish("gap", chosen, begun, ["objective", *names], rows, figure, cases=cases)
 

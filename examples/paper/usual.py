@@ -57,7 +57,7 @@ def half_aperture(x: Tensor, c: Tensor, min_radius: float = 0.1) -> Tensor:
 
 def radius_of_midpoint(x: Tensor, c: Tensor) -> Tensor:
     """The distance from the origin of the Einstein midpoint, by Klein coordinates."""
-    klein = x / (c.sqrt() * time(x, c))
+    klein = x / time(x, c)  # of length tanh(sqrt(c) distance)
     weight = (1 - klein.square().sum(-1, keepdim=True)).clamp_min(EPS).rsqrt()
     middle = (weight * klein).sum(0) / weight.sum()
     return middle.norm().clamp_max(1 - EPS).atanh() / c.sqrt()
@@ -86,24 +86,24 @@ def usual_towers(model: TwoTowers) -> TwoTowers:
     return model
 
 
-class UsualObjective(Objective):
-    """The example's objective, its losses in the usual formulas."""
+class UsualLoss(nn.Module):
+    """What `MERULoss` and `ATMGLoss` compute."""
 
     def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        self.config, self.loss = config, self._loss
+        super().__init__()
+        self.config = config
 
-    def _near(self, texts: Tensor, images: Tensor, c: Tensor, s: Tensor, labels: Tensor) -> Tensor:
+    def near(self, texts: Tensor, images: Tensor, c: Tensor, s: Tensor, labels: Tensor) -> Tensor:
         if self.config.objective == "meru":
             logits = -s * dist(texts, images, c)
             return contrast(logits, logits.T, labels)
         rows, columns = exterior_angle(texts, images, c), exterior_angle(images, texts, c)
         return contrast(-s * rows, s * columns, labels)
 
-    def _loss(
+    def forward(
         self, texts: Tensor, images: Tensor, c: Tensor, scale: Tensor, targets: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        near = self._near(texts, images, c, scale, targets)
+        near = self.near(texts, images, c, scale, targets)
         if self.config.objective == "meru":
             outside = exterior_angle_of_pairs(texts, images, c) - half_aperture(texts, c)
             inside = outside.clamp_min(0).mean()
@@ -112,10 +112,18 @@ class UsualObjective(Objective):
         placed = placed + (radius_of_midpoint(images, c) - self.config.image_radius).abs()
         return near + self.config.centroid_weight * placed, {"centroid": placed}
 
+
+class UsualObjective(Objective):
+    """The example's objective, its losses in the usual formulas."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.loss = UsualLoss(config)
+
     def above(self, texts: Tensor, images: Tensor, *curv_and_scale: Tensor, of: Tensor) -> Tensor:
-        if self.config.objective == "atmg":
-            return self._near(texts, images, *curv_and_scale, of)
-        return self._loss(texts, images, *curv_and_scale, of)[0]
+        if self.loss.config.objective == "atmg":
+            return self.loss.near(texts, images, *curv_and_scale, of)
+        return self.loss(texts, images, *curv_and_scale, of)[0]
 
 
 @torch.no_grad()
