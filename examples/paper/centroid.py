@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from common import BLUE, GREEN, ORANGE, Case, measured, options, over_seeds, publish, spread
+from common import BLUE, GREEN, ORANGE, Case, options, over_seeds, publish, spread
 from dynamics import gap
 from matplotlib.figure import Figure
-from training import Drawings, configuration, train
+from training import Drawings, configuration, train, trained
 
 from lorentzkit import ops
 
@@ -38,13 +38,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     weights = chosen.pick([0.1], [0.01, 0.1, 1.0], [0.01, 0.1, 1.0])
     settings = [(0.0, 0.5, 1.0), *((weight, *radii) for weight in weights for radii in RADII)]
     settings = chosen.pick(settings[:2], settings, settings)
-    about = {"steps": chosen.pick(3, 200, 300), "smoke": chosen.size == "smoke"}
     cases = [
-        {"seed": seed, "centroid_weight": weight, "text_radius": q, "image_radius": p} | about
+        {"seed": seed, "centroid_weight": weight, "text_radius": q, "image_radius": p}
         for seed in chosen.seeds
         for weight, q, p in settings
     ]
-    cases = measured("centroid", reach, cases, chosen.out)
+    cases = trained("centroid", reach, cases, chosen, chosen.pick(3, 150, 200))
     groups = over_seeds(cases, "centroid_weight", "text_radius", "image_radius")
     rows = [
         [

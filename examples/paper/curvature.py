@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from statistics import mean
 
 import usual
-from common import OBJECTIVES, Case, measured, options, over_seeds, publish, spread
+from common import OBJECTIVES, Case, options, over_seeds, publish, spread
 from matplotlib.figure import Figure
-from training import Drawings, configuration, train
+from training import Drawings, configuration, train, trained
 
 CURVATURES = (0.01, 0.1, 1.0, 10.0, 100.0)
 FORMULAS = {"lorentzkit": "-", "usual": ":"}
@@ -41,15 +41,15 @@ def reach(
 
 def main(argv: Sequence[str] | None = None) -> None:
     begun, chosen = time.perf_counter(), options(__doc__ or "", argv)
-    about = {"steps": chosen.pick(3, 200, 300), "smoke": chosen.size == "smoke"}
     cases = [
-        {"objective": objective, "formulas": formulas, "curvature": c, "seed": seed} | about
+        {"objective": objective, "formulas": formulas, "curvature": c, "seed": seed}
         for seed in chosen.seeds
         for objective in ("meru", "atmg")
         for formulas in FORMULAS
         for c in chosen.pick((100.0,), CURVATURES, CURVATURES)
     ]
-    cases = measured("curvature", reach, cases, chosen.out)
+    cases = trained("curvature", reach, cases, chosen, chosen.pick(3, 150, 200))
+    steps = cases[0]["steps"]
     groups = over_seeds(cases, "objective", "formulas", "curvature")
     rows = [
         [
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{c:g}",
             *(spread([case[name] for case in group]) for name in NAMES),
             spread([case["t2i R@1, ranked by usual formulas"] for case in group]),
-            f"{min(case['taken'] for case in group)} of {about['steps']}",
+            f"{min(case['taken'] for case in group)} of {steps}",
         ]
         for (objective, formulas, c), group in groups.items()
     ]
@@ -80,14 +80,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         (
             "text to image R@1, unseen vendors",
             "tree-induced error, image to text (edges)",
-            f"steps before the loss or gradient is NaN or infinite (of {about['steps']})",
+            f"steps before the loss or gradient is NaN or infinite (of {steps})",
         ),
         strict=True,
     ):
         axes.set(xscale="log", xlabel="curvature c (frozen)", ylabel=label)
     panels[0].legend(frameon=False)
-    lost = sum(case["taken"] < about["steps"] for case in cases if case["formulas"] == "usual")
-    own = sum(case["taken"] < about["steps"] for case in cases if case["formulas"] != "usual")
+    lost = sum(case["taken"] < steps for case in cases if case["formulas"] == "usual")
+    own = sum(case["taken"] < steps for case in cases if case["formulas"] != "usual")
     number = len(cases) // 2
     figure.suptitle(
         f"Trainings that end in NaN: {lost} of {number} with the usual float32 formulas, "

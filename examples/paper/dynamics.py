@@ -8,24 +8,19 @@ import common  # noqa: F401  (first: it lets the example be found)
 import torch
 from clip_hyperbolic.emoji import VENDORS
 from clip_hyperbolic.model import TwoTowers, Words
-from common import Case, Options, measured
+from common import OBJECTIVES, Case, Options
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
-from training import UNSEEN, Drawings, Points, configuration, train
+from training import UNSEEN, Drawings, Points, configuration, train, trained
 
 from lorentzkit import ops
 
 AT = (0, 10, 20, 40, 70, 100, 150, 200, 250, 300)
 
 
-def all_objectives(options: Options) -> list[Case]:
-    steps = options.pick(3, 200, 300)
-    cases = [
-        {"objective": objective, "seed": seed, "steps": steps, "smoke": options.size == "smoke"}
-        for seed in options.seeds
-        for objective in ("clip", "meru", "atmg")
-    ]
-    return measured("dynamics", follow, cases, options.out)
+def all_objectives(chosen: Options) -> list[Case]:
+    cases = [{"objective": o, "seed": seed} for seed in chosen.seeds for o in OBJECTIVES]
+    return trained("dynamics", follow, cases, chosen, chosen.pick(3, 200, 300))
 
 
 def follow(objective: str, seed: int, steps: int, smoke: bool) -> Case:

@@ -17,10 +17,10 @@ import common  # noqa: F401  (first: it lets the example be found)
 import torch
 from clip_hyperbolic.data import Batches
 from clip_hyperbolic.model import TwoTowers, Words
-from common import BLUE, GREEN, ORANGE, Case, measured, options, publish, spread
+from common import BLUE, GREEN, ORANGE, Case, options, publish, spread
 from matplotlib.figure import Figure
 from torch import Tensor
-from training import configuration, train
+from training import configuration, train, trained
 
 from lorentzkit.losses import contrastive_loss, entailment_loss
 from lorentzkit.manifolds import Lorentz
@@ -111,13 +111,8 @@ def follow(objective: str, seed: int, steps: int, smoke: bool) -> Case:
 
 def main(argv: Sequence[str] | None = None) -> None:
     begun, chosen = time.perf_counter(), options(__doc__ or "", argv)
-    about = {"steps": chosen.pick(3, 200, 300), "smoke": chosen.size == "smoke"}
-    cases = measured(
-        "interplay",
-        follow,
-        [{"objective": o, "seed": seed} | about for seed in chosen.seeds for o in TERMS],
-        chosen.out,
-    )
+    cases = [{"objective": o, "seed": seed} for seed in chosen.seeds for o in TERMS]
+    cases = trained("interplay", follow, cases, chosen, chosen.pick(3, 200, 300))
     figure = Figure(figsize=(12, 8), layout="constrained")
     rows, means = [], {}
     for (upper, lower), (objective, (first, second)) in zip(

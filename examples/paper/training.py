@@ -16,20 +16,32 @@ from clip_hyperbolic.config import Config
 from clip_hyperbolic.data import Batches, Sample, as_pixels, expand, fitted, samples
 from clip_hyperbolic.evaluate import embed_texts, hierarchy, ranking, retrieval
 from clip_hyperbolic.model import Objective, TwoTowers, Words
+from common import Case, Options, console, measured
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from train_clip_hyperbolic import learning_rate, optimiser
 
 UNSEEN = ("Goog", "Twtr")
-Batch = dict[str, Any]
 Probe = Callable[[int, TwoTowers, Words], None]
+
+
+def trained(
+    name: str, function: Callable[..., Case], cases: list[Case], chosen: Options, steps: int
+) -> list[Case]:
+    """What `function` finds in trainings of so many steps, whose data are prepared first."""
+    if not emoji.is_complete(emoji.default_cache()):
+        console.print(f"Emoji drawings, into {emoji.default_cache()}. {emoji.LICENCE}")
+        emoji.prepare(emoji.default_cache())
+    about = {"steps": steps, "smoke": chosen.size == "smoke"}
+    return measured(name, function, [case | about for case in cases], chosen.out)
 
 
 def configuration(smoke: bool = False, **changes: Any) -> Config:
     """The example's in little, so that a sweep takes minutes; `smoke` sees few drawings as well."""
     small: dict[str, Any] = {"image_size": 32, "embed_dim": 64, "steps": 300, "warmup": 30}
     if smoke:
-        small |= {"steps": 4, "warmup": 2, "batch_size": 32}
+        # in 4 dimensions too little work to be compiled, which would take longer than all else
+        small |= {"steps": 4, "warmup": 2, "batch_size": 32, "embed_dim": 4, "text_width": 32}
     folder, fold = emoji.default_cache(), "rare" if smoke else "*"
     shards = [f"{folder}/{vendor}-{fold}.tar" for vendor in emoji.TRAINING]
     return Config(shards=shards, **small | changes)

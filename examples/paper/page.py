@@ -1,0 +1,50 @@
+"""Brings what the scripts found into docs/paper.md: `python examples/paper/page.py runs/paper`
+
+Copies each NAME.json and NAME.png beside the document, and writes the table of NAME between its
+marks there.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE, RESULTS, IMAGES = DOCS / "paper.md", DOCS / "results" / "paper", DOCS / "images" / "paper"
+
+
+def table(file: Path) -> str:
+    """The table of a result as markdown, and how it was made."""
+    found = json.loads(file.read_text("utf-8"))
+    heading, *rows = found["table"]
+    seeds, machine = len(found["seeds"]), found["environment"]
+    lines = [heading, ["---"] * len(heading), *rows]
+    made = (
+        f"{seeds} seed{'s' * (seeds > 1)}, ± half of their range; `{file.stem}.py --full`, torch "
+        f"{machine['torch']}, {machine['machine']}"
+    )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{made}.\n"
+
+
+def written(page: str) -> str:
+    """The page with the tables of all results."""
+    for file in sorted(RESULTS.glob("*.json")):
+        begin, end = f"<!-- {file.stem}:begin -->\n", f"<!-- {file.stem}:end -->"
+        before, rest = page.split(begin)
+        page = before + begin + table(file) + end + rest.split(end, 1)[1]
+    return page
+
+
+def main() -> None:
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    for file in sorted(Path(sys.argv[1]).glob("*.json")):
+        shutil.copy(file, RESULTS)
+        shutil.copy(file.with_suffix(".png"), IMAGES)
+    PAGE.write_text(written(PAGE.read_text("utf-8")), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
