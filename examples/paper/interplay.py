@@ -8,10 +8,12 @@ vectors, in the Riemannian metric, pair by pair; at the parameters it is that of
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import chain
+from statistics import mean
+from typing import Any
 
 import common  # noqa: F401  (first: it lets the example be found)
 import torch
@@ -27,6 +29,7 @@ from lorentzkit.manifolds import Lorentz
 
 AT = (1, 5, 10, 20, 30, 50, 75, 100, 150, 200, 250, 300)
 TERMS = {"meru": ("contrast", "entailment"), "atmg": ("text apex", "image apex")}
+OTHERS = ["opposed", "outward, first", "outward, second", "length, second / first"]
 WHERE = {"images": BLUE, "texts": ORANGE, "parameters": GREEN}
 
 
@@ -113,54 +116,55 @@ def main(argv: Sequence[str] | None = None) -> None:
     begun, chosen = time.perf_counter(), options(__doc__ or "", argv)
     cases = [{"objective": o, "seed": seed} for seed in chosen.seeds for o in TERMS]
     cases = trained("interplay", follow, cases, chosen, chosen.pick(3, 200, 300))
+    cut = max(1, cases[0]["steps"] // 10)  # the learning rate has reached its height
+    rows = []
     figure = Figure(figsize=(12, 8), layout="constrained")
-    rows, means = [], {}
-    for (upper, lower), (objective, (first, second)) in zip(
-        figure.subplots(2, 2).T, TERMS.items(), strict=True
-    ):
+    for panels, (objective, called) in zip(figure.subplots(2, 2).T, TERMS.items(), strict=True):
         runs = [case["found"] for case in cases if case["objective"] == objective]
-        steps = [one["step"] for one in runs[0]]
-        for where, colour in WHERE.items():
-            for i, run in enumerate(runs):
-                cosines = [one[where]["cosine"] for one in run]
-                upper.plot(steps, cosines, "o-", color=colour, ms=4, label=None if i else where)
-        for term, name, style in (("first", first, "o-"), ("second", second, "s--")):
-            for where in ("images", "texts"):
-                for i, run in enumerate(runs):
-                    lower.plot(
-                        steps,
-                        [one[where][f"outward, {term}"] for one in run],
-                        style,
-                        color=WHERE[where],
-                        ms=4,
-                        label=None if i else f"{name}, at {where}",
-                    )
-        for where in WHERE:
-            means[objective, where] = [_mean(run, where, "cosine") for run in runs]
-            others = ("opposed", "outward, first", "outward, second", "length, second / first")
-            rest = [spread([_mean(run, where, n) for run in runs], 2) for n in others]
-            row = [f"{objective}: {first}, {second}", where, spread(means[objective, where], 2)]
-            rows.append([*row, *(rest if where != "parameters" else [""] * len(rest))])
-        told = sum(means[objective, "images"]) / len(runs)
-        upper.set_title(f"{objective}: {first} and {second}, mean cosine at images {told:+.2f}")
-        upper.set(ylabel="cosine of the two gradients", ylim=(-1.05, 1.05))
-        lower.set(
-            xlabel="training steps",
-            ylabel="outward share of a step",
-            ylim=(-1.05, 1.05),
+        draw(panels, runs, called)
+        spans = ((0, cut), (cut,))
+        cosines = {
+            where: [[over(run, where, "cosine", *span) for run in runs] for span in spans]
+            for where in WHERE
+        }
+        early, late = map(mean, cosines["images"])
+        panels[0].set_title(
+            f"{objective}: {' and '.join(called)}: cosine at images\n"
+            f"{early:+.2f} in the first {cut} steps, then {late:+.2f}"
         )
-        for axes in (upper, lower):
-            axes.axhline(0, color="#999999", lw=0.8)
-            axes.legend(frameon=False)
-    heading = ["objective: terms", "gradients at", "cosine", "pairs opposed"]
-    heading += ["first, outward", "second, outward", "length, second / first"]
-    publish("interplay", chosen, begun, heading, rows, figure, cases=cases)
+        for where in WHERE:
+            row = [f"{objective}: {', '.join(called)}", where]
+            row += [spread(values, 2) for values in cosines[where]]
+            for name in OTHERS:
+                values = [over(run, where, name, cut) for run in runs]
+                row.append(spread(values, 2) if where != "parameters" else "")
+            rows.append(row)
+    heading = ["objective: terms", "gradients at", f"cosine, to step {cut}", "cosine, later"]
+    publish("interplay", chosen, begun, [*heading, *OTHERS], rows, figure, cases=cases)
 
 
-def _mean(run: list[Case], where: str, name: str) -> float:
-    values = [one[where][name] for one in run if name in one[where]]
-    finite = [value for value in chain(values) if value == value]
-    return sum(finite) / len(finite) if finite else float("nan")
+def over(run: list[Case], where: str, name: str, after: int, to: float = math.inf) -> float:
+    """The mean of what was found after a step, up to another."""
+    return mean(one[where].get(name, 0.0) for one in run if after < one["step"] <= to)
+
+
+def draw(panels: Any, runs: list[list[Case]], called: Sequence[str]) -> None:
+    upper, lower = panels
+    steps = [one["step"] for one in runs[0]]
+    for i, run in enumerate(runs):
+        for where, colour in WHERE.items():
+            cosines = [one[where]["cosine"] for one in run]
+            upper.plot(steps, cosines, "o-", color=colour, ms=4, label=None if i else where)
+        for term, name, style in zip(("first", "second"), called, ("o-", "s--"), strict=True):
+            for where in ("images", "texts"):
+                outward = [one[where][f"outward, {term}"] for one in run]
+                label = None if i else f"{name}, at {where}"
+                lower.plot(steps, outward, style, color=WHERE[where], ms=4, label=label)
+    upper.set(ylabel="cosine of the two gradients", ylim=(-1.05, 1.05))
+    lower.set(xlabel="training steps", ylabel="outward share of a step", ylim=(-1.05, 1.05))
+    for axes in panels:
+        axes.axhline(0, color="#999999", lw=0.8)
+        axes.legend(frameon=False)
 
 
 if __name__ == "__main__":
