@@ -117,8 +117,7 @@ class View:
 
     def radii(self) -> Figure:
         figure = Figure(figsize=(9, 4), layout="constrained")
-        groups = {**self.texts, "images": self.images}
-        viz.radius_histogram(groups, self.curv, ax=figure.subplots())
+        viz.radius_histogram(self.texts | {"images": self.images}, self.curv, ax=figure.subplots())
         return figure
 
     def disk(self) -> Figure:
@@ -126,13 +125,12 @@ class View:
         figure = Figure(figsize=(11, 8), layout="constrained")
         axes = viz.poincare_disk(figure.subplots())
         vectors = ops.logmap0(self.texts["captions"], self.curv)
-        middle = vectors.mean(0)  # which all share: it tells nothing apart
-        directions = torch.pca_lowrank(vectors - middle, q=2, center=False)[2]
+        directions = torch.pca_lowrank(vectors, q=2)[2]
 
         def place(x: Tensor) -> Tensor:
-            vectors = ops.logmap0(x, self.curv)
-            unit = torch.nn.functional.normalize((vectors - middle) @ directions, dim=-1)
-            return ops.expmap0(unit * vectors.norm(dim=-1, keepdim=True), self.curv)
+            v = ops.logmap0(x, self.curv)  # less the middle, which all share: it tells none apart
+            unit = torch.nn.functional.normalize((v - vectors.mean(0)) @ directions, dim=-1)
+            return ops.expmap0(unit * v.norm(dim=-1, keepdim=True), self.curv)
 
         broadest = next(iter(self.levels))
         colour = dict(zip(self.levels[broadest], COLOURS * 99, strict=False))
@@ -145,9 +143,9 @@ class View:
                 viz.cones(apex[None], self.curv, alpha=0.07, **style)
                 viz.points(apex[None], self.curv, s=90, edgecolors="white", label=name, **style)
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, title="cones, images")
-        farthest = abs(viz.coordinates(place(self.images), self.curv)).max()
-        limits = (-1.3 * farthest, 1.3 * farthest)  # the horizon may be far off
-        axes.set(xlim=limits, ylim=limits)
+        # the horizon may be far off
+        reach = 1.3 * abs(viz.coordinates(place(self.images), self.curv)).max()
+        axes.set(xlim=(-reach, reach), ylim=(-reach, reach))
         return figure
 
     def grid(self, count: int = 10) -> Figure:
