@@ -35,7 +35,7 @@ def reach(seed: int, steps: int, smoke: bool, **setting: Any) -> Case:
 
 def main(argv: Sequence[str] | None = None) -> None:
     begun, chosen = time.perf_counter(), options(__doc__ or "", argv)
-    weights = chosen.pick([0.1], [0.01, 0.1, 1.0], [0.01, 0.1, 1.0])
+    weights = (0.1, 1.0)
     settings = [(0.0, 0.5, 1.0), *((weight, *radii) for weight in weights for radii in RADII)]
     settings = chosen.pick(settings[:2], settings, settings)
     cases = [
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for seed in chosen.seeds
         for weight, q, p in settings
     ]
-    cases = trained("centroid", reach, cases, chosen, chosen.pick(3, 150, 200))
+    cases = trained("centroid", reach, cases, chosen, chosen.pick(3, 100, 150))
     groups = over_seeds(cases, "centroid_weight", "text_radius", "image_radius")
     rows = [
         [

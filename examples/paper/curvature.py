@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for formulas in FORMULAS
         for c in chosen.pick((100.0,), CURVATURES, CURVATURES)
     ]
-    cases = trained("curvature", reach, cases, chosen, chosen.pick(3, 150, 200))
+    cases = trained("curvature", reach, cases, chosen, chosen.pick(3, 100, 150))
     steps = cases[0]["steps"]
     groups = over_seeds(cases, "objective", "formulas", "curvature")
     rows = [

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from itertools import islice
+from functools import cache
+from itertools import chain, islice
 from statistics import mean
 from typing import Any
 
@@ -47,6 +48,12 @@ def configuration(smoke: bool = False, **changes: Any) -> Config:
     return Config(shards=shards, **small | changes)
 
 
+@cache
+def decoded(*shards: str) -> list[Sample]:
+    """The samples of shards, for all the cases of a process."""
+    return [*samples([*shards], print)]
+
+
 @dataclass
 class Points:
     """Of a model at one time: every vendor's drawing of every concept, and the concepts' names."""
@@ -62,7 +69,7 @@ class Drawings:
         found: dict[str, list[Sample]] = {}
         for vendor in emoji.VENDORS:
             shards = [name.replace(emoji.TRAINING[0], vendor) for name in config.shards[:1]]
-            found[vendor] = [*samples(expand(shards), print)]
+            found[vendor] = decoded(*expand(shards))
         self.concepts = found[emoji.VENDORS[0]]
         self.pixels = torch.stack(
             [
@@ -120,7 +127,7 @@ def train(
     is not finite ends the training before it does harm.
     """
     torch.manual_seed(config.seed)
-    words = Words.of(config, samples(expand(config.shards), print))
+    words = Words.of(config, chain.from_iterable(map(decoded, expand(config.shards))))
     model = change(TwoTowers(config, len(words)))
     loss_of, adam = objective(config), optimiser(model, config)
     model.train()
