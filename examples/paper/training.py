@@ -49,9 +49,9 @@ def configuration(smoke: bool = False, **changes: Any) -> Config:
 
 
 @cache
-def decoded(*shards: str) -> list[Sample]:
-    """The samples of shards, for all the cases of a process."""
-    return [*samples([*shards], print)]
+def decoded(shard: str) -> list[Sample]:
+    """The samples of a shard, once for all the cases of a process."""
+    return [*samples([shard], print)]
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Drawings:
         found: dict[str, list[Sample]] = {}
         for vendor in emoji.VENDORS:
             shards = [name.replace(emoji.TRAINING[0], vendor) for name in config.shards[:1]]
-            found[vendor] = decoded(*expand(shards))
+            found[vendor] = [*chain.from_iterable(map(decoded, expand(shards)))]
         self.concepts = found[emoji.VENDORS[0]]
         self.pixels = torch.stack(
             [
