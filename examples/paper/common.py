@@ -146,7 +146,6 @@ def publish(
     about = {
         "size": options.size,
         "seeds": options.seeds,
-        "seconds": round(time.perf_counter() - begun),
         "environment": environment(),
     }
     options.out.mkdir(parents=True, exist_ok=True)
@@ -158,4 +157,4 @@ def publish(
     for row in rows:
         table.add_row(*row)
     Console().print(table)
-    console.print(f"{file} and {file.with_suffix('.png')}, {about['seconds']} s")
+    console.print(f"{file} and {file.with_suffix('.png')}, {time.perf_counter() - begun:.0f} s")

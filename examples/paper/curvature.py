@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         (
             "text to image R@1, unseen vendors",
             "tree-induced error, image to text (edges)",
-            f"steps before the loss or gradient is NaN or infinite (of {steps})",
+            f"steps before NaN (of {steps})",
         ),
         strict=True,
     ):

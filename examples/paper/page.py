@@ -20,12 +20,13 @@ def table(file: Path) -> str:
     found = json.loads(file.read_text("utf-8"))
     heading, *rows = found["table"]
     seeds, machine = len(found["seeds"]), found["environment"]
-    lines = [heading, ["---"] * len(heading), *rows]
     made = (
         f"{seeds} seed{'s' * (seeds > 1)}, ± half of their range; `{file.stem}.py --full`, torch "
         f"{machine['torch']}, {machine['machine']}"
     )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{made}.\n"
+    cells = [heading, ["---"] * len(heading), *rows]
+    lines = [" | ".join(cell.replace("|", "\\|") for cell in line) for line in cells]
+    return "".join(f"| {line} |\n" for line in lines) + f"\n{made}.\n"
 
 
 def written(page: str) -> str:
