@@ -69,7 +69,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         (mean,), _ = _bars([without], name)
         axes.axhline(mean, color="#777777", ls="--", label="without the regulariser")
         axes.set(xscale="log", xlabel="weight of the regulariser, lambda", ylabel=label)
-    left.legend(frameon=False, title="distance of the centroids from the origin")
+    handles = left.get_legend_handles_labels()
+    figure.legend(
+        *handles,
+        loc="outside lower center",
+        ncols=4,
+        title="distance of the centroids from the origin",
+    )
     recalls = [sum(c["t2i R@1"] for c in group) / len(group) for group in groups.values()]
     figure.suptitle(
         f"R@1 is {recalls[0]:.3f} without the centroid regulariser, and {min(recalls[1:]):.3f} to "
