@@ -145,9 +145,19 @@ def test_gradients_that_agree_and_that_oppose() -> None:
     assert found["opposed"] == 1
     assert found["outward, first"] == pytest.approx(1)
     assert found["length, second / first"] == pytest.approx(1)
+    oblique = torch.tensor([[1.0, 0.0]]).double() / (curv.sqrt() * time) + across / 3
+    found = interplay.at_points(x, curv, -oblique, across)  # as far outward as across
+    assert found["outward, first"] == pytest.approx(0.5**0.5)
+    assert found["cosine"] == pytest.approx(-(0.5**0.5))
     found = interplay.at_points(x, curv, outward, across)
     assert found["cosine"] == pytest.approx(0, abs=1e-12)
     assert found["outward, second"] == pytest.approx(0, abs=1e-12)
+
+
+def test_separability_is_measured_on_concepts_that_the_plane_was_not_fitted_to() -> None:
+    """In as many dimensions as there are concepts a plane parts any sample it is fitted to."""
+    texts, images = torch.randn(2, 100, 100, generator=torch.Generator().manual_seed(0))
+    assert 0.3 < dynamics.separability(texts, images) < 0.7
 
 
 def test_the_page_shows_the_committed_results() -> None:
