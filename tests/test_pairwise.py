@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorentzkit import ops
 from lorentzkit.fused import compilation, streaming
-from lorentzkit.fused.clouds import clouds
+from lorentzkit.fused.clouds import clouds, directions
+from lorentzkit.fused.folding import fold
 
 DTYPES = [torch.float32, torch.float64]
 RAGGED = [(1, 1), (1, 7), (7, 1), (252, 123), (507, 1023)]
@@ -75,6 +76,27 @@ def test_narrow_cones_of_many_dimensions(D, cone):
     error = (ops.pairwise_dist(x, y, impl="streaming").double() - exact).abs()
     # One rounding of the inputs, along and across, moves a distance by about that much.
     assert (error <= BOUND * 2.0**-24 * (exact + 2)).all()
+
+
+@pytest.mark.parametrize("D", [17, 64, 512])
+@pytest.mark.parametrize("opposite", [False, True])
+def test_what_is_not_mended_needs_no_mending(D, opposite):
+    """Just past the threshold the product's error in h is what the bound allows, of any pair."""
+    generator, size = torch.Generator().manual_seed(D), 400
+    axes = torch.nn.functional.normalize(torch.randn(2, size, D, generator=generator), dim=-1)
+    angles = torch.linspace(0.02, 1.0, size)[:, None]
+    x, y = axes[0], axes[0] * angles.cos() + axes[1] * angles.sin()
+    of = directions(x, -y if opposite else y, "highest")
+    h = torch.empty(size, size)
+    fold("angle", h, of.x, of.y, of.mean, of.threshold())
+    h = h.diagonal().double()
+    u, v = (z.double() / z.double().norm(dim=-1, keepdim=True) for z in (x, y))
+    near, far = ((u - sign * v).square().sum(-1) / 2 for sign in (1, -1))
+    exact = torch.where(h < 0, -near, far) if opposite else near  # folded, where mended
+    allowed = BOUND * 2.0**-24 * 2 * (near * far).sqrt()  # sin(theta)^2 = h (2 - h)
+    assert ((h - exact).abs() <= allowed).all()
+    mended = h < 0 if opposite else h < of.threshold()
+    assert 0 < mended.sum() < size
 
 
 def test_the_product_alone_would_not_do(monkeypatch):

@@ -111,9 +111,9 @@ def directions(x: Tensor, y: Tensor, precision: str) -> Directions:
 
 def mend_below(D: int, spread: float = 1.0) -> float:
     """The h under which a product of vectors of lengths with the product `spread` has lost it."""
-    # The product's error in h is about `error` roundings; what the pairwise bound allows in h is 16
-    # times what one rounding of both directions, by 2 sin(theta), makes.
-    error = (2 + math.sqrt(D) / 4) * max(1e-3, spread)
+    # The product's error in h is at most about `error` roundings; what the pairwise bound allows in
+    # h is 16 times what one rounding of both directions, by 2 sin(theta), makes.
+    error = (4 + math.sqrt(D) / 2) * max(1e-3, spread)
     return min(1.0, error**2 / 2048)
 
 
