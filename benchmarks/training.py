@@ -13,10 +13,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from markers import write
+
 TOP = Path(__file__).parents[1]
 RESULTS = TOP / "docs" / "results" / "training"
 DOCUMENTS = (TOP / "README.md", TOP / "docs" / "training.md")
-BEGIN, END = "<!-- training:begin -->\n", "<!-- training:end -->"
+MARKERS = ("<!-- training:begin -->", "<!-- training:end -->")
 COLUMNS = {
     "t2i R@1": ("retrieval", "t2i", "R@1"),
     "t2i R@10": ("retrieval", "t2i", "R@10"),
@@ -65,16 +67,14 @@ def table() -> str:
         lines.append(
             f"| {test}, {vendor} | {objective} | {steps} | {len(results)} | {' | '.join(cells)} |"
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def main() -> None:
     for run in sys.argv[1:]:
         keep(Path(run))
     for document in DOCUMENTS:
-        text = document.read_text("utf-8")
-        before, rest = text.split(BEGIN)
-        document.write_text(before + BEGIN + table() + END + rest.split(END)[1], "utf-8")
+        write(document, table(), MARKERS)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from statistics import mean
 from typing import Any
 
 import torch
-from common import BLUE, GREEN, ORANGE, Case, options, over_seeds, publish, spread
+from common import BLUE, GREEN, ORANGE, Case, half_range, options, over_seeds, publish, spread
 from dynamics import gap
 from matplotlib.figure import Figure
 from training import Drawings, configuration, train, trained
@@ -66,8 +67,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         (left, "t2i R@1", "text to image R@1, unseen vendors"),
         (right, "i2t TIE", "tree-induced error, image to text (edges)"),
     ):
-        (mean,), _ = _bars([without], name)
-        axes.axhline(mean, color="#777777", ls="--", label="without the regulariser")
+        (alone,), _ = _bars([without], name)
+        axes.axhline(alone, color="#777777", ls="--", label="without the regulariser")
         axes.set(xscale="log", xlabel="weight of the regulariser, lambda", ylabel=label)
     handles = left.get_legend_handles_labels()
     figure.legend(
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ncols=4,
         title="distance of the centroids from the origin",
     )
-    recalls = [sum(c["t2i R@1"] for c in group) / len(group) for group in groups.values()]
+    recalls, _ = _bars(groups.values(), "t2i R@1")
     figure.suptitle(
         f"R@1 is {recalls[0]:.3f} without the centroid regulariser, and {min(recalls[1:]):.3f} to "
         f"{max(recalls[1:]):.3f} with it"
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _bars(groups: Any, name: str) -> tuple[list[float], list[float]]:
     """Means, and half of the ranges."""
     values = [[case[name] for case in group] for group in groups]
-    return [sum(v) / len(v) for v in values], [(max(v) - min(v)) / 2 for v in values]
+    return [mean(v) for v in values], [half_range(v) for v in values]
 
 
 if __name__ == "__main__":

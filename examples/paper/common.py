@@ -36,8 +36,8 @@ sys.path.append(str(Path(__file__).parents[1]))  # clip_hyperbolic, and the scri
 T = TypeVar("T")
 Case = dict[str, Any]
 # Okabe and Ito 2008: told apart whatever colours the eye takes in; markers tell apart in print.
-BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-YELLOW, BLUE, RED, PINK = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+BLACK, ORANGE, GREEN = "#000000", "#E69F00", "#009E73"
+BLUE, RED, PINK = "#0072B2", "#D55E00", "#CC79A7"
 OBJECTIVES = {"clip": (BLACK, "s"), "meru": (ORANGE, "^"), "atmg": (BLUE, "o")}
 console = Console(stderr=True, soft_wrap=True)
 
@@ -118,8 +118,12 @@ def over_seeds(cases: list[Case], *keys: str) -> dict[tuple[Any, ...], list[Case
 
 def spread(values: Sequence[float], digits: int = 3) -> str:
     """The mean, and half of the range where there are several."""
-    half = f" ± {(max(values) - min(values)) / 2:.{digits}f}" if len(values) > 1 else ""
+    half = f" ± {half_range(values):.{digits}f}" if len(values) > 1 else ""
     return f"{mean(values):.{digits}f}{half}"
+
+
+def half_range(values: Sequence[float]) -> float:
+    return (max(values) - min(values)) / 2
 
 
 def environment() -> dict[str, Any]:
@@ -143,11 +147,7 @@ def publish(
     **numbers: Any,
 ) -> None:
     """Prints the table, and writes OUT/NAME.json with it and the numbers, and OUT/NAME.png."""
-    about = {
-        "size": options.size,
-        "seeds": options.seeds,
-        "environment": environment(),
-    }
+    about = {"size": options.size, "seeds": options.seeds, "environment": environment()}
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / f"{name}.json"
     content = about | {"table": [heading, *rows]} | numbers

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from statistics import mean
 
 import usual
-from common import OBJECTIVES, Case, options, over_seeds, publish, spread
+from common import OBJECTIVES, Case, half_range, options, over_seeds, publish, spread
 from matplotlib.figure import Figure
 from training import Drawings, configuration, train, trained
 
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for axes, name in zip(panels, ("t2i R@1", "i2t TIE", "taken"), strict=True):
                 values = [[case[name] for case in group] for _, group in some]
                 middle = [mean(v) if name != "taken" else min(v) for v in values]
-                half = [(max(v) - min(v)) / 2 if name != "taken" else 0 for v in values]
+                half = [half_range(v) if name != "taken" else 0 for v in values]
                 axes.errorbar(at, middle, half, label=f"{objective}, {formulas}", **style)
     for axes, label in zip(
         panels,

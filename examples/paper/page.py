@@ -11,6 +11,10 @@ import shutil
 import sys
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+from markers import filled
+
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE, RESULTS, IMAGES = DOCS / "paper.md", DOCS / "results" / "paper", DOCS / "images" / "paper"
 
@@ -26,15 +30,14 @@ def table(file: Path) -> str:
     )
     cells = [heading, ["---"] * len(heading), *rows]
     lines = [" | ".join(cell.replace("|", "\\|") for cell in line) for line in cells]
-    return "".join(f"| {line} |\n" for line in lines) + f"\n{made}.\n"
+    return "".join(f"| {line} |\n" for line in lines) + f"\n{made}."
 
 
 def written(page: str) -> str:
     """The page with the tables of all results."""
     for file in sorted(RESULTS.glob("*.json")):
-        begin, end = f"<!-- {file.stem}:begin -->\n", f"<!-- {file.stem}:end -->"
-        before, rest = page.split(begin)
-        page = before + begin + table(file) + end + rest.split(end, 1)[1]
+        markers = f"<!-- {file.stem}:begin -->", f"<!-- {file.stem}:end -->"
+        page = filled(page, table(file), markers, PAGE)
     return page
 
 
