@@ -57,7 +57,7 @@ class Config:
     text_model: str = option("", "a pretrained text tower of transformers instead, its folder")
     tokenizer: str = option("", "folder of a tokenizer; default: a byte-level BPE of the captions")
     vocab_size: int = option(4096, "of the BPE that is trained")
-    max_tokens: int = option(24, "of a text; more are cut off")
+    max_tokens: int = option(77, "of a text; more are cut off")
     text_width: int = option(128, "of the text tower")
     text_layers: int = option(0, "of the text tower; with 0 a text is the mean of its tokens")
     embed_dim: int = option(128, "of the common space")
@@ -115,7 +115,6 @@ _production = {
     "keywords": 0.0,
     "ancestor_levels": 0,
     "vocab_size": 49408,
-    "max_tokens": 77,
     "text_width": 512,
     "text_layers": 12,
     "embed_dim": 512,
