@@ -125,7 +125,9 @@ def test_shares_of_processes_make_up_the_batch(tmp_path: Path, in_memory: bool) 
         assert torch.equal(one["pixels"], torch.cat([half["pixels"] for half in halves]))
 
 
-def test_broken_members_are_skipped_and_named(tmp_path: Path) -> None:
+def test_broken_members_are_skipped_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "broken.tar"
     with tarfile.open(file, "w") as tar:
         for i, content in enumerate([png("red")[:60], b"no image", png("red")]):
@@ -136,6 +138,10 @@ def test_broken_members_are_skipped_and_named(tmp_path: Path) -> None:
     lost: list[str] = []
     assert [sample.key for sample in samples([str(file)], lost.append)] == ["2"]
     assert [message.split(":")[0] for message in lost] == ["0", "1", "3", "4"]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # far less than those of any picture
+    assert [*samples([str(file)], lost.append)] == []
+    assert "DecompressionBombError" in lost[-3]
+    monkeypatch.undo()
     half = tmp_path / "half.tar"
     half.write_bytes(shard(tmp_path / "whole.tar").read_bytes()[:9000])
     lost.clear()
@@ -381,8 +387,11 @@ def test_towers_of_a_folder_in_half_precision(shards: str, tmp_path: Path) -> No
     for tower, found in ((image, model.image_tower), (text, model.text_tower)):
         for name, weight in tower.state_dict().items():
             assert torch.equal(found.state_dict()[name], weight), name
-    with pytest.raises(UserError, match="AutoModel finds nothing it knows there"):
-        image_tower(small(shards, vision_model=str(tmp_path)))
+    (tmp_path / "image" / "model.safetensors").rename(tmp_path / "weights")
+    torch.save(image.state_dict(), tmp_path / "image" / "pytorch_model.bin")  # a pickle
+    for folder in (tmp_path, tmp_path / "image"):
+        with pytest.raises(UserError, match="AutoModel finds nothing it knows there"):
+            image_tower(small(shards, vision_model=str(folder)))
 
 
 def test_what_is_not_finite_stops_the_run(shards: str, tmp_path: Path) -> None:

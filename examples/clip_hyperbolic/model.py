@@ -158,7 +158,9 @@ def text_tower(config: Config, vocabulary: int) -> Any:
 
 def _pretrained(kind: Any, folder: str) -> Any:
     try:
-        return kind.from_pretrained(folder, local_files_only=True)
+        # Of weights, only safetensors: other formats can run code.
+        safe = {"use_safetensors": True} if kind is AutoModel else {}
+        return kind.from_pretrained(folder, local_files_only=True, **safe)
     except (OSError, ValueError) as error:
         raise UserError(
             f"{folder}: {kind.__name__} finds nothing it knows there: {error}"

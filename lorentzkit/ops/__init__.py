@@ -2,8 +2,9 @@
 
 Points and tangent vectors are tensors ``(..., D)``; ``curv > 0`` is the negative of the sectional
 curvature, a number or a tensor that broadcasts against the leading dimensions. All ops are
-differentiable, twice and more, in every tensor argument. float64 is computed in float64, all else
-in float32.
+differentiable in every tensor argument, twice and more where they are smooth; where they are not
+(distances of equal points, angles at the origin) the gradient is that of docs/numerics.md, and no
+second derivative exists. float64 is computed in float64, all else in float32.
 """
 
 from lorentzkit.ops.angles import (
