@@ -109,6 +109,15 @@ def test_nothing_is_documented_twice_or_elsewhere() -> None:
     assert {name.rpartition(".")[0] for name in names} == set(PUBLIC)
 
 
+def test_every_function_has_a_formula() -> None:
+    file = DOCS / ".extensions" / "formulas.yml"
+    formulas = yaml.safe_load(file.read_text(encoding="utf-8"))
+    without = {"lorentzkit.ops.pairwise_impl", "lorentzkit.losses.Targets"}
+    modules = {f"lorentzkit.{name}" for name in ("ops", "losses", "nn")}
+    names = {name for name in documented() if name.rpartition(".")[0] in modules}
+    assert set(formulas) == names - without
+
+
 @pytest.mark.parametrize("page", RUN, ids=name_of)
 def test_code_is_run(page: Path) -> None:
     fences = re.findall(

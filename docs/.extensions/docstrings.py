@@ -1,11 +1,23 @@
-"""Docstrings as Markdown: examples in fences, or they would be quotations, and pages as links."""
+"""Docstrings as Markdown: formulas typeset, examples in fences (else quotations), links."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import griffe
+import yaml
+
+FORMULAS = yaml.safe_load(Path(__file__).with_name("formulas.yml").read_text("utf-8"))
+
+
+def with_formula(text: str, name: str) -> str:
+    """The text with the function's formula after the sentence that says what it is."""
+    if name not in FORMULAS:
+        return text
+    meaning, _, rest = text.partition("\n\n")
+    return f"{meaning}\n\n\\[\n{FORMULAS[name]}\n\\]\n\n{rest}"
 
 
 def fenced(text: str) -> str:
@@ -33,4 +45,11 @@ class Doctests(griffe.Extension):
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         if obj.docstring:
-            obj.docstring.value = linked(fenced(obj.docstring.value))
+            text = linked(fenced(obj.docstring.value))
+            obj.docstring.value = with_formula(text, _public(obj.path))
+
+
+def _public(path: str) -> str:
+    """``lorentzkit.ops.dist`` of ``lorentzkit.ops.distances.dist``."""
+    package, part, *_, name = path.split(".") if path.count(".") >= 2 else ("", "", path)
+    return f"{package}.{part}.{name}"
