@@ -87,7 +87,7 @@ def _quantiles(times: np.ndarray[Any, Any]) -> dict[str, list[float]]:
 # --- Memory ---------------------------------------------------------------------------------------
 
 
-def memory() -> int:
+def installed_memory() -> int:
     if DEVICE == "cuda":
         return torch.cuda.mem_get_info()[1]
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ import compare
 import plots
 import tables
 import torch
+from compare import Times
 from measure import DEVICE, THREADS, environment, in_turns
 from suites import KINDS, SIZES, USUAL_SIZES, Row
 
@@ -41,12 +43,17 @@ def measured(row: Row, seconds: float, without: list[str]) -> dict[str, Any]:
     about: dict[str, Any] = {"kind": row.kind, "N": row.N, "D": row.D}
     if row.suite == "memory":
         return about | {"peak_mb": row.peaks()["auto"]}
-    torch.compiler.reset()
-    about |= {"ms": in_turns(row.steps(without), seconds)}
+    about |= {"ms": timed(row, seconds, without)}
     if row.suite in ("elementwise", "import"):
         return about
     x = row.inputs()[0]
     return about | {"impl": ops.pairwise_impl(x, x), "peak_mb": row.peaks()}
+
+
+def timed(row: Row, seconds: float, without: list[str]) -> Times:
+    if "torch._dynamo" in sys.modules:  # what was compiled for another row counts against a limit
+        torch.compiler.reset()
+    return in_turns(row.steps(without), seconds)
 
 
 def rows(args: argparse.Namespace) -> Iterator[Row]:
@@ -81,9 +88,8 @@ def compared(args: argparse.Namespace, old: dict[str, Any]) -> int:
     verdicts = []
     for row in rows(args):
         if row.key in old["rows"]:
-            fresh = measured(row, args.seconds, args.without)
-            of_row = (fresh["ms"], old["rows"][row.key]["ms"])
-            for name, verdict in compare.verdicts(*of_row, ratios=bool(differs)):
+            fresh, earlier = timed(row, args.seconds, args.without), old["rows"][row.key]["ms"]
+            for name, verdict in compare.verdicts(fresh, earlier, ratios=bool(differs)):
                 print(f"{row.key}, {name}: {verdict}", flush=True)
                 verdicts.append(verdict)
     if not verdicts:
