@@ -59,7 +59,7 @@ def test_functions_of_geoopt_are_those_of_the_ops(op: str) -> None:
     )
     if theirs.shape != ours.shape:
         theirs = ops.drop_time(theirs)
-    torch.testing.assert_close(theirs, ours, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-6)  # it adds 1e-6 to a denominator
 
 
 SMALL = ["--dimensions", "4", "--seconds", "0", "--without", "compiled", "auto_compiled"]
