@@ -8,9 +8,10 @@ import torch
 
 from lorentzkit import losses, nn, ops
 
-# Triton's wheels are for Linux: elsewhere its modules cannot be searched for doctests.
-if importlib.util.find_spec("triton") is None:
-    collect_ignore = ["lorentzkit/fused/triton"]
+# Tests have these on Linux only: Triton has no other wheels, and on macOS those of faiss and of
+# torch bring an OpenMP each, which may end the process (faiss-wheels/faiss-wheels#73).
+NEEDED = {"triton": "lorentzkit/fused/triton", "faiss": "docs/tutorials/retrieval.md"}
+collect_ignore = [path for name, path in NEEDED.items() if importlib.util.find_spec(name) is None]
 
 
 @pytest.fixture(autouse=True)

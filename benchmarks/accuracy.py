@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 
-import geoopt
 import torch
 from markers import write
 from mpmath import mp, mpf
+from rivals import geoopt_dist, meru_angle, meru_dist
 from torch import Tensor
 
 from lorentzkit import ops
@@ -30,30 +30,6 @@ from lorentzkit import ops
 DIMENSIONS = 64
 ROWS = [(1.0, 1.0), (1.0, 1e-2), (1.0, 1e-4), (1e-3, 1.0), (8.0, 1e-4), (11.0, 1e-4)]
 MARKERS = "<!-- accuracy:begin -->", "<!-- accuracy:end -->"
-
-# --- What others compute ----------------------------------------------------------------------
-
-
-def meru_inner(x: Tensor, y: Tensor, c: float) -> Tensor:
-    return (x * y).sum(-1) - (1 / c + x.square().sum(-1)).sqrt() * (
-        1 / c + y.square().sum(-1)
-    ).sqrt()
-
-
-def meru_dist(x: Tensor, y: Tensor, c: float, eps: float = 1e-8) -> Tensor:
-    return torch.acosh((-c * meru_inner(x, y, c)).clamp(min=1 + eps)) / c**0.5
-
-
-def meru_angle(x: Tensor, y: Tensor, c: float, eps: float = 1e-8) -> Tensor:
-    x0, y0 = (1 / c + x.square().sum(-1)).sqrt(), (1 / c + y.square().sum(-1)).sqrt()
-    c_xy = c * meru_inner(x, y, c)
-    cosine = (y0 + x0 * c_xy) / (x.norm(dim=-1) * (c_xy**2 - 1).clamp(min=eps).sqrt() + eps)
-    return torch.acos(cosine.clamp(-1 + eps, 1 - eps))
-
-
-def geoopt_dist(x: Tensor, y: Tensor, c: float) -> Tensor:
-    return geoopt.Lorentz(k=1 / c).dist(ops.add_time(x, c), ops.add_time(y, c))
-
 
 # --- What is true, in 150 digits --------------------------------------------------------------
 

@@ -1,14 +1,17 @@
-"""What lorentzkit is timed against: the usual formulas on whole matrices, geoopt, and the floor.
+"""What lorentzkit is measured against: the usual formulas, geoopt, and the floor.
 
-`usual_*` are the formulas of MERU (Desai et al. 2023) and ATMG (Ramasinghe et al. 2024), written
-plainly; how wrong they are in float32 is another benchmark's subject (accuracy.py).
+`meru_*` are the formulas of MERU (Desai et al. 2023) for points side by side, with their clamps;
+`usual_*` those and ATMG's (Ramasinghe et al. 2024) on whole matrices, written plainly. accuracy.py
+measures how wrong they are in float32, run.py how fast.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import geoopt
+import geoopt.manifolds.lorentz.math as lorentz
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
@@ -16,6 +19,101 @@ from torch.nn.functional import cross_entropy, normalize
 from lorentzkit import ops
 
 Function = Callable[..., Tensor]
+EPS = 1e-8
+
+# --- Point by point -------------------------------------------------------------------------------
+
+
+def meru_inner(x: Tensor, y: Tensor, c: float | Tensor) -> Tensor:
+    return (x * y).sum(-1) - (1 / c + x.square().sum(-1)).sqrt() * (
+        1 / c + y.square().sum(-1)
+    ).sqrt()
+
+
+def meru_dist(x: Tensor, y: Tensor, c: float | Tensor, eps: float = EPS) -> Tensor:
+    return torch.acosh((-c * meru_inner(x, y, c)).clamp(min=1 + eps)) / c**0.5
+
+
+def meru_angle(x: Tensor, y: Tensor, c: float | Tensor, eps: float = EPS) -> Tensor:
+    x0, y0 = (1 / c + x.square().sum(-1)).sqrt(), (1 / c + y.square().sum(-1)).sqrt()
+    c_xy = c * meru_inner(x, y, c)
+    cosine = (y0 + x0 * c_xy) / (x.norm(dim=-1) * (c_xy**2 - 1).clamp(min=eps).sqrt() + eps)
+    return torch.acos(cosine.clamp(-1 + eps, 1 - eps))
+
+
+def meru_expmap0(u: Tensor, c: Tensor) -> Tensor:
+    length = c.sqrt() * u.norm(dim=-1, keepdim=True)
+    return length.clamp(EPS, math.asinh(2**15)).sinh() * u / length.clamp_min(EPS)
+
+
+def meru_logmap0(x: Tensor, c: Tensor) -> Tensor:
+    cosh = (1 + c * x.square().sum(-1, keepdim=True)).sqrt()
+    length = c.sqrt() * x.norm(dim=-1, keepdim=True)
+    return cosh.clamp_min(1 + EPS).acosh() * x / length.clamp_min(EPS)
+
+
+def meru_aperture(x: Tensor, c: Tensor) -> Tensor:
+    sine = 2 * 0.1 / (x.norm(dim=-1) * c.sqrt() + EPS)
+    return sine.clamp(-1 + EPS, 1 - EPS).asin()
+
+
+def meru_residual(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
+    return (meru_angle(x, y, c) - meru_aperture(x, c)).clamp_min(0)
+
+
+MERU: dict[str, Function] = {
+    "inner": meru_inner,
+    "dist": meru_dist,
+    "exterior_angle": meru_angle,
+    "expmap0": meru_expmap0,
+    "logmap0": meru_logmap0,
+    "half_aperture": meru_aperture,
+    "entailment_residual": meru_residual,
+}
+
+# geoopt's own functions, which unlike its manifold are differentiable in the curvature.
+GEOOPT: dict[str, Function] = {
+    "inner": lambda x, y, c: lorentz.inner(x, y),
+    "tangent_inner": lambda x, u, v, c: lorentz.inner(u, v),
+    "tangent_norm": lambda x, u, c: lorentz.norm(u),
+    "dist": lambda x, y, c: lorentz.dist(x, y, k=1 / c),
+    "dist0": lambda x, c: lorentz.dist0(x, k=1 / c),
+    "expmap": lambda x, u, c: lorentz.expmap(x, u, k=1 / c),
+    "logmap": lambda x, y, c: lorentz.logmap(x, y, k=1 / c),
+    "expmap0": lambda u, c: lorentz.expmap0(u, k=1 / c),
+    "logmap0": lambda x, c: lorentz.logmap0(x, k=1 / c),
+    "transp": lambda x, y, u, c: lorentz.parallel_transport(x, y, u, k=1 / c),
+    "transp0": lambda y, u, c: lorentz.parallel_transport0(y, u, k=1 / c),
+    "transp0back": lambda x, u, c: lorentz.parallel_transport0back(x, u, k=1 / c),
+    "egrad2rgrad": lambda x, g, c: lorentz.egrad2rgrad(x, g, k=1 / c),
+    "to_poincare": lambda x, c: lorentz.lorentz_to_poincare(x, k=1 / c),
+    "from_poincare": lambda p, c: lorentz.poincare_to_lorentz(p, k=1 / c),
+}
+
+
+def in_geoopt(names: list[str], *args: Tensor) -> list[Tensor]:
+    """Arguments of an op, with the time components that geoopt's functions take."""
+    *given, c = args
+    x = given[0] if names[0] == "x" else None
+
+    def full(name: str, v: Tensor) -> Tensor:
+        if name in ("x", "y"):
+            return ops.add_time(v, c)
+        if name == "p":
+            return v
+        # A tangent vector at x is orthogonal to it; a gradient, and what is at the origin, has 0.
+        here = x is not None and name in ("u", "v")
+        time = (x * v).sum(-1, keepdim=True) / ops.time(x, c)[..., None] if here else v[..., :1] * 0
+        return torch.cat([time, v], -1)
+
+    return [*(full(name, v) for name, v in zip(names, given, strict=True)), c]
+
+
+def geoopt_dist(x: Tensor, y: Tensor, c: float | Tensor) -> Tensor:
+    return geoopt.Lorentz(k=1 / c).dist(ops.add_time(x, c), ops.add_time(y, c))
+
+
+# --- All pairs ------------------------------------------------------------------------------------
 
 
 def usual_inner(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
@@ -23,13 +121,13 @@ def usual_inner(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
 
 
 def usual_dist(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
-    return torch.acosh((-c * usual_inner(x, y, c)).clamp_min(1 + 1e-8)) / c.sqrt()
+    return torch.acosh((-c * usual_inner(x, y, c)).clamp_min(1 + EPS)) / c.sqrt()
 
 
 def usual_angle(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
     c_xy = c * usual_inner(x, y, c)
     over = _time(y, c).mT + _time(x, c) * c_xy
-    under = x.norm(dim=-1, keepdim=True) * (c_xy.square() - 1).clamp_min(1e-8).sqrt() + 1e-8
+    under = x.norm(dim=-1, keepdim=True) * (c_xy.square() - 1).clamp_min(EPS).sqrt() + EPS
     return torch.acos((over / under).clamp(-1 + 1e-6, 1 - 1e-6))
 
 
@@ -53,10 +151,12 @@ def _time(x: Tensor, c: Tensor) -> Tensor:
 USUAL = {"inner": usual_inner, "dist": usual_dist, "exterior_angle": usual_angle}
 
 
-def geoopt_dist(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
-    """Of all pairs, by broadcasting: it has no pairwise form."""
-    full = (ops.add_time(z, c) for z in (x[:, None], y[None]))
-    return geoopt.Lorentz(k=1 / c).dist(*full)
+def pairwise_geoopt_dist(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
+    """By broadcasting: it has no pairwise form."""
+    return geoopt_dist(x[:, None], y[None], c)
+
+
+# --- Floors ---------------------------------------------------------------------------------------
 
 
 class Floor:
@@ -74,3 +174,16 @@ class Floor:
             self.forward()
         torch.mm(self.out, self.y)
         torch.mm(self.out.mT, self.x)
+
+
+class Copies:
+    """Every argument read, and as much written: forward, and again for its gradients."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self.tensors = [t.detach() for t in tensors]
+
+    def forward(self) -> None:
+        for tensor in self.tensors:
+            tensor.clone()
+
+    backward = forward

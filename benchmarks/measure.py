@@ -1,0 +1,138 @@
+"""How the benchmarks measure: competitors in turns in one process, memory in a fresh one."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+Step = Callable[[], tuple[float, float]]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+THREADS = 2
+LEAST_ROUNDS, MOST_ROUNDS = 3, 25
+
+# --- Time -----------------------------------------------------------------------------------------
+
+
+def step(function: Callable[..., Tensor], inputs: list[Tensor]) -> tuple[float, float]:
+    """Seconds of forward and of backward."""
+    started = _now()
+    out = function(*inputs)
+    between = _now()
+    if out.requires_grad:
+        torch.autograd.grad(out, inputs, torch.ones_like(out), allow_unused=True)
+    return between - started, _now() - between
+
+
+def floor_step(floor: Any, backward: bool) -> tuple[float, float]:
+    started = _now()
+    floor.forward()
+    between = _now()
+    if backward:
+        floor.backward()
+    return between - started, _now() - between
+
+
+def fresh_process(statement: str) -> tuple[float, float]:
+    """Seconds of an interpreter that runs it and ends."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-c", statement], check=True)
+    return time.perf_counter() - started, 0.0
+
+
+def _now() -> float:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def in_turns(steps: dict[str, Step], seconds: float) -> dict[str, dict[str, list[float]]]:
+    """Quantiles 20, 50, 80 of milliseconds, by competitor and by part, after a turn to warm up."""
+    for warm in steps.values():
+        warm()
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
+    started = time.perf_counter()
+    for done in range(MOST_ROUNDS):
+        if done >= LEAST_ROUNDS and time.perf_counter() - started > seconds:
+            break
+        for name, run in steps.items():
+            times[name].append(run())
+    return {name: _quantiles(1e3 * np.array(t)) for name, t in times.items()}
+
+
+def _quantiles(times: np.ndarray[Any, Any]) -> dict[str, list[float]]:
+    parts = {"forward": times[:, 0], "backward": times[:, 1], "both": times.sum(1)}
+    return {
+        part: [round(float(q), 4) for q in np.percentile(t, [20, 50, 80])]
+        for part, t in parts.items()
+        if t.any()
+    }
+
+
+# --- Memory ---------------------------------------------------------------------------------------
+
+
+def installed_memory() -> int:
+    if DEVICE == "cuda":
+        return torch.cuda.mem_get_info()[1]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def in_fresh_process(function: Callable[..., T], *args: Any) -> T:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
+
+
+def added_by(run: Callable[[], object]) -> int:
+    """MB that `run` adds to this process at most."""
+    if DEVICE == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) >> 20
+    ctypes.CDLL(None).malloc_trim(0)  # what is free already would hide some of what is added
+    # The process's own peak from here on: that of `getrusage` is inherited from the parent.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _resident("VmRSS")
+    run()
+    return (_resident("VmHWM") - before) >> 10
+
+
+def _resident(name: str) -> int:
+    """kB, by the kernel."""
+    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1])
+
+
+# --- Where ----------------------------------------------------------------------------------------
+
+
+def environment(*packages: str) -> dict[str, Any]:
+    return {
+        "machine": torch.cuda.get_device_name() if DEVICE == "cuda" else _processor(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{p: version(p) for p in ("torch", "geoopt", "numpy", "lorentzkit", *packages)},
+    }
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
+    names = [line.split(": ")[1] for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

@@ -1,0 +1,131 @@
+"""A figure for each suite: what the others take, compared to lorentzkit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import tables
+from suites import IMPORTS, KINDS
+
+matplotlib.use("Agg")  # figures go to files: no display is needed
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+# Okabe and Ito 2008: told apart whatever colours the eye takes in; markers tell apart in print.
+BLACK, ORANGE, GREEN = "#000000", "#E69F00", "#009E73"
+BLUE, RED, PINK = "#0072B2", "#D55E00", "#CC79A7"
+STYLES = {
+    "usual": (ORANGE, "o", "usual formulas"),
+    "compiled": (RED, "s", "usual, compiled"),
+    "geoopt": (GREEN, "^", "geoopt"),
+    "geoopt_compiled": (PINK, "v", "geoopt, compiled"),
+    "reference": (BLACK, "D", "reference"),
+    "auto_compiled": (BLUE, "P", "lorentzkit, compiled"),
+}
+D = 512  # of the figures over N
+AXIS = "time / lorentzkit's"
+Result = dict[str, Any]
+
+
+def ratio(row: Result, name: str) -> float:
+    return tables.median(row["ms"][name]) / tables.median(row["ms"]["auto"])
+
+
+def over_sizes(suite: str, results: Result) -> Figure:
+    kinds = KINDS[suite]
+    fig, axes = plt.subplots(1, len(kinds), figsize=(9, 3.2), sharey=True, layout="constrained")
+    shown: dict[str, Any] = {}
+    for kind, ax in zip(kinds, axes, strict=True):
+        rows = [r for r in results["rows"].values() if r["kind"] == kind and r["D"] == D]
+        rows.sort(key=lambda r: r["N"])
+        for name, (colour, marker, label) in STYLES.items():
+            with_it = [r for r in rows if name in r["ms"]]
+            if with_it:
+                at, of = [r["N"] for r in with_it], [ratio(r, name) for r in with_it]
+                (shown[label],) = ax.plot(at, of, marker + "-", color=colour, markersize=5)
+        ax.set(title=kind.replace("_", " "), xlabel=f"N = M (D = {D})", xscale="log", yscale="log")
+        sizes = sorted({r["N"] for r in rows})
+        ax.set_xticks(sizes, [f"{n:,}" for n in sizes], rotation=30)
+        ax.minorticks_off()
+        _parity(ax.axhline, ax.yaxis)
+    axes[0].set_ylabel(AXIS)
+    fig.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=5, frameon=False)
+    return fig
+
+
+def over_ops(results: Result) -> Figure:
+    N = max(r["N"] for r in results["rows"].values())
+    rows = {r["kind"]: r for r in results["rows"].values() if r["N"] == N}
+    ops = sorted(rows, reverse=True)
+    fig, ax = plt.subplots(figsize=(8, 0.5 + 0.26 * len(ops)), layout="constrained")
+    for name, (colour, marker, label) in STYLES.items():
+        at = [i for i, op in enumerate(ops) if name in rows[op]["ms"]]
+        if at:
+            of = [ratio(rows[ops[i]], name) for i in at]
+            ax.plot(of, at, marker, color=colour, markersize=6, label=label)
+    ax.set_yticks(range(len(ops)), ops)
+    ax.set(xlabel=f"{AXIS}, N = {N:,}, D = {next(iter(rows.values()))['D']}", xscale="log")
+    ax.grid(axis="y", color="0.9")
+    ax.set_axisbelow(True)
+    _parity(ax.axvline, ax.xaxis)
+    fig.legend(loc="outside upper center", ncols=3, frameon=False)
+    return fig
+
+
+def imports(results: Result) -> Figure:
+    (row,) = results["rows"].values()
+    names = [*row["ms"]][::-1]
+    low, middle, high = zip(*(row["ms"][name]["both"] for name in names), strict=True)
+    errors = [
+        [m - b for m, b in zip(middle, low, strict=True)],
+        [a - m for a, m in zip(high, middle, strict=True)],
+    ]
+    fig, ax = plt.subplots(figsize=(7, 2.4), layout="constrained")
+    colours = [BLUE if name.startswith("lorentzkit") else "0.6" for name in names]
+    ax.barh([IMPORTS[name] for name in names], middle, xerr=errors, color=colours, capsize=3)
+    ax.set(xlabel="ms of a fresh process (bars: quantiles 20 and 80)")
+    return fig
+
+
+def recall(results: Result) -> Figure:
+    cases = results["recall"]
+    fig, ax = plt.subplots(figsize=(6, 3), layout="constrained")
+    spreads = [case["spread"] for case in cases]
+    of = [case["reranked"] for case in cases]
+    ax.plot(spreads, of, "o-", color=BLUE, label="its first 100, ordered by ops.dist")
+    of = [case["faiss"] for case in cases]
+    ax.plot(spreads, of, "s-", color=RED, label="faiss, IndexFlatIP")
+    ax.set(xscale="log", ylim=(0, 1.05), xlabel="distances of the neighbours, about")
+    ax.set(ylabel="recall at 10")
+    ax.legend(frameon=False)
+    return fig
+
+
+def _parity(line: Callable[..., Any], axis: Any) -> None:
+    line(1, color="0.5", linewidth=1, zorder=0)
+    axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%gx"))
+    axis.set_minor_locator(matplotlib.ticker.NullLocator())
+
+
+DRAWN: dict[str, Callable[[Result], Figure]] = {
+    "elementwise": over_ops,
+    **{s: (lambda r, s=s: over_sizes(s, r)) for s in ("loss", "pairwise", "topk")},
+    "import": imports,
+    "retrieval": recall,
+}
+
+
+def draw(results: Path, docs: Path) -> None:
+    folder = docs / "images" / "benchmarks"
+    folder.mkdir(parents=True, exist_ok=True)
+    for suite, drawn in DRAWN.items():
+        for file in tables.files(suite, results)[:1]:
+            fig = drawn(json.loads(file.read_text("utf-8")))
+            fig.savefig(folder / f"{suite}.png", dpi=110)
+            plt.close(fig)
