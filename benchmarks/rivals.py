@@ -85,7 +85,8 @@ GEOOPT: dict[str, Function] = {
     "transp": lambda x, y, u, c: lorentz.parallel_transport(x, y, u, k=1 / c),
     "transp0": lambda y, u, c: lorentz.parallel_transport0(y, u, k=1 / c),
     "transp0back": lambda x, u, c: lorentz.parallel_transport0back(x, u, k=1 / c),
-    "egrad2rgrad": lambda x, g, c: lorentz.egrad2rgrad(x, g, k=1 / c),
+    # a copy, for it changes the gradient in place
+    "egrad2rgrad": lambda x, g, c: lorentz.egrad2rgrad(x, g.clone(), k=1 / c),
     "to_poincare": lambda x, c: lorentz.lorentz_to_poincare(x, k=1 / c),
     "from_poincare": lambda p, c: lorentz.poincare_to_lorentz(p, k=1 / c),
 }

@@ -76,6 +76,8 @@ def test_a_suite_is_measured_and_compared(suite: str, tmp_path: Path) -> None:
     (row,) = found["rows"].values()
     assert {"auto", "usual", "floor"} <= row["ms"].keys()
     assert all(0 < parts["both"][0] <= parts["both"][2] for parts in row["ms"].values())
+    if suite == "loss":
+        return  # each measurement of its memory takes a process: half a minute
     assert run.main([*these, "--compare"]) in (0, 1)
     row["ms"] = {n: {p: [1e-9] * 3 for p in parts} for n, parts in row["ms"].items()}
     file.write_text(json.dumps(found), "utf-8")
