@@ -35,6 +35,7 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
 
 NAMES = {"usual": "usual formulas", "compiled": "the same, compiled", "auto": "lorentzkit"}
 COLOURS = {"usual": "#E69F00", "compiled": "#009E73", "auto": "#0072B2"}  # Okabe and Ito 2008
@@ -196,6 +197,10 @@ def draw_machine(ax: Axes, found: dict[str, Any]) -> None:
     machine, threads = (found["environment"][key] for key in ("machine", "threads"))
     ax.set_title(f"{machine}, {threads} threads\none step of the loss, N = M = {N:,}, D = {D}")
     ax.set(xlabel="FLOP needed, for each byte moved", ylabel="GFLOP needed, a second")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
 
 
 def draw_data_sheet(ax: Axes) -> None:
