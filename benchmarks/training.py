@@ -6,8 +6,8 @@ that is there, with the half-range where there are several, between the marks in
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean
@@ -71,8 +71,10 @@ def table() -> str:
 
 
 def main() -> None:
-    for run in sys.argv[1:]:
-        keep(Path(run))
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("run", nargs="*", type=Path, help="the folder of a run with its evaluation")
+    for run in parser.parse_args().run:
+        keep(run)
     for document in DOCUMENTS:
         write(document, table(), MARKERS)
 

@@ -2,7 +2,7 @@
 
 The signatures are those of the files in SOURCES. The values are the papers' equations, once in
 float64 without any clamp (`equations`, the reference) and once with the clamps of those files
-(`published`, to show where they go wrong). docs/migration-meru.md cites what is printed by
+(`published`, to show where they go wrong). docs/migration/meru.md cites what is printed by
 
     pytest tests/test_compat_meru.py -k differs -s
 """

@@ -1,9 +1,17 @@
-"""The documentation is whole: pages in the menu, links that lead somewhere, every public name."""
+"""The documentation is whole: pages in the menu, links that lead somewhere, every public name.
+
+And all its code is run: `pycon` by pytest's doctests, `python` here, as a script on two processes.
+Of commands for a shell it is checked that their scripts are there and have the options.
+"""
 
 from __future__ import annotations
 
 import importlib
+import os
 import re
+import shlex
+import subprocess
+import sys
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +25,6 @@ DOCS = ROOT / "docs"
 CONFIG = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
 PAGES = sorted(DOCS.rglob("*.md"))
 WITH_LINKS = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
-# Pages whose code is all run. (Other pages show code that needs more than one machine can have.)
-RUN = [
-    *(DOCS / f"{name}.md" for name in ("index", "quickstart", "mathematics", "faq")),
-    *sorted((DOCS / "tutorials").glob("*.md")),
-]
 PUBLIC = [
     f"lorentzkit.{name}"
     for name in (
@@ -118,15 +121,90 @@ def test_every_function_has_a_formula() -> None:
     assert set(formulas) == names - without
 
 
-@pytest.mark.parametrize("page", RUN, ids=name_of)
+def fences(page: Path) -> list[tuple[str, str]]:
+    """The language and the text of every fence."""
+    text = page.read_text(encoding="utf-8")
+    return re.findall(r"^```(\S*)\n(.*?)^```$", text, flags=re.M | re.S)
+
+
+SCRIPTS = [(page, code) for page in WITH_LINKS for kind, code in fences(page) if kind == "python"]
+
+
+@pytest.mark.parametrize("page", WITH_LINKS, ids=name_of)
 def test_code_is_run(page: Path) -> None:
-    fences = re.findall(
-        r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), flags=re.M | re.S
-    )
-    for language, code in fences:
-        assert language in ("pycon", "bash")
+    """There is no other kind, and no example that is left out."""
+    for language, code in fences(page):
+        assert language in ("pycon", "python", "bash")
         if language == "pycon":
             assert code.startswith(">>> ")
+            assert "+SKIP" not in code
+
+
+@pytest.mark.parametrize(("page", "code"), SCRIPTS, ids=[name_of(page) for page, _ in SCRIPTS])
+def test_scripts_run_on_two_processes(page: Path, code: str, tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(code, encoding="utf-8")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*torchrun, "--nproc-per-node", "2", str(script)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """What the page tells to type, as words: in fences, and within a line."""
+    shell = "\n".join(code for kind, code in fences(page) if kind == "bash")
+    start = r"(?:python|pytest|accelerate|torchrun|examples/\S+\.py) "
+    lines = [
+        *shell.replace("\\\n", " ").splitlines(),
+        *re.findall(rf"`({start}[^`]*)`", prose(page)),
+    ]
+    parts = [part for line in lines for part in line.split("&&")]
+    return [words for part in parts if (words := shlex.split(part, comments=True))]
+
+
+def options() -> dict[str, set[str]]:
+    """The scripts of this repository that pages run, each with the options it is given."""
+    found: dict[str, set[str]] = {}
+    for words in [words for page in WITH_LINKS for words in commands(page)]:
+        script = next((word for word in words if re.fullmatch(r"\w+/\S*\.py", word)), None)
+        if script is not None and words[0] != "pytest":
+            given = words[words.index(script) + 1 :]
+            found.setdefault(script, set()).update(w for w in given if w.startswith("-"))
+    return found
+
+
+OPTIONS = options()
+
+
+def unknown(script: Path, given: set[str]) -> set[str]:
+    """Those of the options that the help of the script does not name."""
+    done = subprocess.run(
+        [sys.executable, str(script), "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return given - set(re.findall(r"(?<!\w)--?\w[\w-]*", done.stdout))
+
+
+@pytest.mark.parametrize("script", sorted(OPTIONS))
+def test_commands_have_their_script_and_options(script: str) -> None:
+    assert unknown(ROOT / script, OPTIONS[script]) == set()
+
+
+@pytest.mark.parametrize("page", WITH_LINKS, ids=name_of)
+def test_files_of_commands_are_there(page: Path) -> None:
+    words = {word for line in commands(page) for word in line}
+    files = [word for word in words if re.match(r"(tests|examples|benchmarks|docs)/", word)]
+    assert [word for word in files if not (ROOT / word).exists()] == []
 
 
 def test_the_checks_can_fail(tmp_path: Path) -> None:
@@ -140,3 +218,17 @@ def test_the_checks_can_fail(tmp_path: Path) -> None:
     )
     assert broken(page) == ["missing.md", "other.md#missing", "#missing", "missing.png"]
     assert [*in_nav([{"A": "a.md"}, {"B": ["b.md", {"C": "c.md"}]}])] == ["a.md", "b.md", "c.md"]
+    page.write_text(
+        "`python a/b.py --one 1` and `pytest c/d.py`\n"
+        "```bash\nexport X=1 && python a/b.py \\\n    --two  # why\n```\n",
+        encoding="utf-8",
+    )
+    assert commands(page) == [
+        ["export", "X=1"],
+        ["python", "a/b.py", "--two"],
+        ["python", "a/b.py", "--one", "1"],
+        ["pytest", "c/d.py"],
+    ]
+    script = tmp_path / "script.py"
+    script.write_text("print('usage: [--one ONE] [--two-more]')", encoding="utf-8")
+    assert unknown(script, {"--one", "--two", "--two-more", "-o"}) == {"--two", "-o"}

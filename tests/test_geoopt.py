@@ -1,6 +1,9 @@
 """Agreement with geoopt 0.5.1 where it is right, and the figures of where it is not.
 
-docs/geoopt.md lists the latter; `pytest tests/test_geoopt.py -k not_right -s` prints its figures.
+docs/migration/geoopt.md lists the latter; its figures are printed by
+
+    pytest tests/test_geoopt.py -k not_right -s
+
 They vary a little with the processor, which adds up in its own order: so the bounds have room.
 """
 
@@ -106,6 +109,34 @@ def test_the_poincare_ball_agrees(curv):
         ops.geodesic(0.3, x, y, curv),
         ops.from_poincare(ball.geodesic(torch.tensor(0.3, dtype=F64), p, q), curv),
     )
+
+
+@pytest.mark.parametrize("curv", [1.0, 0.25, 2.0])
+def test_names_of_other_functions_agree(curv):
+    """docs/migration/geoopt.md: what has another name, or takes two calls."""
+    x, y, _, X, _, U = sample(1 / curv)
+    ball = geoopt.PoincareBall(c=torch.tensor(curv, dtype=F64))
+    p, q = ops.to_poincare(x, curv), ops.to_poincare(y, curv)
+    w = torch.rand(50, dtype=F64)
+    midpoint = ball.weighted_midpoint(p, weights=w)
+    agree(ops.einstein_midpoint(x, w, curv), ops.from_poincare(midpoint, curv))
+    moved = ops.expmap(x, ops.transp0(x, ops.logmap0(y, curv), curv), curv)
+    agree(ops.to_poincare(moved, curv), ball.mobius_add(p, q))
+    multiple = ops.expmap0(0.7 * ops.logmap0(x, curv), curv)
+    agree(ops.to_poincare(multiple, curv), ball.mobius_scalar_mul(torch.tensor(0.7, dtype=F64), p))
+    agree(ops.dist(x, y, curv), geoopt.Stereographic(k=torch.tensor(-curv, dtype=F64)).dist(p, q))
+    manifold, t = lorentz(1 / curv), torch.tensor([0.3], dtype=F64)
+    unit = U / manifold.norm(U, keepdim=True)
+    arrived = ops.drop_time(manifold.geodesic_unit(t, X, unit))
+    agree(ops.expmap(x, 0.3 * ops.drop_time(unit), curv), arrived)
+
+
+def test_not_right_inner_products_in_the_ball():
+    """`inner` of N points and vectors is (N, N): its two factors have different dimensions."""
+    p, u = torch.rand(2, 5, 3) / 2
+    ball = geoopt.PoincareBall(c=1.0)
+    assert ball.inner(p, u).shape == (5, 5)
+    assert ball.inner(p, u, keepdim=True).shape == (5, 1)
 
 
 # --- Where it is not: measured facts ----------------------------------------------------------
@@ -253,5 +284,5 @@ def test_not_right_half_aperture_of_other_curvatures(k, lowest, highest):
 
 
 def test_cones_are_not_in_the_wheel():
-    """docs/geoopt.md measures its formula for that reason: once it is there, it must be called."""
+    """The docs measure its formula for that reason: once it is there, it must be called."""
     assert not hasattr(geoopt.Lorentz, "half_aperture")

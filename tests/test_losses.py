@@ -222,16 +222,19 @@ def test_inside_its_cone_a_pair_adds_nothing():
 
 
 def hycoclip(image, image_box, text, text_box, curv, scale):
-    """docs/losses.md: four contrasts, four entailments, from wholes and their boxes."""
-    near = [
-        contrastive_loss(whole, other, curv, scale, similarity="distance")
-        for whole, other in ((image, text), (image, text_box), (text, image_box))
-    ]
+    """docs/migration/meru.md: four contrasts, four entailments, from wholes and their boxes."""
+
+    def anchors(x, y):
+        how = {"similarity": "distance", "reduction": "none"}
+        return contrastive_loss(x, y, curv, scale, **how)[0].mean()
+
+    whole = contrastive_loss(image, text, curv, scale, similarity="distance")
+    boxes = (anchors(image_box, text) + anchors(text_box, image)) / 2
     across = entailment_loss(text, image, curv, aperture_scale=0.7)
     across = across + entailment_loss(text_box, image_box, curv, aperture_scale=0.7)
     within = entailment_loss(image_box, image, curv, aperture_scale=1.2)
     within = within + entailment_loss(text_box, text, curv, aperture_scale=1.2)
-    return sum(near) / len(near) + 0.1 * (across + within) / 2
+    return (whole + boxes) / 2 + 0.2 * (across + within) / 2
 
 
 def test_four_way_entailment_composes():

@@ -36,8 +36,11 @@ def fenced(text: str) -> str:
 
 
 def linked(text: str) -> str:
-    """The text with links for pages named as in ``docs/numerics.md``; seen from ``docs/api/``."""
-    return re.sub(r"\bdocs/([\w-]+)\.md", r"[\1](../\1.md)", text)
+    """The text with links for pages named as in ``docs/numerics.md`` or ``docs/migration/meru.md``.
+
+    Seen from ``docs/api/``, where all docstrings are shown.
+    """
+    return re.sub(r"\bdocs/([\w-]+(?:/[\w-]+)*)\.md", r"[\1](../\1.md)", text)
 
 
 class Doctests(griffe.Extension):

@@ -7,7 +7,7 @@ In MERU, HyCoCLIP and ATMG, and in repositories with a copy of that file, one li
 
 ``eps`` is accepted and not used: nothing has to be kept away from a singularity. Results differ
 where the originals are clamped or cancel: coincident and nearly aligned points, points close to
-the origin, half precision (computed and returned in float32). docs/migration-meru.md has the list.
+the origin, half precision (computed and returned in float32). docs/migration/meru.md has the list.
 
 Points are space components; ``curv`` is positive, a number or a tensor, and differentiable.
 Arguments that are wrong raise as those of the ops do.
