@@ -26,6 +26,7 @@ from markers import write
 from run import Row, environment, step
 from torch import Tensor
 from torch._inductor import metrics
+from torch._inductor.compile_fx import inductor_metrics_log
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -83,8 +84,10 @@ def traffic(row: Row, name: str, function: Callable[..., Tensor]) -> int:
     inputs = row.inputs()
     if name == "compiled":  # as its compiler counts them, which it does where it finds none kept
         metrics.reset()
+        inductor_metrics_log.setLevel("INFO")  # or it does not count
         with torch._inductor.config.patch(force_disable_caches=True):
             step(function, inputs)
+        assert metrics.num_bytes_accessed
         return int(metrics.num_bytes_accessed)
     with Traffic() as counted, torch.compiler.set_stance("force_eager"):
         if name == "auto":
