@@ -23,7 +23,8 @@ import matplotlib
 import numpy as np
 import torch
 from markers import write
-from run import Row, environment, step
+from measure import THREADS, environment, step
+from suites import Row
 from torch import Tensor
 from torch._inductor import metrics
 from torch._inductor.compile_fx import inductor_metrics_log
@@ -45,7 +46,6 @@ KINDS = {"angle": "o", "distance": "^", "cosine": "s"}
 BLOCK = 4 * streaming.ROWS * streaming.COLUMNS  # bytes
 # Of NVIDIA's data sheet for the H100 SXM, without sparsity: bytes and FLOP a second.
 H100_MEMORY, H100 = 3.35e12, {"bf16": 989.4e12, "tf32": 494.7e12, "tf32x3": 494.7e12 / 3}
-
 
 MARKERS = "<!-- roofline:begin -->", "<!-- roofline:end -->"
 
@@ -262,7 +262,7 @@ def main() -> None:
     args = parser.parse_args()
     file, images = args.docs / "results" / "roofline.json", args.docs / "images"
     if args.measure:
-        torch.set_num_threads(2)
+        torch.set_num_threads(THREADS)
         file.write_text(json.dumps(measure(4096, 512, args.rounds), indent=1) + "\n", "utf-8")
     with pyplot.rc_context({"font.size": 13, "axes.titlesize": 13}):
         save(draw_data_sheet, images / "roofline-h100.png")
