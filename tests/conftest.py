@@ -1,4 +1,4 @@
-"""Hypothesis profiles: `--hypothesis-profile thorough` for an hour's worth of examples."""
+"""Hypothesis profiles: `--hypothesis-profile thorough` for an hour of examples; `mutants`: few."""
 
 import os
 
@@ -14,6 +14,7 @@ _COMMON = settings(
 # Without shrinking a failure is reported at once, with the blob that reproduces it.
 _FAST = [Phase.explicit, Phase.reuse, Phase.generate]
 settings.register_profile("ci", _COMMON, max_examples=25, derandomize=True, phases=_FAST)
+settings.register_profile("mutants", _COMMON, max_examples=5, derandomize=True, phases=_FAST)
 settings.register_profile("thorough", _COMMON, max_examples=1000)
 settings.load_profile("ci")
 
