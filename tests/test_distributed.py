@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from lorentzkit import ops
 from lorentzkit.distributed import gather
 from lorentzkit.losses import ATMGLoss, CLIPLoss, MERULoss, centroid_loss, contrastive_loss
 from lorentzkit.nn import Curvature, Lift, LogitScale, LorentzMLR
@@ -106,9 +107,16 @@ def compare(rank, size, dtype, similarity, labelled, reduction):
     tolerance = {"rtol": 1e-12, "atol": 1e-13} if dtype == torch.float64 else {}
     torch.testing.assert_close(loss / over, whole.detach(), **tolerance)
     shares = [expected[0][rows], expected[1][rows], *expected[2:]]
-    for name, a, b in zip(["x", "y", "curv", "scale"], gradients, shares, strict=True):
+    allowed = dict.fromkeys(["x", "y", "curv", "scale"], tolerance)
+    if dtype == torch.float32:
+        # In the scale it is a difference: of each anchor's similarity to its positive, and to all.
+        # Summed in another order it is off by roundings of the sums, not of what they leave.
+        terms = 2 * len(x) if reduction == "sum" else 2
+        size_of_sums = terms * ops.pairwise_dist(x, y, curv).mean().item()
+        allowed["scale"] = {"rtol": 0, "atol": 4 * 2**-24 * size_of_sums}
+    for (name, within), a, b in zip(allowed.items(), gradients, shares, strict=True):
         torch.testing.assert_close(
-            a / over, b, **tolerance, msg=lambda m, n=name: f"{similarity}, {n}: {m}"
+            a / over, b, **within, msg=lambda m, n=name: f"{similarity}, {n}: {m}"
         )
     for a, b in zip(
         contrastive_loss(*inputs, targets=mine, group=dist.group.WORLD, **{**how, **EACH}),
