@@ -240,8 +240,10 @@ def test_small_pieces_have_the_gradient_of_the_whole(shards: str, objective: str
     (whole, expected), (pieces, found) = gradients(0), gradients(3)
     torch.testing.assert_close(pieces, whole)
     assert len(found) == len(expected)
+    # Of some weights nothing depends, and what is left of their gradient is the others' rounding.
+    largest = max(float(b.abs().max()) for b in expected)
     for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5 * float(b.abs().max()) + 1e-7)
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6 * largest)
 
 
 def test_a_picture_is_seen_alike_in_any_batch() -> None:
