@@ -1,4 +1,4 @@
-"""Results of training runs as a table in the documents: `python benchmarks/training_table.py RUN...`
+"""Results of training runs as a table in the documents: `benchmarks/training_table.py RUN...`
 
 Keeps what each RUN measured in docs/results/training/, and writes the means over the seeds of all
 that is there, with the half-range where there are several, between the marks in the documents.
