@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any, NamedTuple
 import faiss
 import tables
 import torch
-from measure import DEVICE, THREADS, added_by, environment, in_fresh_process, in_turns
+from measure import DEVICE, THREADS, added_by, environment, in_fresh_process, in_turns, step
 from run import RESULTS
 from suites import usual_topk
 from torch import Tensor
@@ -91,12 +90,6 @@ def reranked(index: Any, queries: Tensor, gallery: Tensor) -> Tensor:
 # --- Measurements ---------------------------------------------------------------------------------
 
 
-def seconds_of(search: Callable[[], Tensor]) -> tuple[float, float]:
-    started = time.perf_counter()
-    search()
-    return time.perf_counter() - started, 0.0
-
-
 def peak(row: Searched, name: str) -> int:
     torch.set_num_threads(THREADS)
     queries, gallery = row.points()
@@ -112,7 +105,7 @@ def measured(row: Searched, seconds: float) -> dict[str, Any]:
     searches = row.searches(queries, gallery)
     if row.score == "dist":
         searches["faiss"] = partial(by_product, index_of(gallery), queries)
-    steps = {name: partial(seconds_of, search) for name, search in searches.items()}
+    steps = {name: partial(step, search, []) for name, search in searches.items()}
     about = {"kind": row.score, "N": row.M, "D": row.D, "ms": in_turns(steps, seconds)}
     del searches, steps, gallery  # the processes that measure memory make their own
     return about | {"peak_mb": {n: in_fresh_process(peak, row, n) for n in about["ms"]}}

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from markers import write
 from measure import THREADS, environment, step
+from plots import BLUE, GREEN, ORANGE
 from suites import Row
 from torch import Tensor
 from torch._inductor import metrics
@@ -40,7 +41,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter
 
 NAMES = {"usual": "usual formulas", "compiled": "the same, compiled", "auto": "lorentzkit"}
-COLOURS = {"usual": "#E69F00", "compiled": "#009E73", "auto": "#0072B2"}  # Okabe and Ito 2008
+COLOURS = {"usual": ORANGE, "compiled": GREEN, "auto": BLUE}
 PARTS = {"forward": "o", "backward": "v"}
 KINDS = {"angle": "o", "distance": "^", "cosine": "s"}
 BLOCK = 4 * streaming.ROWS * streaming.COLUMNS  # bytes

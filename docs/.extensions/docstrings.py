@@ -54,5 +54,5 @@ class Doctests(griffe.Extension):
 
 def _public(path: str) -> str:
     """``lorentzkit.ops.dist`` of ``lorentzkit.ops.distances.dist``."""
-    package, part, *_, name = path.split(".") if path.count(".") >= 2 else ("", "", path)
-    return f"{package}.{part}.{name}"
+    parts = path.split(".")
+    return ".".join([*parts[:2], parts[-1]])
