@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lorentzkit._numerics import dot, largest_radius, onto_sphere, scale_of
+from lorentzkit._numerics import dot, largest_radius, onto_sphere, scale_of, values_known
 
 SMALLEST_CURV, LARGEST_CURV = 1e-8, 1e8
 
@@ -48,13 +48,6 @@ def vectors(**tensors: object) -> list[Tensor]:
             f"points are their D space components (drop_time converts D + 1 components)"
         )
     return checked
-
-
-def values_known(tensor: Tensor) -> bool:
-    """Whether a check may look at the numbers: not while compiling, not inside ``torch.func``."""
-    if torch.compiler.is_compiling() or tensor.is_meta:
-        return False
-    return torch._C._functorch.peek_interpreter_stack() is None
 
 
 def require(condition: Tensor, message: str) -> None:
@@ -151,5 +144,7 @@ def clamp_norm(x: Tensor, limit: Tensor) -> Tensor:
     z = x / scale
     n = dot(z, z).clamp_min(1.0).sqrt().detach()  # >= 1 for all but denormal vectors
     beyond = n > limit / scale
+    if x.device.type == "cpu" and values_known(x) and not bool(beyond.any()):
+        return x.expand(*beyond.shape[:-1], x.shape[-1])
     unit, factor = z / n, limit / scale / n
     return torch.where(beyond, onto_sphere(x, limit, torch.where(beyond, factor, 0.0), unit), x)

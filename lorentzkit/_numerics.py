@@ -22,6 +22,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 # Taylor coefficients in z, highest order first; enough for float64 where they are used (z <= 1).
 _SINHC = [1 / math.factorial(2 * k + 1) for k in range(10, -1, -1)]
@@ -46,8 +48,32 @@ def dot(x: Tensor, y: Tensor) -> Tensor:
     return (x * y).sum(-1, keepdim=True)
 
 
+def values_known(tensor: Tensor) -> bool:
+    """Whether code may depend on the numbers: not if it is compiled, transformed or traced."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or tensor.is_meta:
+        return False
+    if _get_current_dispatch_mode() is not None:  # make_fx, fake tensors
+        return False
+    return torch._C._functorch.peek_interpreter_stack() is None
+
+
+def differentiable(*tensors: Tensor) -> bool:
+    """Whether derivatives may be asked for, in reverse or forward mode.
+
+    If not, the increments and corrections that only carry them, about half of the work, are left
+    out. Compiled and transformed code keeps them.
+    """
+    if not all(values_known(tensor) for tensor in tensors):
+        return True
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return True
+    return any(unpack_dual(tensor).tangent is not None for tensor in tensors)
+
+
 def carry(value: Tensor, derivative: Tensor) -> Tensor:
     """The value of the first argument with the derivatives, of all orders, of the second."""
+    if not differentiable(derivative):
+        return value.detach()
     return value.detach() + (derivative - derivative.detach())
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lorentzkit._numerics import (
     carry,
+    differentiable,
     dot,
     exact_product,
     hypot,
@@ -147,6 +148,8 @@ def squared_chord_increment(x: Tensor, y: Tensor, c: Tensor, scale: Tensor | flo
     Its x-derivative is ``2 (x y0/x0 - y)``: of close points it is made of their differences, which
     are exact; of others of the two products, since differences would swamp the smaller point.
     """
+    if not differentiable(x, y):
+        return x.new_zeros(())
     x_, y_ = x.detach(), y.detach()
     x0_, y0_ = time_of(x_, c), time_of(y_, c)
     x_sum, y_sum = time_of(x, c) + x0_, time_of(y, c) + y0_

@@ -7,7 +7,9 @@ says so; leading dimensions batch it.
 import pytest
 import torch
 from calls import CURV, SIGNATURES, arguments
+from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from lorentzkit import ops
 
@@ -159,6 +161,67 @@ def test_exported(op):
 
     args = tuple(arguments(op))
     close(torch.export.export(Module(), args).module()(*args), Module()(*args))
+
+
+# --- Without derivatives ----------------------------------------------------------------------
+# What only carries derivatives is left out where nobody can ask for them.
+
+
+@every_op
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_value_is_the_same_without_its_derivatives(op, dtype):
+    args = with_curv(op, batch=(50,), dtype=dtype, radius=3.0)
+    with_graph = getattr(ops, op)(*(a.clone().requires_grad_() for a in args))
+    assert torch.equal(getattr(ops, op)(*args), with_graph.detach())
+
+
+@every_traceable_op
+def test_forward_mode_without_a_graph(op):
+    args = with_curv(op)
+    tangents = [*arguments(op, seed=1), torch.full((4,), 0.3, dtype=torch.float64)]
+    for only in range(len(args)):
+        with torch.no_grad(), forward_ad.dual_level():
+            duals = [
+                forward_ad.make_dual(a, t) if i == only else a
+                for i, (a, t) in enumerate(zip(args, tangents, strict=True))
+            ]
+            got = forward_ad.unpack_dual(getattr(ops, op)(*duals)).tangent
+
+        def of_one(a, only=only):
+            return getattr(ops, op)(*(a if i == only else b for i, b in enumerate(args)))
+
+        close(got, torch.autograd.functional.jvp(of_one, args[only], tangents[only])[1])
+
+
+def check_traced(op, tracer):
+    args = with_curv(op)
+    traced = tracer(lambda *a: getattr(ops, op)(*a), tuple(args))
+    leaves = [a.clone().requires_grad_() for a in args]
+    got = torch.autograd.grad(traced(*leaves).square().sum(), leaves)
+    close(got, autograd_gradients(op, args))
+
+
+@every_traceable_op
+def test_what_was_traced_without_gradients_still_has_them(op):
+    check_traced(op, lambda function, args: make_fx(function)(*args))
+
+
+@pytest.mark.parametrize("op", ["dist0", "half_aperture"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_traced_by_jit(op):
+    """Of two points its tracer cannot compare the shapes, and the ops raise."""
+    check_traced(op, torch.jit.trace)
+
+
+@every_op
+def test_gradients_of_one_argument_alone(op):
+    """The others need none: what they would carry is left out, nothing else."""
+    args = with_curv(op)
+    every = autograd_gradients(op, args)
+    for only, expected in enumerate(every):
+        leaf = args[only].clone().requires_grad_()
+        value = loss(op)(*(leaf if i == only else a for i, a in enumerate(args)))
+        close(torch.autograd.grad(value, leaf)[0], expected)
 
 
 # --- Autocast ---------------------------------------------------------------------------------

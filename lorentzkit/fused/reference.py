@@ -10,8 +10,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lorentzkit._checks import clamp_norm, norm_limit, values_known
-from lorentzkit._numerics import arsinh_length, carry, dot, hypot, norm, root_one_plus
+from lorentzkit._checks import clamp_norm, norm_limit
+from lorentzkit._numerics import (
+    arsinh_length,
+    carry,
+    dot,
+    hypot,
+    norm,
+    root_one_plus,
+    values_known,
+)
 from lorentzkit._pairs import Root, apex, chord, cosh_excess, sinh_difference, time_of
 from lorentzkit.fused.clouds import FEW_DIMENSIONS, TINY, mend_below
 from lorentzkit.fused.pointwise import SIGNS

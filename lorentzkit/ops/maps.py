@@ -11,6 +11,7 @@ from lorentzkit._numerics import (
     arc_square,
     asinhc,
     cosh_sinhc,
+    differentiable,
     dot,
     exp_clamped,
     largest_radius,
@@ -309,6 +310,8 @@ def _transp_slope(x: Tensor, y: Tensor, u: Tensor, c: Tensor) -> Tensor:
     """``c <y, u> / (1 - c <x, y>)`` of points x, y and a tangent vector u at x."""
     x_, y_, u_ = x.detach(), y.detach(), u.detach()
     value, whole, vector = _transp_slope_value(x_, y_, u_, c)
+    if not differentiable(x, y, u):
+        return -value
     # increments of u.(x y0/x0 - y) by the product rule, and of the denominator
     x0, y0, x0_, y0_ = time_of(x, c), time_of(y, c), time_of(x_, c), time_of(y_, c)
     x_rise, y_rise = dot(x - x_, (x + x_) / (x0 + x0_)), dot(y - y_, (y + y_) / (y0 + y0_))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lorentzkit._checks import points_and, require, values_known
+from lorentzkit._checks import points_and, require
 from lorentzkit._numerics import (
     arc_over_sinh,
     arc_square,
@@ -19,6 +19,7 @@ from lorentzkit._numerics import (
     log_arc_over_sinh,
     norm,
     polar,
+    values_known,
 )
 from lorentzkit._pairs import Polar, Root, polar_excess, polar_pair, time_of, time_root
 from lorentzkit.fused.compilation import row_blocks
