@@ -50,7 +50,9 @@ def dot(x: Tensor, y: Tensor) -> Tensor:
 
 def values_known(tensor: Tensor) -> bool:
     """Whether code may depend on the numbers: not if it is compiled, transformed or traced."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or tensor.is_meta:
+    if torch.compiler.is_compiling() or tensor.is_meta:
+        return False
+    if torch._C._get_tracing_state() is not None:  # torch.jit.trace
         return False
     if _get_current_dispatch_mode() is not None:  # make_fx, fake tensors
         return False
@@ -67,7 +69,8 @@ def differentiable(*tensors: Tensor) -> bool:
         return True
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return True
-    return any(unpack_dual(tensor).tangent is not None for tensor in tensors)
+    duals = [unpack_dual(tensor) for tensor in tensors]  # type: ignore[no-untyped-call]
+    return any(dual.tangent is not None for dual in duals)
 
 
 def carry(value: Tensor, derivative: Tensor) -> Tensor:
