@@ -85,12 +85,19 @@ def test_leading_dimensions_that_do_not_broadcast(op):
 
 
 def test_parameters_of_a_geodesic_that_do_not_broadcast():
-    x, y = torch.ones(2, 4, 3)
-    with pytest.raises(ValueError, match=says("t", "(5,)")):
-        ops.geodesic(torch.rand(5), x, y)
+    one, four = torch.ones(3), torch.ones(4, 3)
+    for x, y in ((four, four), (one, four), (four, one)):
+        with pytest.raises(ValueError, match=says("t", "(5,)")):
+            ops.geodesic(torch.rand(5), x, y)
 
 
 # --- Curvature --------------------------------------------------------------------------------
+
+
+@every_op
+def test_the_curvature_is_1_where_none_is_given(op):
+    args = arguments(op)
+    assert torch.equal(getattr(ops, op)(*args), getattr(ops, op)(*args, 1.0))
 
 
 @every_op

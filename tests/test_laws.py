@@ -322,6 +322,15 @@ def test_dim_says_what_is_reduced(mean, objective):
         torch.testing.assert_close(mean(x, w, dim=dim), expected, rtol=1e-13, atol=1e-14)
 
 
+@each_mean
+def test_a_batch_of_means_of_many_points(mean, objective):
+    """Of so many, and of so many dimensions, that their angles come from a product."""
+    x = torch.randn(2, 40, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    w = torch.rand(2, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    expected = torch.stack([mean(*one) for one in zip(x, w, strict=True)])
+    torch.testing.assert_close(mean(x, w), expected, rtol=1e-12, atol=1e-13)
+
+
 # --- Curvature --------------------------------------------------------------------------------
 
 

@@ -248,6 +248,32 @@ def test_half_precision_and_autocast_are_computed_in_float32():
         assert torch.equal(leaf.grad, plain.grad)
 
 
+@pytest.mark.parametrize("double", ["x", "y", "curv"])
+def test_one_argument_in_float64_is_enough(double):
+    """As for points side by side; a curvature without dimensions does not count."""
+    rounded = {
+        "x": points(5, 40, torch.float32),
+        "y": points(6, 40, torch.float32, seed=1),
+        "curv": torch.tensor([0.7]),
+    }
+    mixed = rounded | {double: rounded[double].double()}
+    exact = {name: value.double() for name, value in rounded.items()}
+    for impl in ("streaming", "reference"):
+        got = ops.pairwise_dist(**mixed, impl=impl)
+        assert torch.equal(got, ops.pairwise_dist(**exact, impl=impl))
+    for got, expected in zip(
+        ops.pairwise_topk(**mixed, k=2), ops.pairwise_topk(**exact, k=2), strict=True
+    ):
+        assert torch.equal(got, expected)
+
+
+def test_the_curvature_is_1_where_none_is_given():
+    x, y = points(5, 40), points(6, 40, seed=1)
+    for op in PAIRWISE.values():
+        assert torch.equal(op(x, y), op(x, y, 1.0))
+    assert torch.equal(ops.pairwise_topk(x, y, 2)[0], ops.pairwise_topk(x, y, 2, 1.0)[0])
+
+
 def test_nan_is_propagated_and_only_where_it_is():
     x, y = points(4, 40), points(5, 40, seed=1)
     x[2, 1] = torch.nan
