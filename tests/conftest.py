@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
 
@@ -17,6 +18,12 @@ settings.register_profile("ci", _COMMON, max_examples=25, derandomize=True, phas
 settings.register_profile("mutants", _COMMON, max_examples=5, derandomize=True, phases=_FAST)
 settings.register_profile("thorough", _COMMON, max_examples=1000)
 settings.load_profile("ci")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The test that takes minutes comes first: last, all workers but one would wait for it."""
+    items.sort(key=lambda item: item.name != "test_kernels_in_the_interpreter")
+
 
 # Kernels run on a GPU or, from test_triton.py, in a process whose Triton interprets.
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
