@@ -65,7 +65,7 @@ def differentiable(*tensors: Tensor) -> bool:
     If not, the increments and corrections that only carry them, about half of the work, are left
     out. Compiled and transformed code keeps them.
     """
-    if not all(values_known(tensor) for tensor in tensors):
+    if torch.compiler.is_compiling() or not all(values_known(tensor) for tensor in tensors):
         return True
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return True
