@@ -1,7 +1,8 @@
 """Argument handling: errors that name the argument, promotion, the clamp to the dtype's range.
 
 Checks of types and shapes always run. Checks of *values* need the numbers: they run in eager mode
-and are left out under ``torch.compile`` and ``torch.func``, where an invalid value gives NaN.
+and are left out under ``torch.compile``, ``torch.func`` and tracing, where an invalid value gives
+NaN.
 """
 
 from __future__ import annotations
@@ -12,7 +13,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lorentzkit._numerics import dot, largest_radius, onto_sphere, scale_of, values_known
+from lorentzkit._numerics import (
+    dot,
+    largest_radius,
+    onto_sphere,
+    scale_of,
+    values_at_hand,
+    values_known,
+)
 
 SMALLEST_CURV, LARGEST_CURV = 1e-8, 1e8
 
@@ -64,7 +72,7 @@ def curvature(curv: object, dtype: torch.dtype, device: torch.device) -> Tensor:
         # A float32 of the smallest curvature is a hair less.
         valid = (c >= SMALLEST_CURV * (1 - 2**-24)) & (c <= LARGEST_CURV)
         # On an accelerator the check would stop the queue at every op: invalid values are NaN.
-        if c.device.type == "cpu" and values_known(c) and not bool((valid | c.isnan()).all()):
+        if values_at_hand(c) and not bool((valid | c.isnan()).all()):
             raise ValueError(_bad_curvature(f"a tensor with minimum {float(curv.min()):g}"))
         return torch.where(valid, c, torch.nan)
     if isinstance(curv, bool) or not isinstance(curv, (int, float)):
@@ -144,7 +152,7 @@ def clamp_norm(x: Tensor, limit: Tensor) -> Tensor:
     z = x / scale
     n = dot(z, z).clamp_min(1.0).sqrt().detach()  # >= 1 for all but denormal vectors
     beyond = n > limit / scale
-    if x.device.type == "cpu" and values_known(x) and not bool(beyond.any()):
+    if values_at_hand(x) and not bool(beyond.any()):
         return x.expand(*beyond.shape[:-1], x.shape[-1])
     unit, factor = z / n, limit / scale / n
     return torch.where(beyond, onto_sphere(x, limit, torch.where(beyond, factor, 0.0), unit), x)

@@ -59,12 +59,18 @@ def values_known(tensor: Tensor) -> bool:
     return torch._C._functorch.peek_interpreter_stack() is None
 
 
+def values_at_hand(tensor: Tensor) -> bool:
+    """`values_known`, and looking at them stops no accelerator's queue."""
+    return tensor.device.type == "cpu" and values_known(tensor)
+
+
 def differentiable(*tensors: Tensor) -> bool:
     """Whether derivatives may be asked for, in reverse or forward mode.
 
     If not, the increments and corrections that only carry them, about half of the work, are left
     out. Compiled and transformed code keeps them.
     """
+    # The compiler is asked for first: it then sees a constant.
     if torch.compiler.is_compiling() or not all(values_known(tensor) for tensor in tensors):
         return True
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):

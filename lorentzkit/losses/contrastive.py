@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lorentzkit._numerics import values_known
+from lorentzkit._numerics import values_at_hand
 from lorentzkit.distributed import Group, Ring
 from lorentzkit.fused import reference, registry
 from lorentzkit.fused.pointwise import SIGNS
@@ -158,7 +158,7 @@ def _scale(logit_scale: object, x: Tensor) -> Tensor:
         raise TypeError(f"logit_scale: expected a number, got {type(logit_scale).__name__}")
     else:
         scale = torch.full((), float(logit_scale), dtype=x.dtype, device=x.device)
-    if scale.device.type == "cpu" and values_known(scale) and bool(scale <= 0):
+    if values_at_hand(scale) and bool(scale <= 0):
         raise ValueError(f"logit_scale: expected a positive number, got {scale.item():g}")
     return scale
 
