@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import random
 import resource
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from accelerate import Accelerator
 from clip_hyperbolic import emoji
 from clip_hyperbolic.checkpoint import Checkpoint, write_atomically
 from clip_hyperbolic.config import Config, UserError, from_json, parse
-from clip_hyperbolic.data import Batches, expand, samples
+from clip_hyperbolic.data import Batches, Sample, collate, expand, samples
 from clip_hyperbolic.evaluate import hierarchy, retrieval
 from clip_hyperbolic.model import Objective, TwoTowers, Words, image_tower
 from PIL import Image
@@ -114,6 +115,22 @@ def test_batches_go_on_where_they_were(shards: str, how: dict[str, Any]) -> None
     assert_same(take(config, 7, step=5, positions=positions), whole[5:])
     other = take(replace(config, seed=1), 1)
     assert other[0]["keys"] != whole[0]["keys"]
+
+
+def test_a_keyword_is_a_text_that_concepts_share() -> None:
+    keywords = {"none": [], "a": ["shared"], "b": ["shared"], "c": ["x", "y"]}
+    image = Image.new("RGB", (9, 9))
+    batch = [Sample(name, image, name, name, some) for name, some in keywords.items()]
+    config = Config(keyword_level=True, keywords=0.0, ancestor_levels=0)
+    seen = set()
+    for seed in range(20):
+        found = collate(batch, config, [random.Random(f"{seed}/{i}") for i in range(4)])
+        captions, single = ([found["texts"][i] for i in row] for row in found["index"])
+        assert captions == [*keywords]
+        assert single[:3] == ["none", "shared", "shared"]
+        assert (found["labels"][1][:, None] == found["labels"][1]).sum() == 6
+        seen.add(single[3])
+    assert seen == {"x", "y"}
 
 
 @pytest.mark.parametrize("in_memory", [True, False])

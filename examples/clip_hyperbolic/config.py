@@ -50,6 +50,7 @@ class Config:
     jitter: float = option(0.3, "how much brightness, contrast and saturation vary")
     keywords: float = option(0.5, "how often a training caption is followed by some keywords")
     ancestor_levels: int = option(2, "levels of ancestor texts trained on, nearest first")
+    keyword_level: bool = option(False, "one keyword as the nearest ancestor, beside those levels")
     ancestor_weight: float = option(0.3, "of the mean of their losses beside the captions' loss")
 
     vision: Literal["conv", "vit-s", "vit-b", "vit-l"] = option("conv", "image tower")

@@ -169,6 +169,12 @@ def collate(batch: list[Sample], config: Config, rngs: list[random.Random]) -> d
             some = rng.sample(sample.keywords, rng.randint(1, len(sample.keywords)))
         captions.append(sample.with_keywords(some))
     levels = [(captions, [sample.concept for sample in batch])]
+    if config.keyword_level:  # several concepts share a keyword; one without any is its own
+        single = [
+            rng.choice(sample.keywords or [sample.caption])
+            for sample, rng in zip(batch, rngs, strict=True)
+        ]
+        levels.append((single, single))
     for level in range(1, config.ancestor_levels + 1):
         paths = [sample.path(level) for sample in batch]
         levels.append(([path.rsplit("/", 1)[-1] for path in paths], paths))
