@@ -6,6 +6,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # `-n auto` gives every core a worker: more threads than one would be in each other's way.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+    torch.set_num_threads(1)
+
 _COMMON = settings(
     deadline=None,
     print_blob=True,
