@@ -24,7 +24,7 @@ from clip_hyperbolic import emoji
 from clip_hyperbolic.checkpoint import Checkpoint, write_atomically
 from clip_hyperbolic.config import Config, UserError, from_json, parse
 from clip_hyperbolic.data import Batches, Sample, collate, expand, samples
-from clip_hyperbolic.evaluate import hierarchy, retrieval
+from clip_hyperbolic.evaluate import embed_texts, hierarchy, midpoints, retrieval
 from clip_hyperbolic.model import Objective, TwoTowers, Words, image_tower
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -235,6 +235,23 @@ def test_hierarchy_by_hand() -> None:
     assert found["errors_right_level_2"] == pytest.approx(1 / 3)
 
 
+@pytest.mark.parametrize("objective", ["atmg", "clip"])
+def test_texts_of_one_thing_have_a_midpoint(shards: str, objective: str) -> None:
+    config = small(shards, objective=objective, curv_init=0.5)
+    words = Words.of(config, samples(expand([shards]), pytest.fail))
+    model = TwoTowers(config, len(words)).eval()
+    some = [("red", "k0", "k8"), ("gold",), ("k8", "green")]
+    for texts, found in zip(some, midpoints(model, words, some), strict=True):
+        x = embed_texts(model, words, [*texts]).double()
+        if objective == "clip":
+            direction = x.sum(0)
+            expected = direction / direction.norm()
+        else:  # the sum of the points with their times, scaled back to the hyperboloid
+            total, time_of = x.sum(0), (2.0 + x.square().sum(1)).sqrt().sum()
+            expected = total / (0.5 * (time_of**2 - total @ total)).sqrt()
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+
+
 # --- model ----------------------------------------------------------------------------------------
 
 
@@ -367,6 +384,7 @@ def test_a_killed_run_goes_on_bit_for_bit(shards: str, tmp_path: Path) -> None:
     found = json.loads(out.read_text())
     assert (found["n_images"], found["n_texts"]) == (64, 8)
     assert 0 <= found["retrieval"]["i2t"]["R@1"] <= found["retrieval"]["i2t"]["R@5"] <= 1
+    assert 0 <= found["retrieval_midpoints"]["t2i"]["mAP"] <= 1
     assert found["radius"].keys() == {"ancestors_1", "ancestors_2", "captions", "images"}
     assert evaluate_clip_hyperbolic.main([*argv, "--split", "none such"]) == 2
     assert traverse.main([*argv, "--out", str(tmp_path / "way.png")]) == 0

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from itertools import islice
+from collections.abc import Callable, Iterable
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -17,6 +17,12 @@ from .data import Sample, as_pixels, fitted
 from .model import TwoTowers, Words
 
 DEPTH = 1000  # how far down a ranking is looked at
+# What stands for a concept: one text, or several of which each counts as much.
+TEXTS: dict[str, Callable[[Sample], tuple[str, ...]]] = {
+    "retrieval_midpoints": lambda sample: (sample.caption, *sample.keywords),
+    "retrieval_keywords": lambda sample: (sample.with_keywords(sample.keywords),),
+    "retrieval": lambda sample: (sample.caption,),
+}
 PROMPTS = ("{}", "a drawing of {}", "an icon of {}", "a picture of {}")
 
 
@@ -28,6 +34,17 @@ def embed_texts(model: TwoTowers, words: Words, texts: list[str], size: int = 51
         tokens, mask = words(texts[start : start + size])
         found.append(model.texts(tokens.to(device), mask.to(device)).cpu())
     return torch.cat(found)
+
+
+@torch.no_grad()
+def midpoints(model: TwoTowers, words: Words, texts: list[tuple[str, ...]]) -> Tensor:
+    """For each tuple of texts the midpoint of their points, of unit vectors that on the sphere."""
+    place = {text: i for i, text in enumerate(dict.fromkeys(chain.from_iterable(texts)))}
+    points = embed_texts(model, words, [*place])
+    found = [points[[place[text] for text in some]] for some in texts]
+    if model.hyperbolic:
+        return torch.stack([ops.einstein_midpoint(x, curv=model.curv().cpu()) for x in found])
+    return torch.nn.functional.normalize(torch.stack([x.mean(0) for x in found]), dim=-1)
 
 
 @torch.no_grad()
@@ -140,12 +157,8 @@ def zero_shot(
     classes = sorted({sample.label for sample in samples if sample.label})
     if len(classes) < 2:
         return {}
-    prompts = [prompt.format(name) for name in classes for prompt in PROMPTS]
-    points = embed_texts(model, words, prompts).unflatten(0, (len(classes), len(PROMPTS)))
-    if model.hyperbolic:
-        points = ops.einstein_midpoint(points, curv=model.curv().cpu())
-    else:
-        points = torch.nn.functional.normalize(points.mean(1), dim=-1)
+    prompts = [tuple(prompt.format(name) for prompt in PROMPTS) for name in classes]
+    points = midpoints(model, words, prompts)
     some = [i for i, sample in enumerate(samples) if sample.label]
     found = ranking(model, objective, images[some], points, images_ask=True)[:, :5]
     right = [
@@ -162,7 +175,7 @@ def zero_shot(
 def evaluate(
     model: TwoTowers, words: Words, objective: str, size: int, samples: Iterable[Sample]
 ) -> dict[str, Any]:
-    """All measures on samples; retrieval also for captions followed by all their keywords."""
+    """All measures on samples; retrieval also by keywords, in the two ways of `TEXTS`."""
     model.eval()
     images, seen = embed_images(model, samples, size)
     result: dict[str, Any] = {"n_images": len(seen)}
@@ -170,15 +183,14 @@ def evaluate(
         raise UserError("there is no pair of an image and a text to evaluate on; see --eval-shards")
     of_images = [sample.concept for sample in seen]
     paths = {sample.concept: [*sample.ancestors, sample.concept] for sample in seen}
-    for keywords in (True, False) if any(sample.keywords for sample in seen) else (False,):
-        pairs = dict.fromkeys(
-            (s.with_keywords(s.keywords) if keywords else s.caption, s.concept) for s in seen
-        )
-        texts = embed_texts(model, words, [text for text, _ in pairs])
+    by_keywords = any(sample.keywords for sample in seen)
+    for measured, texts_of in TEXTS.items() if by_keywords else [("retrieval", TEXTS["retrieval"])]:
+        pairs = dict.fromkeys((texts_of(sample), sample.concept) for sample in seen)
+        texts = midpoints(model, words, [some for some, _ in pairs])
         of_texts = [concept for _, concept in pairs]
         t2i = ranking(model, objective, texts, images, images_ask=False)
         i2t = ranking(model, objective, images, texts, images_ask=True)
-        result["retrieval_keywords" if keywords else "retrieval"] = {
+        result[measured] = {
             "t2i": retrieval(t2i, of_texts, of_images),
             "i2t": retrieval(i2t, of_images, of_texts),
         }
@@ -190,8 +202,8 @@ def evaluate(
             ("i2t", i2t, of_images, of_texts),
         ):
             predicted = [paths[gallery[best]] for best in found[:, 0].tolist()]
-            measured = hierarchy(predicted, [paths[concept] for concept in asked])
-            result["hierarchy"] |= {f"{way}_{name}": value for name, value in measured.items()}
+            tree = hierarchy(predicted, [paths[concept] for concept in asked])
+            result["hierarchy"] |= {f"{way}_{name}": value for name, value in tree.items()}
     if model.hyperbolic:
         result["radius"] = radii(model, words, images, texts, seen)
         place = {concept: i for i, concept in enumerate(of_texts)}

@@ -50,11 +50,18 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     return lines
 
 
+FORMS = {
+    "retrieval": "",
+    "retrieval_keywords": " + keywords",
+    "retrieval_midpoints": ", midpoint",
+}
+
+
 def rows(results: dict[str, Any]) -> list[list[str]]:
     """A heading, and for every set of shards what counts most, as text."""
     made = [["test", *(f"{way} R@{k}" for way in ("t2i", "i2t") for k in (1, 5, 10)), "i2t TIE"]]
     for name, result in results.items():
-        for key, suffix in (("retrieval", ""), ("retrieval_keywords", " + keywords")):
+        for key, suffix in FORMS.items():
             if key in result:
                 found = [
                     f"{result[key][way].get(f'R@{k}', float('nan')):.3f}"
