@@ -25,6 +25,7 @@ COLUMNS = {
     "i2t R@1": ("retrieval", "i2t", "R@1"),
     "i2t R@10": ("retrieval", "i2t", "R@10"),
     "t2i R@10, with keywords": ("retrieval_keywords", "t2i", "R@10"),
+    "t2i R@10, midpoint": ("retrieval_midpoints", "t2i", "R@10"),
     "i2t TIE": ("hierarchy", "i2t_TIE"),
 }
 
