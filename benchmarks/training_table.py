@@ -63,8 +63,10 @@ def table() -> str:
                 for key in path:
                     result = result[key]
                 values.append(result)
-            spread = f" ± {(max(values) - min(values)) / 2:.3f}" if len(values) > 1 else ""
-            cells.append(f"{mean(values):.3f}{spread}")
+            cell = f"{mean(values):.3f}"
+            if len(values) > 1:  # with a space that does not break between the sign and its number
+                cell += f" ±\N{NO-BREAK SPACE}{(max(values) - min(values)) / 2:.3f}"
+            cells.append(cell)
         lines.append(
             f"| {test}, {vendor} | {objective} | {steps} | {len(results)} | {' | '.join(cells)} |"
         )
