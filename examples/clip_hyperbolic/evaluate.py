@@ -17,7 +17,8 @@ from .data import Sample, as_pixels, fitted
 from .model import TwoTowers, Words
 
 DEPTH = 1000  # how far down a ranking is looked at
-# What stands for a concept: one text, or several of which each counts as much.
+# What stands for a concept: one text, or several of which each counts as much. Captions come last:
+# all other measures go on with them.
 TEXTS: dict[str, Callable[[Sample], tuple[str, ...]]] = {
     "retrieval_midpoints": lambda sample: (sample.caption, *sample.keywords),
     "retrieval_keywords": lambda sample: (sample.with_keywords(sample.keywords),),
@@ -40,11 +41,21 @@ def embed_texts(model: TwoTowers, words: Words, texts: list[str], size: int = 51
 def midpoints(model: TwoTowers, words: Words, texts: list[tuple[str, ...]]) -> Tensor:
     """For each tuple of texts the midpoint of their points, of unit vectors that on the sphere."""
     place = {text: i for i, text in enumerate(dict.fromkeys(chain.from_iterable(texts)))}
-    points = embed_texts(model, words, [*place])
-    found = [points[[place[text] for text in some]] for some in texts]
-    if model.hyperbolic:
-        return torch.stack([ops.einstein_midpoint(x, curv=model.curv().cpu()) for x in found])
-    return torch.nn.functional.normalize(torch.stack([x.mean(0) for x in found]), dim=-1)
+    points, curv = embed_texts(model, words, [*place]), model.curv().cpu()
+    found = points.new_empty(len(texts), points.shape[1])
+    of_length: dict[int, list[int]] = {}
+    for i, some in enumerate(texts):
+        of_length.setdefault(len(some), []).append(i)
+    for length, at in of_length.items():
+        index = torch.tensor([[place[text] for text in texts[i]] for i in at])
+        for rows, of in zip(torch.tensor(at).split(512), index.split(512), strict=True):
+            if length == 1:
+                found[rows] = points[of[:, 0]]
+            elif model.hyperbolic:
+                found[rows] = ops.einstein_midpoint(points[of], curv=curv)
+            else:
+                found[rows] = torch.nn.functional.normalize(points[of].mean(1), dim=-1)
+    return found
 
 
 @torch.no_grad()
