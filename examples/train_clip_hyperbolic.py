@@ -154,14 +154,15 @@ def train(
     if positions.shape != (processes, max(1, config.workers)):
         raise UserError(f"--resume: the run had {len(positions)} processes; start as many")
     mine = positions[rank].to(accelerator.device)
+    # A signal waits for the end of the step, and of its checkpoint; in workers it does nothing.
+    stop: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: stop.append(number))
     stream = Batches(config, rank, processes, state["step"], mine.tolist())
     loader = iter(DataLoader(stream, batch_size=None, num_workers=config.workers))
     if saved:  # after all that draws random numbers to begin with
         torch.set_rng_state(saved.tensors["random"])
     log = Log(folder, state["step"]) if main else None
-    stop: list[int] = []  # a signal waits for the end of the step, and of its checkpoint
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: stop.append(number))
 
     def save() -> None:
         everyone = accelerator.gather(mine).view(positions.shape).cpu()

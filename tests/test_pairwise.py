@@ -334,3 +334,14 @@ def test_compiled_and_eager_blocks_agree(monkeypatch):
     monkeypatch.setattr(compilation, "compiles", lambda *_: False)
     eager = ops.pairwise_exterior_angle(x, y)
     torch.testing.assert_close(default, eager, rtol=1e-5, atol=1e-6)
+
+
+def test_a_compiled_search_finds_what_an_eager_one_does(monkeypatch):
+    """Of more than one block, the last of which is smaller."""
+    x, y = points(600, 40, torch.float32), points(1500, 40, torch.float32, seed=1)
+    eager = ops.pairwise_topk(x, y, 5, score="exterior_angle")
+    monkeypatch.setattr(streaming, "_SEARCH_WORTH_COMPILING", 2**18)
+    for ours, expected in zip(
+        ops.pairwise_topk(x, y, 5, score="exterior_angle"), eager, strict=True
+    ):
+        assert torch.equal(ours, expected)

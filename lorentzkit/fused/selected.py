@@ -2,9 +2,9 @@
 
 These are the positives of a loss and the winners of a search: few, and worth every digit. Gathered
 copies of the points would be as large as the pairs are many, so their lengths and angles are
-measured some at a time; the rest is scalars. All is computed in float64. For float32 points that is
-so much wider that inner products give every angle; float64 points take the exact products of
-`_pairs`.
+measured some at a time, or compiled; the rest is scalars. All is computed in float64. For float32
+points that is so much wider that inner products give every angle; float64 points take the exact
+products of `_pairs`.
 """
 
 from __future__ import annotations
@@ -58,16 +58,16 @@ class _Pairs(NamedTuple):
 
 def selected(kind: str, x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor) -> Tensor:
     """The values of the pairs (i, j): ``(P, K)``, K = 2 for "angle": at x and at y; else 1."""
-    value: Tensor = _fused(_values, kind, x, i)(kind, x, y, c, i, j)
-    return value
+    a, b, _, h, g, triangle = _pairs(x, y, c, i, j, _LEAST)
+    return torch.cat(values(kind, h, g, triangle, a.radial, b.radial, c.double()), -1).to(x.dtype)
 
 
 def selected_gradients(
     kind: str, x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor, at: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Derivatives of ``(at * selected).sum()`` by x, y and c."""
-    by_c, *slopes = _fused(_slopes, kind, x, i)(kind, x, y, c, i, j, at)
-    step, by_curv = _fused(_steps, "", x, i), (by_c.sum() / (2 * c)).to(c.dtype)
+    by_c, *slopes = _slopes(kind, x, y, c, i, j, at)
+    step, by_curv = _fused(_steps, x, i), (by_c.sum() / (2 * c)).to(c.dtype)
     room = _CHUNK if step is _steps else _COMPILED_CHUNK
     if x.numel() <= room and _in_order(x, i) and _in_order(y, j):  # nothing to add up
         by_x, by_y = step("", x, y, i, j, *slopes)
@@ -87,16 +87,11 @@ def _in_order(x: Tensor, i: Tensor) -> bool:
     )
 
 
-def _fused(function: Callable[..., Any], kind: str, x: Tensor, i: Tensor) -> Callable[..., Any]:
+def _fused(function: Callable[..., Any], x: Tensor, i: Tensor) -> Callable[..., Any]:
     """Compiled, if that pays; but not exact products, which a compiler would make inexact."""
     if x.dtype == torch.float64:
         return function
-    return compilation.fused(function, kind, x, len(i) * x.shape[-1])
-
-
-def _values(kind: str, x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor) -> Tensor:
-    a, b, _, h, g, triangle = _pairs(x, y, c, i, j, _LEAST)
-    return torch.cat(values(kind, h, g, triangle, a.radial, b.radial, c.double()), -1).to(x.dtype)
+    return compilation.fused(function, "", x, len(i) * x.shape[-1])
 
 
 def _slopes(
@@ -148,9 +143,8 @@ def _points(x: Tensor, i: Tensor) -> Tensor:
 
 
 def _pairs(x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor, least: float) -> _Pairs:
-    measure = _exact_measures if x.dtype == torch.float64 else _wide_measures
-    some = [measure(_points(x, i[s]), _points(y, j[s])) for s in _chunks(i, x)]
-    m = _Measures(*(torch.cat(column) for column in zip(*some, strict=True)))
+    # Not the scalars after it: of so many operations in one loop, minutes to compile.
+    m = _fused(_measured, x, i)("", x, y, i, j)
     c, limit = c.double(), norm_limit(c).double()
     a, b = (_side(r, c, limit, least) for r in (m.rx, m.ry))
     inside = (m.rx <= limit) & (m.ry <= limit)
@@ -162,6 +156,12 @@ def _pairs(x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor, least: float) 
     h = torch.where((m.rx > 0) | (m.ry > 0), h, 0.0)  # two points at the origin coincide
     g = torch.where(m.cosine > 0, 1 + m.cosine, small)
     return _Pairs(a, b, m.cosine, h, g, exact_triangle(h, turn, a.radial, b.radial))
+
+
+def _measured(_: str, x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> _Measures:
+    measure = _exact_measures if x.dtype == torch.float64 else _wide_measures
+    some = [measure(_points(x, i[s]), _points(y, j[s])) for s in _chunks(i, x)]
+    return _Measures(*(torch.cat(column) for column in zip(*some, strict=True)))
 
 
 def _chunks(i: Tensor, x: Tensor) -> list[slice]:

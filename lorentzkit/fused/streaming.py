@@ -28,6 +28,9 @@ from lorentzkit.fused.folding import fold
 from lorentzkit.fused.pointwise import Sums
 
 ROWS, COLUMNS = 1024, 1024
+# Pairs. Steps of a training are repeated, a search hardly: it saves a second at this size, and some
+# ten are what it takes to compile.
+_SEARCH_WORTH_COMPILING = 2**26
 _REACH = 64.0  # of logits to both sides: their exponentials, and 2^31 such, are float32 numbers
 
 
@@ -81,7 +84,8 @@ def topk(
     ``chunk`` columns at a time; 0 for what fits the cache.
     """
     pairs = _Pairs(kind, clouds(x, y, c, precision), columns=chunk)
-    score, sign = pairs.fused(pointwise.score), 1 if largest else -1
+    score = pairs.fused(pointwise.score, _SEARCH_WORTH_COMPILING)
+    sign = 1 if largest else -1
     if kind == "inner":  # falls with the distance
         sign = -sign
     best = x.new_full((len(x), k), -torch.inf)
@@ -244,10 +248,12 @@ class _Pairs:
                 scalars = of_x[:, rows].contiguous(), of_y[..., columns].contiguous()
                 yield _Block(rows, columns, folded, (spare[0], spare[1]), *scalars)
 
-    def fused(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`function`, compiled if that pays."""
+    def fused(
+        self, function: Callable[..., Any], least: int = compilation.WORTH_COMPILING
+    ) -> Callable[..., Any]:
+        """`function`, compiled if that pays: from so many pairs on."""
         x, y = self.clouds.x.basis, self.clouds.y.basis
-        return compilation.fused(function, self._kind, x, len(x) * len(y))
+        return compilation.fused(function, self._kind, x, len(x) * len(y), least)
 
 
 class _Totals:
