@@ -399,6 +399,21 @@ def test_a_killed_run_goes_on_bit_for_bit(shards: str, tmp_path: Path) -> None:
     assert Checkpoint.of(whole).state["step"] < SMALL["steps"]
 
 
+def test_ctrl_c_waits_for_the_step_and_for_its_checkpoint(shards: str, tmp_path: Path) -> None:
+    """It reaches the workers as well, and must not end them before the step has its batch."""
+    changes = {**SMALL, "steps": 1000, "save_every": 1000, "in_memory": False, "workers": 2}
+    argv = ["--shards", shards, *flags(changes), "--output_dir", str(tmp_path)]
+    run = start(*argv, start_new_session=True)
+    file = tmp_path / "metrics.jsonl"
+    while not (file.exists() and file.read_text()) and run.poll() is None:
+        time.sleep(0.01)
+    os.killpg(run.pid, signal.SIGINT)
+    said, _ = run.communicate(timeout=300)
+    assert run.returncode == 130, said
+    assert f"--resume {tmp_path}" in said
+    assert 0 < Checkpoint.of(tmp_path).state["step"] < 1000
+
+
 @pytest.mark.parametrize("objective", ["atmg", "meru"])
 def test_two_processes_train_like_one(shards: str, tmp_path: Path, objective: str) -> None:
     argv = ["--shards", shards, *flags(SMALL), "--objective", objective]
