@@ -28,9 +28,9 @@ from lorentzkit.fused.folding import fold
 from lorentzkit.fused.pointwise import Sums
 
 ROWS, COLUMNS = 1024, 1024
-# Pairs. Steps of a training are repeated, a search hardly: it saves a second at this size, and some
-# ten are what it takes to compile.
-_SEARCH_WORTH_COMPILING = 2**26
+# Pairs. Steps of a training are repeated, a search hardly: it saves 0.1 s at this size, and some
+# ten seconds are what it takes to compile.
+_SEARCH_WORTH_COMPILING = 2**22
 _REACH = 64.0  # of logits to both sides: their exponentials, and 2^31 such, are float32 numbers
 
 

@@ -190,7 +190,7 @@ def pairwise_impl(x: Tensor, y: Tensor, impl: Implementation = "auto") -> str:
     Returns:
         "triton", "reference", "streaming" (eager operations on blocks) or "streaming, compiled"
         (the pass over a block compiled by `torch.compile`: for 2^18 pairs and more, `pairwise_topk`
-        for 2^26, on a CPU, where there is a C++ compiler; the first such call takes some seconds).
+        for 2^22, on a CPU, where there is a C++ compiler; the first such call takes some seconds).
 
     >>> x = torch.zeros(3, 2)
     >>> pairwise_impl(x, x)
