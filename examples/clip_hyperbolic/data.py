@@ -14,8 +14,9 @@ import io
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import count, islice
+from itertools import count, islice, repeat
 from typing import Any
 
 import braceexpand
@@ -180,7 +181,9 @@ def collate(batch: list[Sample], config: Config, rngs: list[random.Random]) -> d
         levels.append(([path.rsplit("/", 1)[-1] for path in paths], paths))
     place: dict[str, int] = {}
     index = [[place.setdefault(text, len(place)) for text in texts] for texts, _ in levels]
-    images = [augmented(sample.image, config, rng) for sample, rng in zip(batch, rngs, strict=True)]
+    originals = [sample.image for sample in batch]
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        images = [*threads.map(augmented, originals, repeat(config), rngs)]
     return {
         "keys": [sample.key for sample in batch],
         "pixels": jittered(as_pixels(images), config, rngs),
