@@ -181,8 +181,8 @@ def collate(batch: list[Sample], config: Config, rngs: list[random.Random]) -> d
         levels.append(([path.rsplit("/", 1)[-1] for path in paths], paths))
     place: dict[str, int] = {}
     index = [[place.setdefault(text, len(place)) for text in texts] for texts, _ in levels]
-    originals = [sample.image for sample in batch]
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+    originals = (sample.image for sample in batch)
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # PIL lets go of the interpreter
         images = [*threads.map(augmented, originals, repeat(config), rngs)]
     return {
         "keys": [sample.key for sample in batch],

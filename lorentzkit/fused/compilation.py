@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lorentzkit.fused.formulas import arctangent
 
-WORTH_COMPILING = 2**18  # elements
+_WORTH_COMPILING = 2**18  # elements
 _CHUNK = 2**17  # elements: two threads share them, in the cache
 _OPTIONS: dict[str, Any] = {
     # Fused multiply-adds round less often, and are a seventh of the time.
@@ -26,11 +26,9 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
-def fused(
-    function: Callable[..., Any], kind: str, x: Tensor, work: int, least: int = WORTH_COMPILING
-) -> Callable[..., Any]:
+def fused(function: Callable[..., Any], kind: str, x: Tensor, work: int) -> Callable[..., Any]:
     """``function(kind, ...)``, compiled if that pays for so much work on tensors like x."""
-    return compiled(function, kind, x.dtype) if compiles(x, work, least) else function
+    return compiled(function, kind, x.dtype) if compiles(x, work) else function
 
 
 def by_rows(
@@ -56,9 +54,9 @@ def row_blocks(count: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def compiles(x: Tensor, work: int, least: int = WORTH_COMPILING) -> bool:
+def compiles(x: Tensor, work: int) -> bool:
     """Whether so much work on tensors like x is compiled: on a CPU with a C++ compiler."""
-    return work >= least and x.device.type == "cpu" and _has_compiler()
+    return work >= _WORTH_COMPILING and x.device.type == "cpu" and _has_compiler()
 
 
 @cache

@@ -84,7 +84,8 @@ def topk(
     ``chunk`` columns at a time; 0 for what fits the cache.
     """
     pairs = _Pairs(kind, clouds(x, y, c, precision), columns=chunk)
-    score = pairs.fused(pointwise.score, _SEARCH_WORTH_COMPILING)
+    worth = len(x) * len(y) >= _SEARCH_WORTH_COMPILING
+    score = pairs.fused(pointwise.score) if worth else pointwise.score
     sign = 1 if largest else -1
     if kind == "inner":  # falls with the distance
         sign = -sign
@@ -248,12 +249,10 @@ class _Pairs:
                 scalars = of_x[:, rows].contiguous(), of_y[..., columns].contiguous()
                 yield _Block(rows, columns, folded, (spare[0], spare[1]), *scalars)
 
-    def fused(
-        self, function: Callable[..., Any], least: int = compilation.WORTH_COMPILING
-    ) -> Callable[..., Any]:
-        """`function`, compiled if that pays: from so many pairs on."""
+    def fused(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function`, compiled if that pays."""
         x, y = self.clouds.x.basis, self.clouds.y.basis
-        return compilation.fused(function, self._kind, x, len(x) * len(y), least)
+        return compilation.fused(function, self._kind, x, len(x) * len(y))
 
 
 class _Totals:
