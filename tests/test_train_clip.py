@@ -311,6 +311,8 @@ def test_wrong_fields_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--stepz" in capsys.readouterr().err
     with pytest.raises(UserError, match="--batch-size: expected at least 1, got 0"):
         parse("", ["--batch_size", "0"])
+    with pytest.raises(UserError, match="--stem-width: expected a multiple of 8, got 20"):
+        parse("", ["--stem_width", "20"])
     with pytest.raises(UserError, match="leave other flags out"):
         parse("", ["--resume", "runs/some", "--steps", "7"])
     with pytest.raises(UserError, match="--preset vit-b trains on your data: --shards"):

@@ -45,23 +45,24 @@ class Config:
     workers: int = option(0, "processes that read and decode (0 with --in-memory)")
 
     image_size: int = option(48, "pixels")
-    crop: float = option(0.6, "least share of an image's area in a random crop")
-    rotate: float = option(12.0, "degrees an image is turned at most")
+    crop: float = option(0.8, "least share of an image's area in a random crop")
+    rotate: float = option(0.0, "degrees an image is turned at most")
     jitter: float = option(0.3, "how much brightness, contrast and saturation vary")
     keywords: float = option(0.5, "how often a training caption is followed by some keywords")
     ancestor_levels: int = option(2, "levels of ancestor texts trained on, nearest first")
     keyword_level: bool = option(False, "one keyword as the nearest ancestor, beside those levels")
-    ancestor_weight: float = option(0.3, "of the mean of their losses beside the captions' loss")
+    ancestor_weight: float = option(0.15, "of the mean of their losses beside the captions' loss")
 
     vision: Literal["conv", "vit-s", "vit-b", "vit-l"] = option("conv", "image tower")
+    stem_width: int = option(16, "channels of the conv tower before the first halving")
     vision_model: str = option("", "a pretrained image tower of transformers instead, its folder")
     text_model: str = option("", "a pretrained text tower of transformers instead, its folder")
     tokenizer: str = option("", "folder of a tokenizer; default: a byte-level BPE of the captions")
     vocab_size: int = option(4096, "of the BPE that is trained")
     max_tokens: int = option(77, "of a text; more are cut off")
-    text_width: int = option(128, "of the text tower")
+    text_width: int = option(256, "of the text tower")
     text_layers: int = option(0, "of the text tower; with 0 a text is the mean of its tokens")
-    embed_dim: int = option(128, "of the common space")
+    embed_dim: int = option(256, "of the common space")
 
     curv_init: float = option(1.0, "curvature at the start; learned within a factor of 10")
     freeze_curv: bool = option(False, "keep the curvature at its start")
@@ -70,7 +71,7 @@ class Config:
     image_radius: float = option(1.0, "atmg: where that of the images belongs")
     centroid_weight: float = option(0.1, "atmg: the paper's lambda")
 
-    steps: int = option(1200, "of the optimiser")
+    steps: int = option(1000, "of the optimiser")
     batch_size: int = option(256, "pairs in a step, over all processes: contrasted all with all")
     micro_batch: int = option(0, "pairs encoded at a time, for want of memory (0: all)")
     lr: float = option(2e-3, "largest learning rate")
@@ -91,6 +92,8 @@ class Config:
                 raise UserError(f"--{name.replace('_', '-')}: expected at least {least}, got {got}")
         if not 0 < self.crop <= 1:
             raise UserError(f"--crop: expected a share in (0, 1], got {self.crop}")
+        if self.stem_width < 8 or self.stem_width % 8:  # GroupNorm has 8 groups
+            raise UserError(f"--stem-width: expected a multiple of 8, got {self.stem_width}")
         if self.preset.startswith("vit-") and not self.shards:
             raise UserError(
                 f"--preset {self.preset} trains on your data: "
@@ -111,7 +114,6 @@ _production = {
     "workers": 8,
     "image_size": 224,
     "crop": 0.5,
-    "rotate": 0.0,
     "jitter": 0.0,
     "keywords": 0.0,
     "ancestor_levels": 0,

@@ -91,8 +91,8 @@ def image_tower(config: Config) -> Any:
     if config.vision == "conv":
         tower = ResNetModel(
             ResNetConfig(
-                embedding_size=32,
-                hidden_sizes=[32, 64, 128, 256],
+                embedding_size=config.stem_width,
+                hidden_sizes=[config.stem_width, 64, 128, 256],
                 depths=[1, 1, 1, 1],
                 layer_type="basic",
             )

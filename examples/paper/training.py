@@ -39,7 +39,8 @@ def trained(
 
 def configuration(smoke: bool = False, **changes: Any) -> Config:
     """The example's in little, so that a sweep takes minutes; `smoke` sees few drawings as well."""
-    small: dict[str, Any] = {"image_size": 32, "embed_dim": 64, "steps": 300, "warmup": 30}
+    small: dict[str, Any] = {"image_size": 32, "crop": 0.6, "rotate": 12.0, "ancestor_weight": 0.3}
+    small |= {"stem_width": 32, "text_width": 128, "embed_dim": 64, "steps": 300, "warmup": 30}
     if smoke:
         # in 4 dimensions too little work to be compiled, which would take longer than all else
         small |= {"steps": 4, "warmup": 2, "batch_size": 32, "embed_dim": 4, "text_width": 32}
