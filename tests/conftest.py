@@ -32,7 +32,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """Workers that are done take over what waits behind it; `--dist` would stop benchmarks."""
+    """Workers that are done take over what waits for others.
+
+    Not by `--dist` among the options: given that, pytest-benchmark measures nothing.
+    """
     from xdist.scheduler import WorkStealingScheduling
 
     return WorkStealingScheduling(config, log)
