@@ -148,11 +148,20 @@ def norm_limit(c: Tensor) -> Tensor:
 
 def clamp_norm(x: Tensor, limit: Tensor) -> Tensor:
     """``x`` shortened to Euclidean norm ``limit`` where it is longer; else ``x`` itself."""
+    if within(x, limit):
+        return x
     scale = scale_of(x)
     z = x / scale
     n = dot(z, z).clamp_min(1.0).sqrt().detach()  # >= 1 for all but denormal vectors
     beyond = n > limit / scale
-    if values_at_hand(x) and not bool(beyond.any()):
-        return x.expand(*beyond.shape[:-1], x.shape[-1])
     unit, factor = z / n, limit / scale / n
     return torch.where(beyond, onto_sphere(x, limit, torch.where(beyond, factor, 0.0), unit), x)
+
+
+def within(x: Tensor, limit: Tensor) -> bool:
+    """Whether all of ``x`` is seen at a glance to be no longer than ``limit``."""
+    if not values_at_hand(x) or x.numel() == 0 or limit.numel() == 0:
+        return False
+    least, most = x.detach().aminmax()
+    largest = max(-float(least), float(most)) * math.sqrt(x.shape[-1])
+    return largest * (1 + 2.0**-20) <= float(limit.detach().min())

@@ -248,3 +248,37 @@ def onto_sphere(x: Tensor, radius: Tensor, factor: Tensor, unit: Tensor) -> Tens
     """
     moved = x * factor.detach()
     return moved + unit.detach() * (radius - dot(unit.detach(), moved))
+
+
+def sinh_ratio(t: Tensor, s2: Tensor) -> Tensor:
+    """``sinh(t s) / sinh(s)`` for ``s2 = s**2 <= 1`` and ``(t s)**2 <= 1``.
+
+    By logarithms: their derivatives in s cancel exactly at t = 1, which those of a quotient do not.
+    """
+    return t * torch.exp(log_sinhc(t**2 * s2) - log_sinhc(s2))
+
+
+def sinh_decay(t: Tensor, s: Tensor, decline: Tensor) -> Tensor:
+    """``sinh(t s) / sinh(s) exp(-decline s)`` for ``decline >= |t| - 1``."""
+    size = torch.where(t < 0, -t, t)  # unlike abs it has a derivative at 0
+    ratio = torch.exp((size - 1 - decline) * s) * _expm1_ratio(size, -2 * s)
+    return torch.where(t < 0, -ratio, ratio)
+
+
+def _expm1_ratio(t: Tensor, s: Tensor) -> Tensor:
+    """``expm1(t s) / expm1(s)`` for t >= 0 and s < 0; at t = 1 its derivative in s is exactly 0."""
+    whole = torch.expm1(s)
+    above, gap = t >= 1, t - 1
+    more = torch.exp(s) * torch.expm1(torch.where(above, gap, 0.0) * s)
+    less = torch.exp(t * s) * torch.expm1(torch.where(above, 0.0, -gap) * s)
+    near_one = 1 + torch.where(above, more, -less) / whole
+    return torch.where(t > 0.5, near_one, torch.expm1(t * s) / whole)
+
+
+def arc_times_tanh(excess: Tensor) -> Tensor:
+    """``s tanh(s/2) = excess * s / sinh(s)``, as a product where its derivative does not cancel."""
+    half = excess / 2
+    small = half <= 1
+    far = torch.where(small, 1.0, half)
+    arc = 2 * torch.asinh(far.sqrt())
+    return torch.where(small, excess * arc_over_sinh(excess), arc * (1 + 1 / far).rsqrt())

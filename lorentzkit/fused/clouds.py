@@ -17,7 +17,7 @@ from torch import Tensor
 from lorentzkit._checks import norm_limit
 from lorentzkit._numerics import dot
 from lorentzkit.fused.compilation import by_rows
-from lorentzkit.fused.formulas import Radial, radial
+from lorentzkit._geometry.triangle import Radial, exponentials, radial
 
 # Up to this many dimensions, differences of all pairs cost less than a product and its mending.
 FEW_DIMENSIONS = 16
@@ -33,7 +33,7 @@ class Cloud(NamedTuple):
     inside: Tensor
     """Whether the point is within ``max_radius``; ``(N, 1)``"""
     scalars: Tensor
-    """`Radial`, ``(8, N, 1)``"""
+    """`Radial` and `Exponentials`, ``(8, N, 1)``"""
 
     @property
     def spread(self) -> Tensor:
@@ -42,7 +42,7 @@ class Cloud(NamedTuple):
 
     @property
     def radial(self) -> Radial:
-        return Radial(*self.scalars.unbind())
+        return Radial(*self.scalars[:5].unbind())
 
 
 class Directions(NamedTuple):
@@ -170,4 +170,6 @@ def _cloud(basis: Tensor, length: Tensor, c: Tensor) -> Cloud:
     apex = (length != 0).to(length.dtype)
     length = length.clamp_min(TINY[length.dtype])
     s = c.sqrt() * torch.minimum(length, limit)
-    return Cloud(basis, length, inside, torch.stack(radial(s, apex)))
+    of_radius = radial(s, apex)
+    scalars = torch.stack([*of_radius, *exponentials(of_radius)])
+    return Cloud(basis, length, inside, scalars)

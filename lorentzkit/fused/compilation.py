@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorentzkit.fused.formulas import arctangent
+from lorentzkit._geometry.triangle import arctangent
 
 _WORTH_COMPILING = 2**18  # elements
 _CHUNK = 2**17  # elements: two threads share them, in the cache

@@ -1,7 +1,7 @@
 """What is done to a block of pairs between two matrix products, each in one pass if compiled.
 
 A block is given by its folded ``h`` (`formulas.unfold`), the scalars of its rows ``(8, n, 1)`` and
-columns ``(8, 1, m)``, those of `Radial` in their order, and the curvature ``c`` ``(1,)``. Sums by
+columns ``(8, 1, m)``, those of `Radial` and `Exponentials` in their order, and the curvature ``c`` ``(1,)``. Sums by
 rows are returned. What is to be summed by columns is left in buffers: a compiler makes one loop of
 it only if there are no sums in two directions, and memory that is used again stays in the cache.
 """
@@ -14,8 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lorentzkit.fused.formulas import (
+from lorentzkit._geometry.triangle import (
     Change,
+    Exponentials,
     Radial,
     Triangle,
     change,
@@ -56,8 +57,10 @@ class _Opened(NamedTuple):
 
 def _opened(kind: str, folded: Tensor, x: Tensor, y: Tensor) -> _Opened:
     h, g = unfold(folded) if kind == "angle" else (folded, folded)
-    x_, y_ = Radial(*x.unbind()), Radial(*y.unbind())
-    return _Opened(h, g, triangle(h, x_, y_), x_, y_)
+    (*of_x, a, b, c), (*of_y, d, e, f) = x.unbind(), y.unbind()
+    x_, y_ = Radial(*of_x), Radial(*of_y)
+    tri = triangle(h, x_, y_, Exponentials(a, b, c), Exponentials(d, e, f))
+    return _Opened(h, g, tri, x_, y_)
 
 
 # --- Matrices -----------------------------------------------------------------------------------

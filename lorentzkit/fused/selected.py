@@ -21,7 +21,7 @@ from lorentzkit._pairs import radius_difference, transverse
 from lorentzkit.fused import compilation
 from lorentzkit.fused.clouds import TINY
 from lorentzkit.fused.compilation import row_blocks
-from lorentzkit.fused.formulas import Radial, Triangle, change, exact_triangle, radial, values
+from lorentzkit._geometry.triangle import Radial, Triangle, change, exact_triangle, radial, values
 
 _LEAST = TINY[torch.float64]
 _CHUNK = 2**16  # elements: larger temporaries are handed back to the system, and fetched again

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from lorentzkit._checks import points_and
-from lorentzkit._numerics import norm
-from lorentzkit._pairs import apex
+from lorentzkit._geometry import pairs, singles
 
 
 def exterior_angle(x: Tensor, y: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -33,8 +31,7 @@ def exterior_angle(x: Tensor, y: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     >>> exterior_angle(x, 2 * x), exterior_angle(x, torch.tensor([1.0, 1e-6]))
     (tensor(0.), tensor(1.5708))
     """
-    sine, cosine = apex(*points_and(curv, {"x": x, "y": y}))
-    return torch.atan2(sine, cosine).squeeze(-1)
+    return pairs.of_rows("exterior", *points_and(curv, {}, {"x": x, "y": y})).squeeze(-1)
 
 
 def interior_angle(x: Tensor, y: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -55,8 +52,7 @@ def interior_angle(x: Tensor, y: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     >>> interior_angle(torch.tensor([2.0, 0.0]), torch.tensor([1.0, 0.0]))
     tensor(0.)
     """
-    sine, cosine = apex(*points_and(curv, {"x": x, "y": y}))
-    return torch.atan2(sine, -cosine).squeeze(-1)
+    return pairs.of_rows("interior", *points_and(curv, {}, {"x": x, "y": y})).squeeze(-1)
 
 
 def half_aperture(x: Tensor, curv: float | Tensor = 1.0, *, min_radius: float = 0.1) -> Tensor:
@@ -80,7 +76,7 @@ def half_aperture(x: Tensor, curv: float | Tensor = 1.0, *, min_radius: float = 
     """
     check_cones(min_radius)
     x, c = points_and(curv, {"x": x})
-    return _half_aperture(x, c, min_radius).squeeze(-1)
+    return singles.half_aperture(x, c, min_radius).squeeze(-1)
 
 
 def entailment_residual(
@@ -113,23 +109,15 @@ def entailment_residual(
     (tensor(0.), tensor(3.0414))
     """
     check_cones(min_radius, aperture_scale)
-    x, y, c = points_and(curv, {"x": x, "y": y})
-    outside = torch.atan2(*apex(x, y, c)) - aperture_scale * _half_aperture(x, c, min_radius)
-    return outside.clamp_min(0.0).squeeze(-1)
+    x, y, c = points_and(curv, {"x": x}, {"y": y})
+    angle, cone = pairs.of_rows("exterior", x, y, c), singles.half_aperture(x, c, min_radius)
+    return (angle - aperture_scale * cone).clamp_min(0.0).squeeze(-1)
 
 
 def check_cones(min_radius: float, aperture_scale: float = 1.0) -> None:
     for name, value in (("min_radius", min_radius), ("aperture_scale", aperture_scale)):
         if not value > 0:
             raise ValueError(f"{name}: expected a positive number, got {value!r}")
-
-
-def _half_aperture(x: Tensor, c: Tensor, min_radius: float) -> Tensor:
-    s, k2 = c.sqrt() * norm(x), 2 * min_radius
-    cone = ~(s <= k2)
-    s_cone = torch.where(cone, s, 2 * k2)
-    cosine = (s_cone - k2).sqrt() * (s_cone + k2).sqrt()
-    return torch.where(cone, torch.atan2(torch.full_like(s, k2), cosine), torch.pi / 2)
 
 
 __all__ = ["entailment_residual", "exterior_angle", "half_aperture", "interior_angle"]

@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lorentzkit._checks import points_and
-from lorentzkit._numerics import arsinh_length, norm
-from lorentzkit._pairs import chord
+from lorentzkit._geometry import pairs, singles
 
 
 def dist(x: Tensor, y: Tensor, curv: float | Tensor = 1.0, *, keepdim: bool = False) -> Tensor:
@@ -33,8 +32,7 @@ def dist(x: Tensor, y: Tensor, curv: float | Tensor = 1.0, *, keepdim: bool = Fa
     >>> dist(x, x), dist(x, x + torch.tensor([0.0, 1e-6]))
     (tensor(0.), tensor(1.0000e-06))
     """
-    x, y, c = points_and(curv, {"x": x, "y": y})
-    d = 2 * arsinh_length(chord(x, y, c) / 2, c)
+    d = pairs.of_rows("distance", *points_and(curv, {}, {"x": x, "y": y}))
     return d if keepdim else d.squeeze(-1)
 
 
@@ -55,7 +53,7 @@ def dist0(x: Tensor, curv: float | Tensor = 1.0, *, keepdim: bool = False) -> Te
     tensor(5.)
     """
     x, c = points_and(curv, {"x": x})
-    d = arsinh_length(norm(x), c)
+    d = singles.distance(x, c)
     return d if keepdim else d.squeeze(-1)
 
 

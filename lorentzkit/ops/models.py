@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from lorentzkit._checks import clamp_norm, norm_limit, points_and, require
-from lorentzkit._numerics import carry, dot, norm
-from lorentzkit._pairs import cosh_of, cosh_root, time_of
+from lorentzkit._geometry import singles
+from lorentzkit._geometry.invariants import combine, product
+from lorentzkit._numerics import carry, hypot
 
 
 def to_klein(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -30,7 +31,7 @@ def to_klein(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     tensor([0.7276, 0.0000])
     """
     x, c = points_and(curv, {"x": x})
-    return _inside(x / cosh_of(x, c), c)
+    return combine([_inside(1 / singles.cosh(x, c), x, c)], [x])
 
 
 def from_klein(k: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -53,8 +54,7 @@ def from_klein(k: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     tensor([0.7500, 0.0000])
     """
     k, c = points_and(curv, {}, {"k": k})
-    gap = _gap("k", k, c)
-    return k / gap.sqrt()
+    return combine([_gap("k", k, c).rsqrt()], [k])
 
 
 def to_poincare(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -76,7 +76,7 @@ def to_poincare(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     tensor([0.3333, 0.0000])
     """
     x, c = points_and(curv, {"x": x})
-    return _inside(x / (1 + cosh_of(x, c)), c)
+    return combine([_inside(1 / (1 + singles.cosh(x, c)), x, c)], [x])
 
 
 def from_poincare(p: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -99,7 +99,7 @@ def from_poincare(p: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     tensor([1.3333, 0.0000])
     """
     p, c = points_and(curv, {}, {"p": p})
-    return 2 * p / _gap("p", p, c)
+    return combine([2 / _gap("p", p, c)], [p])
 
 
 def to_halfspace(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -123,14 +123,15 @@ def to_halfspace(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     """
     x, c = points_and(curv, {"x": x})
     rest, last = x[..., :-1], x[..., -1:]
+    time = singles.time(x, c)
+    time = time + (time - time)  # of infinity, NaN
+    c, last = c.to(time.dtype), last.to(time.dtype)
     # t/sqrt(c) = 1/(x0 - last), where that difference cancels from the other light-like coordinate.
     up = last > 0
-    sum_ = time_of(x, c) + torch.where(up, last, -last)
-    aside = torch.cat([rest, torch.zeros_like(last)], -1)  # rest itself is empty if D = 1
-    cosh = cosh_root(aside, c)
-    above = cosh.over(cosh.over(sum_))  # the sum over 1 + c |rest|^2
-    height = torch.where(up, above, 1 / (c * sum_))
-    return torch.cat([rest * (c.sqrt() * height), height], -1)
+    sum_ = time + torch.where(up, last, -last)
+    cosh = singles.cosh(torch.cat([rest, torch.zeros_like(x[..., :1])], -1), c)
+    height = torch.where(up, sum_ / cosh / cosh, 1 / (c * sum_))
+    return _joined([c.sqrt() * height], rest, height.to(x.dtype))
 
 
 def from_halfspace(p: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -159,18 +160,29 @@ def from_halfspace(p: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     valid = p[..., -1:] > 0
     p = clamp_norm(p, 2 * limit)  # farther out is beyond max_radius
     z, t = p[..., :-1], p[..., -1:].clamp_min(torch.finfo(p.dtype).tiny)
-    t = torch.where(valid, t, torch.nan)
-    s = c.rsqrt()
-    last = (carry((t - s) * (t + s), t * t - 1 / c) + dot(z, z)) / 2
-    x = torch.cat([(z * s).expand(*last.shape[:-1], z.shape[-1]), last], -1)
-    beyond = norm(x) > limit * t
+    side = singles.length(torch.cat([z, torch.zeros_like(t)], -1))
+    limit, c = limit.to(side.dtype), c.to(side.dtype)
+    t, s = torch.where(valid, t, torch.nan).to(side.dtype), c.rsqrt()
+    last = (carry((t - s) * (t + s), t * t - 1 / c) + side * side) / 2
+    size = hypot(s * side, last)
+    beyond = size > limit * t
     inside = 1 / torch.where(beyond, 1.0, t)
-    return x * torch.where(beyond, limit / torch.where(beyond, norm(x), 1.0), inside)
+    factor = torch.where(beyond, limit / torch.where(beyond, size, 1.0), inside)
+    return _joined([s * factor], z, (last * factor).to(p.dtype))
+
+
+def _joined(coefficient: list[Tensor], rest: Tensor, last: Tensor) -> Tensor:
+    """``(coefficient rest, last)``; rest is empty in one dimension."""
+    if rest.shape[-1] == 0:
+        return last
+    scaled = combine(coefficient, [rest])
+    return torch.cat([scaled, last.expand(*scaled.shape[:-1], 1)], -1)
 
 
 def _gap(name: str, p: Tensor, c: Tensor) -> Tensor:
     """``1 - c |p|**2``, which must be positive."""
-    gap = 1 - c * dot(p, p)
+    pp = product(p, p)
+    gap = 1 - c.to(pp.dtype) * pp
     require(
         ~(gap <= 0),
         f"{name}: expected points inside the ball of radius 1/sqrt(curv), got one with "
@@ -179,11 +191,12 @@ def _gap(name: str, p: Tensor, c: Tensor) -> Tensor:
     return torch.where(gap > 0, gap, torch.nan)
 
 
-def _inside(p: Tensor, c: Tensor) -> Tensor:
-    """``p``, shrunk by a few roundings where ``c |p|**2`` would come out as 1."""
-    margin = 4 * torch.finfo(p.dtype).eps
-    touching = (c * dot(p, p)).detach() > 1 - margin
-    return torch.where(touching, p * (1 - margin), p)
+def _inside(factor: Tensor, x: Tensor, c: Tensor) -> Tensor:
+    """``factor``, smaller by a few roundings where ``c |factor x|**2`` would come out as 1."""
+    margin = 4 * torch.finfo(x.dtype).eps
+    size = factor.detach() * singles.length(x.detach())
+    touching = c.detach().to(size.dtype) * size * size > 1 - margin
+    return torch.where(touching, factor * (1 - margin), factor)
 
 
 __all__ = [

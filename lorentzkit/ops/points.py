@@ -6,13 +6,8 @@ import torch
 from torch import Tensor
 
 from lorentzkit._checks import floating, points_and
-from lorentzkit._numerics import largest_radius, power_of_two
-from lorentzkit._pairs import (
-    cosh_excess,
-    squared_chord_increment,
-    tangent_product,
-    time_of,
-)
+from lorentzkit._geometry import pairs, singles, tangents
+from lorentzkit._numerics import largest_radius
 
 
 def max_radius(dtype: torch.dtype) -> float:
@@ -52,7 +47,7 @@ def time(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     tensor(5.)
     """
     x, c = points_and(curv, {"x": x})
-    return time_of(x, c).squeeze(-1)
+    return singles.time(x, c).squeeze(-1).to(x.dtype)
 
 
 def add_time(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -69,7 +64,7 @@ def add_time(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     tensor([5., 3., 0.])
     """
     x, c = points_and(curv, {"x": x})
-    t = time_of(x, c)
+    t = singles.time(x, c).to(x.dtype)
     return torch.cat([t, x.expand(*t.shape[:-1], x.shape[-1])], -1)
 
 
@@ -110,12 +105,7 @@ def inner(x: Tensor, y: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     >>> inner(x, x), inner(x, -x)
     (tensor(-1.), tensor(-19.))
     """
-    x, y, c = points_and(curv, {"x": x, "y": y})
-    # Three sources: the value, its derivative in c (of x0 y0 alone), its derivatives in x and y.
-    value = -(1 + cosh_excess(x.detach(), y.detach(), c.detach())) / c.detach()
-    times = time_of(x.detach(), c) * time_of(y.detach(), c)
-    increment = squared_chord_increment(x, y, c, 1.0)
-    return (value - (times - times.detach()) - increment / 2).squeeze(-1)
+    return pairs.of_rows("inner", *points_and(curv, {}, {"x": x, "y": y})).squeeze(-1)
 
 
 def tangent_inner(x: Tensor, u: Tensor, v: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -139,8 +129,7 @@ def tangent_inner(x: Tensor, u: Tensor, v: Tensor, curv: float | Tensor = 1.0) -
     >>> tangent_inner(x, u, u, curv=16 / 9)  # cosh^2 = 17
     tensor(2.4706)
     """
-    x, u, v, c = points_and(curv, {"x": x}, {"u": u, "v": v})
-    return tangent_product(x, u, v, c).squeeze(-1)
+    return tangents.inner(*points_and(curv, {"x": x}, {"u": u, "v": v})).squeeze(-1)
 
 
 def tangent_norm(x: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -157,13 +146,7 @@ def tangent_norm(x: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     >>> tangent_norm(torch.tensor([3.0, 0.0]), torch.tensor([0.0, 2.0]))  # across
     tensor(2.)
     """
-    x, u, c = points_and(curv, {"x": x}, {"u": u})
-    # Exact, so that a vector along x gets no part across, which counts cosh a times as much.
-    scale = power_of_two(u)
-    square = tangent_product(x, u / scale, u / scale, c)
-    nonzero = square != 0
-    length = scale * torch.where(nonzero, square, 1.0).sqrt()
-    return torch.where(nonzero, length, 0.0).squeeze(-1)
+    return tangents.norm(*points_and(curv, {"x": x}, {"u": u})).squeeze(-1)
 
 
 __all__ = [

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from lorentzkit.fused import formulas
+from lorentzkit._geometry import triangle as formulas
 
 _PI = tl.constexpr(3.141592653589793)
 # Under this the square of a sine is that of rounded unit vectors, and 0.

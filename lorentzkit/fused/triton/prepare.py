@@ -17,7 +17,7 @@ from torch import Tensor
 from lorentzkit._checks import norm_limit
 from lorentzkit._numerics import dot
 from lorentzkit.fused.clouds import FEW_DIMENSIONS, TINY, mend_below, rounded
-from lorentzkit.fused.formulas import radial
+from lorentzkit._geometry.triangle import exponentials, radial
 from lorentzkit.fused.triton.config import INTERPRETED
 
 
@@ -101,7 +101,7 @@ def _side(spread: Tensor, length: Tensor, mean: Tensor, c: Tensor, whole: bool) 
         rho = torch.linalg.vector_norm(spread + mean, dim=-1, keepdim=True)
         rho = torch.where(at_origin, 1.0, rho)  # which has no direction
     half_square = 0.5 * dot(spread, spread)
-    scalars = torch.cat([half_square, rho, r.sinh, r.grow, r.decay, r.rest, r.apex], -1)
+    scalars = torch.cat([half_square, rho, r.sinh, *exponentials(r), r.apex], -1)
     D = spread.shape[-1]
     step = 16 if D <= FEW_DIMENSIONS else 32
     padded = spread.new_zeros(len(spread), -(-D // step) * step)

@@ -22,61 +22,77 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lorentzkit._geometry.invariants import or_one
+
 
 class Radial(NamedTuple):
     """What a pair needs to know of the radius ``a`` of one of its points."""
 
     sinh: Tensor
     cosh: Tensor
-    grow: Tensor
-    """``exp(a/2)``"""
-    decay: Tensor
-    """``exp(-a)``"""
-    rest: Tensor
-    """``1 - exp(-a)``"""
     tanh: Tensor
     sech: Tensor
     apex: Tensor
     """1, but 0 at the origin: every angle there is 0, for the origin entails everything."""
 
 
+class Exponentials(NamedTuple):
+    """From which differences of radii that are rounded themselves are taken."""
+
+    grow: Tensor
+    """``exp(a/2)``"""
+    decay: Tensor
+    """``exp(-a)``"""
+    rest: Tensor
+    """``1 - exp(-a)``"""
+
+
 def radial(s: Tensor, apex: Tensor) -> Radial:
     """From ``s = sinh a >= 0``."""
-    cosh = torch.hypot(torch.ones_like(s), s)
-    decay = 1 / (s + cosh)
-    rest = (s + s * (s / (1 + cosh))) * decay
-    return Radial(s, cosh, decay.rsqrt(), decay, rest, s / cosh, 1 / cosh, apex)
+    cosh = (1 + s * s).sqrt()
+    sech = 1 / cosh
+    return Radial(s, cosh, s * sech, sech, apex)
+
+
+def exponentials(x: Radial) -> Exponentials:
+    decay = 1 / (x.sinh + x.cosh)
+    rest = (x.sinh + x.sinh * (x.sinh / (1 + x.cosh))) * decay
+    return Exponentials(decay.rsqrt(), decay, rest)
 
 
 class Triangle(NamedTuple):
-    t: Tensor
     turn: Tensor
     """``sinh(a - b)``"""
     T: Tensor
     R: Tensor
+    gap: Tensor
+    """``cosh(a) - cosh(b)``"""
 
 
-def triangle(h: Tensor, x: Radial, y: Radial) -> Triangle:
-    total = x.decay + y.decay
+def triangle(h: Tensor, x: Radial, y: Radial, of_x: Exponentials, of_y: Exponentials) -> Triangle:
+    """From radii that are rounded: those of all pairs of points."""
+    total = of_x.decay + of_y.decay
     # exp(-b) - exp(-a), from the complements where those are the smaller numbers.
-    difference = torch.where(total > 1, x.rest - y.rest, y.decay - x.decay)
-    return _triangle(0.5 * x.grow * y.grow, difference, total, h, x, y)
-
-
-def exact_triangle(h: Tensor, turn: Tensor, x: Radial, y: Radial) -> Triangle:
-    """From the exact ``sinh(a - b)``, which differences of radii cannot give for close points."""
-    near = x.decay * torch.expm1(torch.asinh(turn.clamp(-1, 1)))
-    difference = torch.where(turn.abs() < 1, near, y.decay - x.decay)
-    return _triangle(0.5 * x.grow * y.grow, difference, x.decay + y.decay, h, x, y)
-
-
-def _triangle(
-    half: Tensor, difference: Tensor, total: Tensor, h: Tensor, x: Radial, y: Radial
-) -> Triangle:
+    difference = torch.where(total > 1, of_x.rest - of_y.rest, of_y.decay - of_x.decay)
+    both = of_x.grow * of_y.grow
+    half = 0.5 * both
     t = half * difference
     T = t * t + 0.5 * x.sinh * y.sinh * h
     low = T.clamp_max(1e18)  # whose square is still a float32 number; of more, R is 2 T
-    return Triangle(t, 2 * t * (half * total), T, 2 * ((low * (low + 1)).sqrt() + (T - low)))
+    R = 2 * ((low * (low + 1)).sqrt() + (T - low))
+    return Triangle(2 * t * (half * total), T, R, t * both * (of_x.rest + of_x.decay * of_y.rest))
+
+
+def exact_triangle(h: Tensor, difference: Tensor, x: Radial, y: Radial) -> Triangle:
+    """From ``sinh(a) - sinh(b)``, exact for close points too: those of points side by side."""
+    ratio = (x.sinh + y.sinh) / or_one(x.sinh * y.cosh + x.cosh * y.sinh)
+    turn = difference * ratio
+    t = turn * (2 + 2 * (1 + turn * turn).sqrt()).rsqrt()
+    # By the root of T, for T itself may underflow.
+    root = torch.hypot(t, (0.5 * h).sqrt() * (x.sinh.sqrt() * y.sinh.sqrt()))
+    T = root * root
+    gap = difference * ((x.sinh + y.sinh) / (x.cosh + y.cosh))
+    return Triangle(turn, T, 2 * root * (1 + T).sqrt(), gap)
 
 
 def unfold(folded: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,7 +108,7 @@ def sines(h: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     """``sin(theta)`` and its inverse, which is 0 where the points are aligned."""
     square = h * g
     sine = square.clamp_min(0).sqrt()
-    apart = square > 1e-30  # of rounded unit vectors the square is 0 or at least 1e-16 (1e-33)
+    apart = square > 1e-35  # of rounded unit vectors the square is 0 or at least 1e-16 (1e-33)
     return sine, torch.where(apart, 1 / torch.where(apart, sine, 1.0), 0.0)
 
 
@@ -128,10 +144,22 @@ def legs(h: Tensor, sine: Tensor, tri: Triangle, x: Radial, y: Radial) -> Legs:
     )
 
 
+def exterior_angle(h: Tensor, g: Tensor, tri: Triangle, x: Radial, y: Radial) -> Tensor:
+    """At x; 0 where the points coincide."""
+    leg = legs(h, sines(h, g)[0], tri, x, y)
+    return angle_of(leg.n_x, torch.where(tri.R > 0, leg.m_x, 1.0))
+
+
+def interior_angle(h: Tensor, g: Tensor, tri: Triangle, x: Radial, y: Radial) -> Tensor:
+    """At x; pi where the points coincide."""
+    leg = legs(h, sines(h, g)[0], tri, x, y)
+    return angle_of(leg.n_x, torch.where(tri.R > 0, -leg.m_x, -1.0))
+
+
 def angles(h: Tensor, g: Tensor, tri: Triangle, x: Radial, y: Radial) -> tuple[Tensor, Tensor]:
     """Exterior angles at x and at y; 0 where the points coincide."""
     leg = legs(h, sines(h, g)[0], tri, x, y)
-    apart = tri.T > 0
+    apart = tri.R > 0
     alpha = angle_of(leg.n_x, torch.where(apart, leg.m_x, 1.0))
     return alpha, angle_of(leg.n_y, torch.where(apart, leg.m_y, 1.0))
 
@@ -207,9 +235,7 @@ def distance_change(h: Tensor, tri: Triangle, x: Radial, y: Radial, at: Tensor) 
     """Derivative of ``at * sqrt(c) d``, but in c that of ``at * d``, times ``2 c sqrt(c)``."""
     inverse = _inverse(tri.R)
     m_x, m_y = legs(h, h, tri, x, y)[2:]
-    # (C_x - C_y)^2 / (C_x C_y), without cancellation
-    spread = tri.t * x.grow * y.grow * (x.rest + x.decay * y.rest)
-    spread = (spread * x.sech) * (spread * y.sech)
+    spread = (tri.gap * x.sech) * (tri.gap * y.sech)
     return Change(
         h=at * (x.sinh * inverse) * y.sinh,
         a=-at * m_x * inverse,
@@ -231,6 +257,10 @@ def values(
     """The value of a pair: of "angle" two, that at x and that at y."""
     if kind == "angle":
         return angles(h, g, tri, x, y)
+    if kind == "exterior":
+        return (exterior_angle(h, g, tri, x, y),)
+    if kind == "interior":
+        return (interior_angle(h, g, tri, x, y),)
     if kind == "distance":
         return (distance(tri) / c.sqrt(),)
     if kind == "inner":
@@ -251,6 +281,8 @@ def change(
     """The derivative of ``at[0] * values[0] + ...``."""
     if kind == "angle":
         return angle_change(h, g, tri, x, y, at[0], at[1] if len(at) > 1 else None)
+    if kind in ("exterior", "interior"):
+        return angle_change(h, g, tri, x, y, at[0] if kind == "exterior" else -at[0], None)
     if kind == "distance":
         return distance_change(h, tri, x, y, at[0] / c.sqrt())
     if kind == "inner":
@@ -272,5 +304,5 @@ def _half_excess(tri: Triangle) -> Tensor:
 
 def _inverse(R: Tensor) -> Tensor:
     """``1/R``; 0 where the points coincide, and with it all derivatives."""
-    apart = R > 0
+    apart = R > 2 * torch.finfo(R.dtype).tiny
     return torch.where(apart, 1 / torch.where(apart, R, 1.0), 0.0)

@@ -1,0 +1,436 @@
+"""What no rotation changes, of vectors side by side; and sums of vectors with such coefficients.
+
+The two are each other's derivative: that of a product is a sum of vectors, that of a coefficient a
+product. All numbers are ``(..., 1)``, and of float32 vectors float64: 29 more bits than the vectors
+have take the place of compensated arithmetic. float64 vectors have no wider type; their products
+are split into exact parts where something cancels.
+
+Each step exists twice. Eager calls run in blocks of rows that fit the cache, as autograd Functions;
+`torch.func`, forward mode, compilers and tracers get the same formulas as plain operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function, forward_ad
+
+from lorentzkit._numerics import values_known
+
+_BLOCK = 2**18  # elements of a block of rows: what is made of it fits the cache
+_FEW = 8  # so many columns are worked on one by one: sums of so short rows are slow
+
+Parts = Sequence[Tensor]  # a vector as blocks of its columns
+
+
+class Measures(NamedTuple):
+    """Lengths of x and y and the angle between them, ``(..., 1)``; constants to autograd."""
+
+    rx: Tensor
+    ry: Tensor
+    dr: Tensor
+    """``rx - ry``, exact for close vectors"""
+    cosine: Tensor
+    sine2: Tensor
+    """The square of the sine, exact at any angle; 1 where a vector is 0"""
+
+    def h(self) -> Tensor:
+        """``1 - cosine``"""
+        acute = self.sine2 / (1 + self.cosine.abs())
+        return torch.where(self.cosine > 0, acute, 1 - self.cosine)
+
+    def g(self) -> Tensor:
+        """``1 + cosine``"""
+        obtuse = self.sine2 / (1 + self.cosine.abs())
+        return torch.where(self.cosine > 0, 1 + self.cosine, obtuse)
+
+    def close(self) -> Tensor:
+        """Whether the vectors' difference is the smaller vector: of like length and direction."""
+        return (self.rx <= 2 * self.ry) & (self.ry <= 2 * self.rx) & (self.cosine > 0)
+
+
+class Products(NamedTuple):
+    """Of x and y, and of a third vector u if there is one; differentiable."""
+
+    xx: Tensor
+    yy: Tensor
+    rise: Tensor
+    """0, with the derivatives of ``x.y`` or, of close vectors, of ``-|x - y|**2 / 2``"""
+    xu: Tensor | None = None
+    yu: Tensor | None = None
+    uu: Tensor | None = None
+
+
+def has_float64(device: torch.device) -> bool:
+    """Apple's GPUs have none."""
+    return device.type != "mps"
+
+
+def wide_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of the numbers that vectors like x are measured in."""
+    return torch.float64 if has_float64(x.device) else x.dtype
+
+
+def eager(*tensors: Tensor) -> bool:
+    """Whether autograd Functions will do: no compiler, transform, tracer or forward mode."""
+    return forward_ad._current_level < 0 and values_known(tensors[0])
+
+
+# --- Products of vectors --------------------------------------------------------------------------
+
+
+def parts(x: Tensor, dtype: torch.dtype) -> Parts:
+    if x.shape[-1] > _FEW:
+        return (x.to(dtype),)
+    return [column.to(dtype) for column in x.split(1, -1)]
+
+
+def dot(x: Parts, y: Parts) -> Tensor:
+    """``(..., 1)``"""
+    total: Tensor | None = None
+    for p, q in zip(x, y, strict=True):
+        product = p * q
+        if product.shape[-1] > 1:
+            product = product.sum(-1, keepdim=True)
+        total = product if total is None else total + product
+    assert total is not None
+    return total
+
+
+def _sweep(x: Tensor, y: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+    """`Measures`; products of each other vector with x, y and itself, and with y's part across x."""
+    dtype = wide_dtype(x)
+    wide = dtype != x.dtype
+    measure = _wide_measures if wide else _exact_measures
+    p, q = parts(x, dtype), parts(y, dtype)
+    measures, across = measure(p, q, bool(others))
+    numbers = [*measures]
+    for other in others:
+        u = parts(other, dtype)
+        # Of aligned vectors only noise is left.
+        part = torch.where(measures.sine2 == 0, 0.0, dot(across, u))
+        numbers += dot(p, u), dot(q, u), dot(u, u), part
+    return tuple(numbers)
+
+
+def _wide_measures(x: Parts, y: Parts, needed: bool) -> tuple[Measures, Parts]:
+    """Of float32 vectors in float64, which holds all digits of their products."""
+    xx, yy, xy = dot(x, x), dot(y, y), dot(x, y)
+    rx, ry = xx.sqrt(), yy.sqrt()
+    k = xy / or_one(xx)  # its error lies along x, and is taken off again
+    whole = ((k - 1).abs() < 0.5).to(k.dtype)  # close vectors: their difference first
+    across = [
+        torch.addcmul(torch.addcmul(q, p, whole, value=-1), p, k - whole, value=-1)
+        for p, q in zip(x, y, strict=True)
+    ]
+    across, ww = _off(across, x, xx, needed)
+    # No two float32 directions are so close, but equal ones.
+    return Measures(rx, ry, rx - ry, xy / or_one(rx * ry), _sine2(ww, xx, yy, 1e-28)), across
+
+
+def _exact_measures(x: Parts, y: Parts, needed: bool) -> tuple[Measures, Parts]:
+    """Of vectors without a wider type; scaled, lest their squares overflow."""
+    of_x, of_y = power_of_two(x), power_of_two(y)
+    p, q = [v / of_x for v in x], [v / of_y for v in y]
+    pp, qq, pq = dot(p, p), dot(q, q), dot(p, q)
+    across = subtract_product(q, p, pq / or_one(pp))
+    across, ww = _off(across, p, pp, needed)
+    least = 2.0**-200 if pp.dtype == torch.float64 else 2.0**-80
+    sine2 = _sine2(ww, pp, qq, least)
+    cosine = pq / or_one(pp.sqrt() * qq.sqrt())
+    rx, ry = of_x * pp.sqrt(), of_y * qq.sqrt()
+    across = [of_y * w for w in across]
+    return Measures(rx, ry, _radius_difference(x, y, rx, ry), cosine, sine2), across
+
+
+def _off(across: Parts, x: Parts, xx: Tensor, needed: bool) -> tuple[Parts, Tensor]:
+    """Without what it still has along x, where `needed`; and its square."""
+    xw, ww = dot(x, across), dot(across, across)
+    along = xw / or_one(xx)
+    if needed:
+        across = [torch.addcmul(w, p, along, value=-1) for w, p in zip(across, x, strict=True)]
+    return across, ww - along * xw
+
+
+def _sine2(ww: Tensor, xx: Tensor, yy: Tensor, least: float) -> Tensor:
+    sine2 = ww / or_one(yy)
+    return torch.where((xx == 0) | (yy == 0), 1.0, torch.where(sine2 < least, 0.0, sine2))
+
+
+def or_one(x: Tensor) -> Tensor:
+    return torch.where(x == 0, 1.0, x)
+
+
+def _radius_difference(x: Parts, y: Parts, rx: Tensor, ry: Tensor) -> Tensor:
+    near = (rx < 2 * ry) & (ry < 2 * rx)
+    # x - y is exact enough where the radii are within a factor of two (Sterbenz).
+    total = torch.where(near, rx + ry, 1.0)
+    difference = [(p - q) / total for p, q in zip(x, y, strict=True)]
+    return torch.where(near, dot(difference, [p + q for p, q in zip(x, y, strict=True)]), rx - ry)
+
+
+def subtract_product(y: Parts, x: Parts, k: Tensor) -> Parts:
+    """``y - k x``, rounded to the digits of the result, however much cancels.
+
+    The products of halves are exact (Dekker 1971), and stay so if they are fused with the sums.
+    """
+    high, low = _halves(k)
+    rest = []
+    for p, q in zip(x, y, strict=True):
+        p_high, p_low = _halves(p)
+        for a, b in ((p_high, high), (p_low, high), (p_high, low), (p_low, low)):
+            q = torch.addcmul(q, a, b, value=-1)
+        rest.append(q)
+    return rest
+
+
+def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers of size 1 as sums of two with half of the digits each."""
+    if x.dtype == torch.float64:
+        high = x.float().double()
+    else:
+        factor = 2.0**12 + 1
+        high = factor * x - (factor * x - x)
+    return high, x - high
+
+
+def power_of_two(x: Parts) -> Tensor:
+    """The power of two ``(..., 1)`` at or under the largest entry of x; 1 where x is 0."""
+    each = [torch.linalg.vector_norm(p.detach(), torch.inf, -1, keepdim=True) for p in x]
+    largest = each[0]
+    for other in each[1:]:
+        largest = torch.maximum(largest, other)
+    double = largest.dtype == torch.float64
+    integer, exponent = (torch.int64, 0x7FF << 52) if double else (torch.int32, 0xFF << 23)
+    normal = largest.clamp_min(torch.finfo(largest.dtype).tiny)
+    power = (normal.view(integer) & exponent).view(largest.dtype)
+    return torch.where(largest > 0, power, torch.where(largest == 0, 1.0, largest))
+
+
+# --- The same, differentiable ---------------------------------------------------------------------
+
+
+def products(x: Tensor, y: Tensor, *others: Tensor) -> tuple[Products, Measures, Tensor | None]:
+    """Of x and y, and of a third vector; its product with the part of y across x."""
+    vectors = torch.broadcast_tensors(x, y, *others)  # type: ignore[no-untyped-call]
+    if eager(*vectors):
+        shape = (*vectors[0].shape[:-1], 1)
+        numbers = tuple(n.view(shape) for n in _Products.apply(*map(flat, vectors)))  # type: ignore[no-untyped-call]
+    else:
+        numbers = _plain_products(*vectors)
+    count = 6 if others else 3
+    across = numbers[count + 5] if others else None
+    return Products(*numbers[:count]), Measures(*numbers[count : count + 5]), across
+
+
+def _plain_products(x: Tensor, y: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+    numbers = _sweep(*(v.detach() for v in (x, y, *others)))
+    dtype = wide_dtype(x)
+    p, q = parts(x, dtype), parts(y, dtype)
+    difference = [b - a for a, b in zip(p, q, strict=True)]
+    close = Measures(*numbers[:5]).close()
+    rise = torch.where(close, -0.5 * dot(difference, difference), dot(p, q))
+    found = [dot(p, p), dot(q, q), rise - rise.detach()]
+    for other in others:
+        u = parts(other, dtype)
+        found += dot(p, u), dot(q, u), dot(u, u)
+    return (*found, *numbers[:5], *numbers[8:])
+
+
+class _Products(Function):
+    """`_plain_products` in blocks of rows."""
+
+    @staticmethod
+    def forward(ctx: Any, *vectors: Tensor) -> tuple[Tensor, ...]:
+        numbers = measured(*vectors)
+        measures = Measures(*numbers[:5])
+        ctx.save_for_backward(*vectors, measures.close())
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*measures, *numbers[8:])
+        squares = measures.rx * measures.rx, measures.ry * measures.ry
+        return (*squares, torch.zeros_like(measures.rx), *numbers[5:8], *measures, *numbers[8:])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, ...]:
+        *vectors, close = ctx.saved_tensors
+        zero = torch.zeros_like(close, dtype=wide_dtype(vectors[0]))
+        given = [zero if g is None else g for g in grads[: 3 * len(vectors) - 3]]
+        by_xx, by_yy, rise, *by_u = given
+        # In terms of x, of y (less x, where they are close), and of u.
+        of_x = [2 * by_xx, rise]
+        of_y = [torch.where(close, 2 * by_yy, rise), 2 * by_yy - torch.where(close, rise, 0.0)]
+        if not by_u:
+            return expand(vectors, close, of_x, of_y)
+        by_xu, by_yu, by_uu = by_u
+        of_u = [by_xu + torch.where(close, by_yu, 0.0), by_yu, 2 * by_uu]
+        return expand(vectors, close, [*of_x, by_xu], [*of_y, by_yu], of_u)
+
+
+def product(x: Tensor, y: Tensor) -> Tensor:
+    """``x.y``, ``(..., 1)``."""
+    if not eager(x, y):
+        return _plain_product(x, y)
+    if x is y:
+        p = flat(x)
+        return _Product.apply(p, p).view(*x.shape[:-1], 1)  # type: ignore[no-untyped-call]
+    x, y = torch.broadcast_tensors(x, y)  # type: ignore[no-untyped-call]
+    return _Product.apply(flat(x), flat(y)).view(*x.shape[:-1], 1)  # type: ignore[no-untyped-call]
+
+
+def _plain_product(x: Tensor, y: Tensor) -> Tensor:
+    p = parts(x, wide_dtype(x))
+    return dot(p, p if y is x else parts(y, wide_dtype(y)))
+
+
+class _Product(Function):
+    """`_plain_product` in blocks of rows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        ctx.same = x is y
+        ctx.save_for_backward(x, y)
+        return _dots(x, [y])[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, y = ctx.saved_tensors
+        if ctx.same:
+            return expand([x], None, [2 * grad])[0], None
+        by_x, by_y = ctx.needs_input_grad
+        return (
+            expand([y], None, [grad])[0] if by_x else None,
+            expand([x], None, [grad])[0] if by_y else None,
+        )
+
+
+def combine(coefficients: Sequence[Tensor], vectors: Sequence[Tensor]) -> Tensor:
+    """``sum_i coefficients[i] vectors[i]``, in the vectors' dtype, ``(..., D)``."""
+    if not eager(*vectors):
+        return _plain_sum(coefficients, vectors)
+    shape = torch.broadcast_shapes(*(v.shape for v in (*coefficients, *vectors)))  # type: ignore[no-untyped-call]
+    columns = [c.expand(*shape[:-1], 1).reshape(-1, 1) for c in coefficients]
+    rows = [flat(v.expand(shape)) for v in vectors]
+    total: Tensor = _Combination.apply(len(rows), *columns, *rows)  # type: ignore[no-untyped-call]
+    return total.view(shape)
+
+
+def _plain_sum(coefficients: Sequence[Tensor], vectors: Sequence[Tensor]) -> Tensor:
+    total: Tensor | None = None
+    for c, v in zip(coefficients, vectors, strict=True):
+        term = c * v.to(c.dtype)
+        total = term if total is None else total + term
+    assert total is not None
+    return total.to(vectors[0].dtype)
+
+
+class _Combination(Function):
+    """`_plain_sum` in blocks of rows."""
+
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> Tensor:
+        ctx.count = count
+        ctx.save_for_backward(*tensors)
+        coefficients, vectors = tensors[:count], tensors[count:]
+        return expand(vectors, None, coefficients, narrow=count == 1)[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        coefficients, vectors = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        needed = ctx.needs_input_grad[1:]
+        wanted = [v for v, want in zip(vectors, needed[: ctx.count], strict=True) if want]
+        of = [[c] for c, want in zip(coefficients, needed[ctx.count :], strict=True) if want]
+        found = [*(_dots(grad, wanted) if wanted else ()), *(expand([grad], None, *of) if of else ())]
+        gradients = iter(found)
+        return (None, *(next(gradients) if want else None for want in needed))
+
+
+# --- Rows, in blocks ------------------------------------------------------------------------------
+
+
+def flat(x: Tensor) -> Tensor:
+    """``(..., D)`` as rows ``(N, D)``."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def row_blocks(x: Tensor) -> Iterator[slice]:
+    """Of ``(N, D)``: such that a block fits the cache; all at once on a GPU."""
+    rows = max(1, _BLOCK // max(x.shape[-1], 16)) if x.device.type == "cpu" else max(1, len(x))
+    return (slice(start, start + rows) for start in range(0, max(1, len(x)), rows))
+
+
+def joined(blocks: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    return blocks[0] if len(blocks) == 1 else tuple(map(torch.cat, zip(*blocks, strict=True)))
+
+
+def measured(*vectors: Tensor) -> tuple[Tensor, ...]:
+    """`_sweep` of the rows of ``(N, D)``."""
+    return joined([_sweep(*(v[rows] for v in vectors)) for rows in row_blocks(vectors[0])])
+
+
+def _dots(x: Tensor, others: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Products of the rows of x with those of others."""
+    if torch.is_grad_enabled():  # in a backward pass that is differentiated itself
+        return tuple(_plain_product(x, y) for y in others)
+    dtype, blocks = wide_dtype(x), []
+    for rows in row_blocks(x):
+        p = parts(x[rows], dtype)
+        blocks.append(tuple(dot(p, p if y is x else parts(y[rows], dtype)) for y in others))
+    return joined(blocks)
+
+
+def expand(
+    vectors: Sequence[Tensor],
+    close: Tensor | None,
+    *rows: Sequence[Tensor],
+    narrow: bool = True,
+) -> tuple[Tensor, ...]:
+    """For each row of coefficients a sum: of x, of y (less x, where they are close), and others."""
+    x = vectors[0]
+    if torch.is_grad_enabled():  # as in `_dots`
+        basis = _basis([v.to(wide_dtype(x)) for v in vectors], close)
+        return tuple(_plain_sum(row, basis).to(x.dtype) for row in rows)
+    coefficients = torch.cat([c for row in rows for c in row], 1)
+    dtype = x.dtype if narrow and _in_range(coefficients, x.dtype) else coefficients.dtype
+    sums = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in rows]
+    few = x.shape[-1] <= _FEW
+    columns = coefficients.to(dtype).split(1, 1)
+    for block in row_blocks(x):
+        is_close = None if close is None else close[block]
+        basis = _basis([v[block].to(dtype) for v in vectors], is_close)
+        terms = iter(columns)
+        for total, row in zip(sums, rows, strict=True):
+            own = [next(terms)[block] for _ in row]
+            for j in range(x.shape[-1]) if few else [slice(None)]:
+                at = slice(j, j + 1) if few else j
+                _write_sum(total[block, at], own, [v[:, at] for v in basis])
+    return tuple(sums)
+
+
+def _basis(vectors: Sequence[Tensor], close: Tensor | None) -> Sequence[Tensor]:
+    if close is None:
+        return vectors
+    x, y, *others = vectors
+    return [x, torch.addcmul(y, x, close.to(x.dtype), value=-1), *others]
+
+
+def _write_sum(out: Tensor, coefficients: Sequence[Tensor], vectors: Sequence[Tensor]) -> None:
+    total = out if out.dtype == vectors[0].dtype else torch.empty_like(vectors[0])
+    torch.mul(vectors[0], coefficients[0], out=total)
+    for c, v in zip(coefficients[1:], vectors[1:], strict=True):
+        total.addcmul_(v, c)
+    if total is not out:
+        out.copy_(total)
+
+
+def _in_range(coefficients: Tensor, dtype: torch.dtype) -> bool:
+    """Whether they may be rounded to the dtype: none is near the ends of its range."""
+    if coefficients.dtype == dtype or coefficients.numel() == 0:
+        return True
+    if coefficients.device.type != "cpu":  # where one would wait for the answer
+        return False
+    sizes = coefficients.abs()
+    least, most = torch.where(sizes == 0, 1.0, sizes).aminmax()
+    return float(least) > 1e-30 and float(most) < 1e30

@@ -1,0 +1,208 @@
+"""Exponential and logarithmic maps, geodesics, parallel transport: coefficients of their vectors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lorentzkit._checks import norm_limit, within
+from lorentzkit._geometry.invariants import (
+    Measures,
+    Products,
+    combine,
+    eager,
+    product,
+    products,
+)
+from lorentzkit._geometry.smooth import (
+    cosh_root,
+    excess,
+    excess_rise,
+    product_rise,
+    rise,
+    sinh_difference,
+    time_root,
+    times,
+)
+from lorentzkit._geometry.tangents import squared_arc
+from lorentzkit._numerics import (
+    arc_over_sinh,
+    arc_square,
+    arc_times_tanh,
+    cosh_sinhc,
+    differentiable,
+    largest_radius,
+    root_one_plus,
+    sinh_decay,
+    sinh_ratio,
+)
+
+
+def expmap(x: Tensor, u: Tensor, c: Tensor) -> Tensor:
+    u, beyond = _within_reach(x, u, c)
+    p, m, _ = products(x, u)
+    cosh, sinhc, k = cosh_sinhc(squared_arc(p, m, c.to(p.xx.dtype)))
+    y = _grown(x, u, cosh, sinhc, k, p, m, c)
+    return y if beyond is None else torch.where(beyond, y.detach(), y)
+
+
+def logmap(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
+    p, m, _ = products(x, y)
+    of = excess(p, m, c.to(p.xx.dtype))
+    return combine([-arc_times_tanh(of), arc_over_sinh(of)], [x, y - x])
+
+
+def geodesic(t: Tensor, x: Tensor, y: Tensor, c: Tensor) -> Tensor:
+    p, m, _ = products(x, y)
+    dtype = p.xx.dtype
+    # Its square must not overflow; t - t turns what is not finite into NaN.
+    t = t.to(dtype)
+    t = t.clamp(-(2.0**50), 2.0**50) + (t - t)
+    s2 = arc_square(excess(p, m, c.to(dtype)))
+    # The weights' derivatives in s2 grow as t^3: where they would overflow they are left out.
+    most = 2.0**-20 * torch.finfo(x.dtype).max
+    s2 = torch.where(t.abs() ** 3 * torch.maximum(m.rx, m.ry) > most, s2.detach(), s2)
+    growth = torch.maximum(t.abs(), (1 - t).abs()).clamp_min(1.0) - 1  # 0 between the two points
+    small = s2 * (1 + growth) ** 2 <= 1
+    near, arc = torch.where(small, s2, 0.0), torch.where(small, 1.0, s2).sqrt()
+    decline = torch.where(small, 0.0, growth)
+    far_t = torch.where(small, 0.5, t)
+    weight_x = torch.where(small, sinh_ratio(1 - t, near), sinh_decay(1 - far_t, arc, decline))
+    weight_y = torch.where(small, sinh_ratio(t, near), sinh_decay(far_t, arc, decline))
+    return _grown(x, y, weight_x, weight_y, decline * arc, p, m, c)
+
+
+def transp(x: Tensor, y: Tensor, u: Tensor, c: Tensor) -> Tensor:
+    p, m, across = products(x, y, u)
+    assert across is not None
+    slope = _transp_slope(p, m, across, c.to(p.xx.dtype))
+    return combine([torch.ones_like(slope), slope, slope], [u, x, y])
+
+
+def transp0(y: Tensor, u: Tensor, c: Tensor) -> Tensor:
+    along, yy = product(y, u), product(y, y)
+    c = c.to(yy.dtype)
+    slope = c * (along / (1 + (1 + c * yy).sqrt()))
+    return combine([torch.ones_like(slope), slope], [u, y])
+
+
+def transp0back(x: Tensor, u: Tensor, c: Tensor) -> Tensor:
+    along, xx = product(x, u), product(x, x)
+    c = c.to(xx.dtype)
+    # 1/(x0 (x0 + 1/sqrt c)) is c/(cosh (1 + cosh)), with a derivative in c that does not cancel.
+    x0 = (1 / c + xx).sqrt()
+    slope = -(along / x0) / (x0 + c.rsqrt())
+    return combine([torch.ones_like(slope), slope], [u, x])
+
+
+def egrad2rgrad(x: Tensor, g: Tensor, c: Tensor) -> Tensor:
+    along = product(x, g)
+    return combine([torch.ones_like(along), c.to(along.dtype) * along], [g, x])
+
+
+def _within_reach(x: Tensor, u: Tensor, c: Tensor) -> tuple[Tensor, Tensor | None]:
+    """``u``, shortened where it is longer than any two points are apart; where that is, if it is.
+
+    It ends at the clamp anyway, and a gradient with respect to it would overflow.
+    """
+    reach = (2 * largest_radius(u.dtype) + 1) / c.sqrt()
+    if within(u, reach):  # which no tangent vector is longer than in space components
+        return u, None
+    _, m, _ = products(x.detach(), u.detach())
+    wide = c.detach().to(m.rx.dtype)
+    along = cosh_root(m.rx, wide).over(m.ry * m.cosine)
+    length = torch.hypot(m.ry * m.sine2.sqrt(), along)
+    beyond = length > reach.detach()
+    shorter = (u * (reach / torch.where(beyond, length, 1.0))).to(u.dtype)
+    return torch.where(beyond, shorter, u), beyond
+
+
+def _grown(
+    x: Tensor,
+    y: Tensor,
+    weight_x: Tensor,
+    weight_y: Tensor,
+    k: Tensor,
+    p: Products,
+    m: Measures,
+    c: Tensor,
+) -> Tensor:
+    """``exp(k) (weight_x x + weight_y y)``, moved to the largest radius if beyond it."""
+    apart = 2 * largest_radius(x.dtype) + 1  # no two points are farther apart
+    xy = m.rx * m.ry * m.cosine + product_rise(p, m)
+    # In an order in which no derivative overflows.
+    square = weight_x * (weight_x * p.xx) + weight_y * (weight_y * p.yy + 2 * (weight_x * xy))
+    growth, limit = k.clamp_max(apart).exp(), norm_limit(c).to(k.dtype)
+    # What cancels leaves no less than its rounding.
+    noise = (weight_x.abs() * m.rx + weight_y.abs() * m.ry) * torch.finfo(k.dtype).eps
+    size = torch.maximum(square.clamp_min(0).sqrt(), noise).detach()
+    inside = ~(size * growth > limit)
+    size = torch.where(inside, 1.0, size)
+    share = torch.where(inside, 1.0, square / size / size).clamp_min(0.5)
+    factor = torch.where(inside, growth, limit / size * share.rsqrt())
+    z = combine([factor * weight_x, factor * weight_y], [x, y])
+    # Beyond that the weights' derivatives, which may be as large as exp(k), are left out.
+    return _constant(z, k > apart)
+
+
+def _constant(z: Tensor, rows: Tensor) -> Tensor:
+    """z without derivatives in these rows."""
+    if eager(z) and z.device.type == "cpu" and not bool(rows.any()):
+        return z
+    return torch.where(rows, z.detach(), z)
+
+
+def _transp_slope(p: Products, m: Measures, across: Tensor, c: Tensor) -> Tensor:
+    """``c <y, u> / (1 - c <x, y>)`` of points x, y and a tangent vector u at x."""
+    assert p.xu is not None and p.yu is not None
+    value, whole = _transp_slope_value(m, p.xu.detach(), across, c)
+    if not differentiable(*(q for q in p if q is not None)):
+        return -value
+    # Increments of -<y, u> = (y0/x0) x.u - y.u by the product rule, and of the denominator.
+    x0, y0 = times(p.xx, c), times(p.yy, c)
+    ratio = y0.value / x0.value
+    rises = (y0.rise - ratio * x0.rise) * (p.xu / (x0.value + x0.rise))
+    rises = rises + ratio * rise(p.xu) - rise(p.yu)
+    s = whole.detach().sqrt()  # both over s^2, or derivatives times the value would underflow
+    above = c * rises / s / s
+    below = excess_rise(p, m, c) / s / s
+    return -value - (above - value * below) / (whole / s / s + below)
+
+
+def _transp_slope_value(
+    m: Measures, xu: Tensor, across: Tensor, c: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``-c <y, u> / (1 - c <x, y>)`` for its value and its derivative in c; and the denominator.
+
+    The denominator is ``1 + cosh(a - b) + c rx ry h``; the quotient hardly depends on c far out,
+    and every term is arranged so that its own derivative in c is as small.
+    """
+    x_root, y_root = time_root(m.rx, c), time_root(m.ry, c)
+    x0, y0 = x_root.value(), y_root.value()
+    # An obtuse theta: y as the point at -|y| in the opposite direction, which is close to x's.
+    obtuse = m.cosine < 0
+    ry, h = torch.where(obtuse, -m.ry, m.ry), torch.where(obtuse, m.g(), m.h())
+    difference = sinh_difference(m, m.dr, x_root, y_root)
+    t = torch.where(obtuse, c * (m.rx * y0 + m.ry * x0), difference)
+    cosh = root_one_plus(t)
+    whole = 1 + cosh + c * m.rx * ry * h
+    # c ry/whole, c divided out; by its root twice: a quotient has the square in its derivative
+    inner = torch.where(obtuse, x0 * y0 + m.rx * m.ry, torch.where(obtuse, 1.0, cosh) / c)
+    root = (1 / c + inner + m.rx * ry * h).sqrt()
+    # The other quotients over whole: numerator and denominator over the constant s^2 = whole, for
+    # the derivative in whole itself would underflow.
+    s = whole.detach().sqrt()
+    one, x_s, y_s = 1 / s / s, m.rx / s, ry / s
+    difference_s = sinh_difference(m, m.dr / s / s, x_root, y_root)
+    t_s = torch.where(obtuse, c * (x_s * (y0 / s) - y_s * (x0 / s)), difference_s)
+    cosh_s = torch.hypot(one, t_s)
+    whole_s = one + cosh_s + c * x_s * y_s * h
+    # (t/x0 + c ry h)/whole; where t/whole is near +-1, from its difference to that
+    rest = 1 - one * (1 + one / (cosh_s + t_s.abs())) / whole_s
+    outward = (rest + y_s / s * h / (x0 + m.rx) / whole_s) / x0
+    lift = ry / root / root
+    inward = (h * lift) * (1 + m.rx / x0) - rest / x0
+    flat = x_root.over(t_s / whole_s) + h * lift
+    along = torch.where(t > 1, outward, torch.where(t < -1, inward, flat))
+    radial = xu / torch.where(m.rx > 0, m.rx, 1.0)
+    return radial * along - across / root / root, whole

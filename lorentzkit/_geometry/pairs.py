@@ -1,0 +1,172 @@
+"""Distances, angles and inner products of points side by side, with analytic derivatives.
+
+The formulas of `triangle` at measures that are exact: what `lorentzkit.ops` gives, and in a loss its
+positives, in a search its winners.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from lorentzkit._checks import clamp_norm, norm_limit
+from lorentzkit._geometry import smooth
+from lorentzkit._geometry.invariants import (
+    Measures,
+    eager,
+    expand,
+    flat,
+    joined,
+    measured,
+    power_of_two,
+    row_blocks,
+    wide_dtype,
+)
+from lorentzkit._numerics import values_at_hand
+from lorentzkit._geometry.triangle import Radial, Triangle, change, exact_triangle, radial, values
+
+# Radii under this one count as the origin's, in whose place derivatives take their limit.
+TINY = {torch.float32: 2.0**-66, torch.float64: 2.0**-330}
+
+
+def of_rows(kind: str, x: Tensor, y: Tensor, c: Tensor) -> Tensor:
+    """``(..., K)``, K = 2 for "angles" (at x and at y) and else 1; in the points' dtype."""
+    x, y = torch.broadcast_tensors(x, y)  # type: ignore[no-untyped-call]
+    if not eager(x):
+        return smooth.of_rows(kind, x, y, c)
+    if wide_dtype(x) == x.dtype:  # whose squares might overflow before the radii are clamped
+        x, y = (clamp_norm(v, norm_limit(c.detach())) for v in (x, y))
+    shape = torch.broadcast_shapes(x.shape[:-1], c.shape[:-1])  # type: ignore[no-untyped-call]
+    x, y = (flat(v.expand(*shape, v.shape[-1])) for v in (x, y))
+    c = c.reshape(1, 1) if c.numel() == 1 else c.expand(*shape, 1).reshape(-1, 1)
+    of: Tensor = _OfRows.apply(kind, x, y, c)  # type: ignore[no-untyped-call]
+    return of.view(*shape, of.shape[-1])
+
+
+class _OfRows(Function):
+    @staticmethod
+    def forward(ctx: Any, kind: str, x: Tensor, y: Tensor, c: Tensor) -> Tensor:
+        found, measures = of_blocks(kind, x, y, c)
+        ctx.kind = kind
+        ctx.save_for_backward(x, y, c, *measures)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, c, *measures = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            inputs = [t.view_as(t) if t.requires_grad else t.requires_grad_() for t in (x, y, c)]
+            of = smooth.of_rows(ctx.kind, *inputs)
+            return (None, *torch.autograd.grad(of, inputs, grad, create_graph=True))
+        by_c, *by_points = gradients(ctx.kind, x, y, c, Measures(*measures), grad)
+        return (None, *by_points, by_c.sum_to_size(c.shape).to(c.dtype))
+
+
+def of_blocks(kind: str, x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Of rows ``(N, D)``; and their `Measures`."""
+    measures = measured(x, y)
+    wide = c.to(measures[0].dtype)
+    blocks = []
+    for rows in row_blocks(measures[0]):
+        pair = _pair(Measures(*(m[rows] for m in measures)), x, _some(c, rows), 0.0)
+        of = values(kind, pair.h, pair.g, pair.triangle, pair.x, pair.y, _some(wide, rows))
+        blocks.append((torch.cat(of, 1) if len(of) > 1 else of[0],))
+    return joined(blocks)[0].to(x.dtype), measures
+
+
+def gradients(
+    kind: str, x: Tensor, y: Tensor, c: Tensor, measures: Measures, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Derivatives of ``(grad * values).sum()`` by the rows of x and y; by c, row by row."""
+    blocks = []
+    for rows in row_blocks(measures.rx):
+        some = Measures(*(m[rows] for m in measures))
+        blocks.append(_slopes(kind, some, x, _some(c, rows), grad[rows]))
+    by_c, close, *slopes = joined(blocks)
+    if wide_dtype(x) == x.dtype:
+        of_x, of_y = _scales(measures, close)
+        x, y = x / of_x, y / of_y
+    return by_c, *expand([x, y], close, slopes[:2], slopes[2:])
+
+
+def _scales(m: Measures, close: Tensor) -> tuple[Tensor, Tensor]:
+    """What points without a wider type are divided by, lest their coefficients underflow.
+
+    Close points by the same.
+    """
+    of_x = power_of_two([m.rx])
+    return of_x, torch.where(close, of_x, power_of_two([m.ry]))
+
+
+def _some(c: Tensor, rows: slice) -> Tensor:
+    return c[rows] if len(c) > 1 else c
+
+
+class _Pair(NamedTuple):
+    x: Radial
+    y: Radial
+    h: Tensor
+    g: Tensor
+    triangle: Triangle
+    inside: tuple[Tensor, Tensor] | None
+    """Whether the points are within ``max_radius``; None if all are"""
+
+
+def _pair(m: Measures, x: Tensor, c: Tensor, least: float) -> _Pair:
+    wide = c.to(m.rx.dtype)
+    root = wide.sqrt()
+    rx, ry, dr, inside = m.rx, m.ry, m.dr, None
+    if not _all_inside(m, x, c):
+        limit = norm_limit(c).to(wide.dtype)
+        inside = ~(rx > limit), ~(ry > limit)
+        rx, ry = torch.minimum(rx, limit), torch.minimum(ry, limit)
+        dr = torch.where(inside[0] & inside[1], dr, rx - ry)
+    p, q = (radial(root * r.clamp_min(least), (r != 0).to(r.dtype)) for r in (rx, ry))
+    h = m.h()
+    if least:  # two points at the origin coincide
+        h = torch.where((m.rx > 0) | (m.ry > 0), h, 0.0)
+    return _Pair(p, q, h, m.g(), exact_triangle(h, root * dr, p, q), inside)
+
+
+def _all_inside(m: Measures, x: Tensor, c: Tensor) -> bool:
+    """Whether no point has to be moved to ``max_radius``; not asked if the answer takes waiting."""
+    if not values_at_hand(m.rx) or c.numel() > 1 or m.rx.numel() == 0:
+        return False
+    largest = max(float(m.rx.amax()), float(m.ry.amax()))
+    return largest < float(norm_limit(c))
+
+
+def _slopes(
+    kind: str, m: Measures, x: Tensor, c: Tensor, grad: Tensor
+) -> tuple[Tensor, ...]:
+    """The derivative by c, row by row; whether the points are close; coefficients for `expand`."""
+    pair = _pair(m, x, c, TINY[x.dtype])
+    wide = c.to(m.rx.dtype)
+    weights = grad.to(m.rx.dtype).split(1, 1)
+    by = change(kind, pair.h, pair.g, pair.triangle, pair.x, pair.y, wide, weights)
+    rx, ry = (r.clamp_min(TINY[x.dtype]) for r in m[:2])
+    root = wide.sqrt()
+    along_x, along_y = by.a * (root * pair.x.sech), by.b * (root * pair.y.sech)
+    if pair.inside is not None:
+        along_x = torch.where(pair.inside[0], along_x, 0.0)
+        along_y = torch.where(pair.inside[1], along_y, 0.0)
+    close = m.close()
+    near_x, near_y = rx, ry
+    if wide_dtype(x) == x.dtype:
+        of_x, of_y = _scales(m, close)
+        near_x, near_y = rx / of_x, ry / of_y
+    # By h, x moves against the part of y across it, which is y less a multiple of x; of close
+    # points that is their difference less a small multiple.
+    across_x, across_y = by.h / rx, by.h / ry
+    h = m.h()
+    less_x = torch.where(close, -(m.dr + h * ry) / ry, m.cosine)
+    less_y = torch.where(close, (m.dr - h * rx) / rx, m.cosine)
+    of_x = (along_x + across_x * less_x) / near_x
+    of_y = (along_y + across_y * less_y) / near_y
+    back_x, back_y = across_y / near_x, across_x / near_y
+    by_c = by.c / (2 * wide)
+    x_of_y = torch.where(close, of_y, -back_x)
+    return by_c, close, of_x, -back_y, x_of_y, of_y + torch.where(close, back_x, 0.0)

@@ -1,0 +1,114 @@
+"""Of single points: lengths, distances to the origin, apertures, maps at the origin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from lorentzkit._checks import norm_limit
+from lorentzkit._geometry.invariants import (
+    combine,
+    dot,
+    eager,
+    expand,
+    flat,
+    joined,
+    or_one,
+    parts,
+    power_of_two,
+    product,
+    row_blocks,
+    wide_dtype,
+)
+from lorentzkit._numerics import arsinh_length, asinhc, cosh_sinhc, norm
+
+
+def length(x: Tensor) -> Tensor:
+    """``|x|``, ``(..., 1)``; the gradient at 0 is 0."""
+    if eager(x):
+        found: Tensor = _Length.apply(flat(x))  # type: ignore[no-untyped-call]
+        return found.view(*x.shape[:-1], 1)
+    return _plain_length(x)
+
+
+def _plain_length(x: Tensor) -> Tensor:
+    dtype = wide_dtype(x)
+    if dtype == x.dtype:
+        return norm(x)
+    p = parts(x, dtype)
+    square = dot(p, p)
+    nonzero = square != 0  # so that NaN stays NaN
+    return torch.where(nonzero, torch.where(nonzero, square, 1.0).sqrt(), 0.0)
+
+
+class _Length(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        (found,) = joined([(_length(x[rows]),) for rows in row_blocks(x)])
+        ctx.save_for_backward(x, found)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        x, r = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            r = _plain_length(x)
+        if r.dtype == x.dtype:  # of denormal numbers 1/r would overflow
+            scale = power_of_two([x])
+            x, r = x / scale, r / scale
+        return expand([x], None, [torch.where(r == 0, 0.0, grad / or_one(r))])[0]
+
+
+def _length(x: Tensor) -> Tensor:
+    p = parts(x, wide_dtype(x))
+    if p[0].dtype != x.dtype:
+        return dot(p, p).sqrt()
+    scale = power_of_two(p)
+    p = [v / scale for v in p]
+    return scale * dot(p, p).sqrt()
+
+
+def time(x: Tensor, c: Tensor) -> Tensor:
+    """``x0``"""
+    xx = product(x, x)
+    return (1 / c.to(xx.dtype) + xx).sqrt()
+
+
+def cosh(x: Tensor, c: Tensor) -> Tensor:
+    """``cosh a = sqrt(1 + c |x|**2)``"""
+    xx = product(x, x)
+    return (1 + c.to(xx.dtype) * xx).sqrt()
+
+
+def distance(x: Tensor, c: Tensor) -> Tensor:
+    """To the origin."""
+    r = length(x)
+    return arsinh_length(r, c.to(r.dtype)).to(x.dtype)
+
+
+def half_aperture(x: Tensor, c: Tensor, min_radius: float) -> Tensor:
+    r, k2 = length(x), 2 * min_radius
+    s = c.to(r.dtype).sqrt() * r
+    cone = ~(s <= k2)
+    s_cone = torch.where(cone, s, 2 * k2)
+    cosine = (s_cone - k2).sqrt() * (s_cone + k2).sqrt()
+    sine = torch.full_like(s, k2)
+    angle = torch.where(cone, torch.atan2(sine, cosine), torch.pi / 2)
+    return (angle + (s - s)).to(x.dtype)  # of infinity, NaN
+
+
+def expmap0(u: Tensor, c: Tensor) -> Tensor:
+    uu, limit = product(u, u), norm_limit(c)
+    _, sinhc, k = cosh_sinhc(c.to(uu.dtype) * uu)
+    # A vector of the greatest length ends at the limit, if rounding does not put it beyond.
+    growth = sinhc * k.exp()
+    longest = limit.to(uu.dtype) / torch.where(uu > 0, uu, 1.0).sqrt()
+    return combine([torch.where(growth > longest, longest, growth)], [u])
+
+
+def logmap0(x: Tensor, c: Tensor) -> Tensor:
+    xx = product(x, x)
+    return combine([asinhc(c.to(xx.dtype) * xx)], [x])

@@ -1,0 +1,64 @@
+"""Of tangent vectors u at points x: inner products and lengths.
+
+``<u, v> = u.v - (x.u)(x.v)/x0**2``, by its parts across x and along it: far out the difference is
+noise. Values and their derivatives in c come from the parts, derivatives in the vectors from the
+increments of the difference (`smooth`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lorentzkit._geometry.invariants import Measures, Products, power_of_two, products, wide_dtype
+from lorentzkit._geometry.smooth import Roots, cosh_root, product_rise, rise, time_root, times
+from lorentzkit._numerics import hypot, smallest_length
+
+
+def inner(x: Tensor, u: Tensor, v: Tensor, c: Tensor) -> Tensor:
+    p, m, across = products(x, u, v)
+    assert p.xu is not None and p.yu is not None and across is not None
+    c = c.to(p.xx.dtype)
+    x0, cosh = times(p.xx, c), cosh_root(m.rx, c)
+    rx = torch.where(m.rx > 0, m.rx, 1.0)
+    value = across + cosh.over(m.ry * m.cosine) * cosh.over(p.xu.detach() / rx)
+    a, a_rises = _time(m.rx * m.ry * m.cosine, product_rise(p, m), x0)
+    b, b_rises = _time(p.xu.detach(), rise(p.xu), x0)
+    rises = rise(p.yu) - (a_rises * (b + b_rises) + a * b_rises)
+    return (value + rises).to(x.dtype)
+
+
+def norm(x: Tensor, u: Tensor, c: Tensor) -> Tensor:
+    """The gradient at ``u = 0`` is 0."""
+    if wide_dtype(u) == u.dtype:  # whose squares might underflow
+        scale = power_of_two([u])
+        return scale * _norm(x, u / scale, c)
+    return _norm(x, u, c)
+
+
+def _norm(x: Tensor, u: Tensor, c: Tensor) -> Tensor:
+    p, m, _ = products(x, u)
+    c = c.to(p.xx.dtype)
+    value = hypot(m.ry * m.sine2.sqrt(), cosh_root(m.rx, c).over(m.ry * m.cosine))
+    scale = torch.where(value > 0, value, 1.0).detach().clamp_min(smallest_length(c.dtype))
+    square = (value / scale) ** 2 + _square_rise(p, m, c) / scale / scale
+    nonzero = square != 0
+    return torch.where(nonzero, scale * torch.where(nonzero, square, 1.0).sqrt(), 0.0).to(x.dtype)
+
+
+def squared_arc(p: Products, m: Measures, c: Tensor) -> Tensor:
+    """``c <u, u>``; its derivative in c does not cancel."""
+    value = c * (m.ry * m.ry * m.sine2) + time_root(m.rx, c).over(m.ry * m.cosine) ** 2
+    return value + c * _square_rise(p, m, c)
+
+
+def _square_rise(p: Products, m: Measures, c: Tensor) -> Tensor:
+    """The increment of ``u.u - (x.u)**2/x0**2``, u in the place of y."""
+    a, rises = _time(m.rx * m.ry * m.cosine, product_rise(p, m), times(p.xx, c))
+    return rise(p.yy) - rises * (2 * a + rises)
+
+
+def _time(xu: Tensor, rises: Tensor, x0: Roots) -> tuple[Tensor, Tensor]:
+    """The time component ``x.u/x0`` of u, and its increment."""
+    value = xu / x0.value
+    return value, (rises - value * x0.rise) / (x0.value + x0.rise)
