@@ -62,24 +62,6 @@ def test_gradients_are_exact(op, dtype):
     check()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("op", ["einstein_midpoint", "frechet_mean"])
-def test_means_by_products_are_exact(monkeypatch, op, dtype):
-    """As of many points: their angles from a product of directions, mended pair by pair."""
-    monkeypatch.setattr("lorentzkit.ops.means._FEW_NUMBERS", 0)
-    monkeypatch.setattr("lorentzkit.ops.means._FEW_DIMENSIONS", 0)
-
-    @examples(op)
-    @given(st.data())
-    def check(data):
-        assert value_of(op, data, dtype) <= tolerance(op, "value", dtype)
-        errors = gradients_of(op, data, dtype)
-        note(f"errors: {errors}")
-        assert max(errors.values()) <= tolerance(op, "gradient", dtype)
-
-    check()
-
-
 def test_gradients_of_the_frechet_mean_are_exact_within_radius_8():
     """Where the exception of `tolerances.py` has no reason."""
 

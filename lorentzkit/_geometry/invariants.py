@@ -141,7 +141,8 @@ def _exact_measures(x: Parts, y: Parts, needed: bool) -> tuple[Measures, Parts]:
     least = 2.0**-200 if pp.dtype == torch.float64 else 2.0**-80
     sine2 = _sine2(ww, pp, qq, least)
     cosine = pq / or_one(pp.sqrt() * qq.sqrt())
-    rx, ry = of_x * pp.sqrt(), of_y * qq.sqrt()
+    most = torch.finfo(pp.dtype).max
+    rx, ry = (of_x * pp.sqrt()).clamp_max(most), (of_y * qq.sqrt()).clamp_max(most)
     across = [of_y * w for w in across]
     return Measures(rx, ry, _radius_difference(x, y, rx, ry), cosine, sine2), across
 
@@ -355,10 +356,11 @@ def flat(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
-def row_blocks(x: Tensor) -> Iterator[slice]:
-    """Of ``(N, D)``: such that a block fits the cache; all at once on a GPU."""
-    rows = max(1, _BLOCK // max(x.shape[-1], 16)) if x.device.type == "cpu" else max(1, len(x))
-    return (slice(start, start + rows) for start in range(0, max(1, len(x)), rows))
+def row_blocks(x: Tensor, count: int | None = None) -> Iterator[slice]:
+    """Of ``(N, D)``, or `count` rows like these: a block fits the cache. All at once on a GPU."""
+    count = len(x) if count is None else count
+    rows = max(1, _BLOCK // max(x.shape[-1], 16)) if x.device.type == "cpu" else max(1, count)
+    return (slice(start, start + rows) for start in range(0, max(1, count), rows))
 
 
 def joined(blocks: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:

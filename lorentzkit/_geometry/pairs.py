@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from lorentzkit._checks import clamp_norm, norm_limit
+from lorentzkit._checks import norm_limit
 from lorentzkit._geometry import smooth
 from lorentzkit._geometry.invariants import (
     Measures,
@@ -37,8 +37,6 @@ def of_rows(kind: str, x: Tensor, y: Tensor, c: Tensor) -> Tensor:
     x, y = torch.broadcast_tensors(x, y)  # type: ignore[no-untyped-call]
     if not eager(x):
         return smooth.of_rows(kind, x, y, c)
-    if wide_dtype(x) == x.dtype:  # whose squares might overflow before the radii are clamped
-        x, y = (clamp_norm(v, norm_limit(c.detach())) for v in (x, y))
     shape = torch.broadcast_shapes(x.shape[:-1], c.shape[:-1])  # type: ignore[no-untyped-call]
     x, y = (flat(v.expand(*shape, v.shape[-1])) for v in (x, y))
     c = c.reshape(1, 1) if c.numel() == 1 else c.expand(*shape, 1).reshape(-1, 1)
@@ -99,6 +97,27 @@ def _scales(m: Measures, close: Tensor) -> tuple[Tensor, Tensor]:
     """
     of_x = power_of_two([m.rx])
     return of_x, torch.where(close, of_x, power_of_two([m.ry]))
+
+
+def selected(kind: str, x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    """`of_rows` of the pairs (i, j), ``(P, K)``: positives of a loss, winners of a search."""
+    blocks = [(of_blocks(kind, x[i[some]], y[j[some]], c)[0],) for some in row_blocks(x, len(i))]
+    return joined(blocks)[0]
+
+
+def selected_gradients(
+    kind: str, x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Derivatives of ``(grad * selected).sum()`` by x, y and c."""
+    totals = torch.zeros_like(x), torch.zeros_like(y)
+    by_c = torch.zeros(1, dtype=wide_dtype(x), device=x.device)
+    for some in row_blocks(x, len(i)):
+        p, q = x[i[some]], y[j[some]]
+        of_c, *of_points = gradients(kind, p, q, c, Measures(*measured(p, q)), grad[some])
+        by_c += of_c.sum()
+        for total, index, of in zip(totals, (i, j), of_points, strict=True):
+            total.index_add_(0, index[some], of)
+    return *totals, by_c.to(c.dtype)
 
 
 def _some(c: Tensor, rows: slice) -> Tensor:

@@ -17,7 +17,14 @@ import torch
 from torch import Tensor
 
 from lorentzkit._checks import clamp_norm, norm_limit
-from lorentzkit._geometry.invariants import Measures, Products, products
+from lorentzkit._geometry.invariants import (
+    Measures,
+    Products,
+    or_one,
+    power_of_two,
+    products,
+    wide_dtype,
+)
 from lorentzkit._numerics import (
     arsinh_length,
     carry,
@@ -55,8 +62,8 @@ def time_root(r: Tensor, c: Tensor) -> Root:
 
 def cosh_root(r: Tensor, c: Tensor) -> Root:
     """``C``, of the length r; it stays finite as ``c -> 0``."""
-    scale = r.clamp_min(1.0).detach()
-    return Root(scale, (1 / scale / scale + c * (r / scale) ** 2).sqrt())
+    scale = (c.sqrt() * r).clamp_min(1.0).detach()
+    return Root(scale, (1 / scale / scale + c / scale / scale * r * r).sqrt())
 
 
 def sinh_difference(m: Measures, dr: Tensor, fx: Root, fy: Root) -> Tensor:
@@ -88,7 +95,7 @@ class Roots(NamedTuple):
 
 def roots(constant: Tensor | float, factor: Tensor | float, xx: Tensor) -> Roots:
     value = (constant + factor * xx.detach()).sqrt()
-    return Roots(value, factor * rise(xx) / ((constant + factor * xx).sqrt() + value))
+    return Roots(value, factor / ((constant + factor * xx).sqrt() + value) * rise(xx))
 
 
 def coshes(xx: Tensor, c: Tensor) -> Roots:
@@ -149,59 +156,120 @@ def distance(p: Products, m: Measures, c: Tensor) -> Tensor:
     return 2 * arsinh_length(chord / 2, c)
 
 
-def exterior_legs(p: Products, m: Measures, c: Tensor) -> tuple[Tensor, Tensor]:
+class Relative(NamedTuple):
+    """Increments of two points' products over the lengths in them: free of any scale."""
+
+    xx: Tensor
+    yy: Tensor
+    xy: Tensor
+    """Of close points less the half of both: then that of ``-|x - y|**2 / 2``"""
+
+
+def relative(p: Products, m: Measures, scale: Tensor | float) -> Relative:
+    """``p`` is of points over ``scale``. At the origin there is no increment."""
+    x, y = (or_one(r / scale) for r in (m.rx, m.ry))
+    return Relative(rise(p.xx) / x / x, rise(p.yy) / y / y, p.rise / x / y)
+
+
+def exterior_legs(m: Measures, of: Relative, c: Tensor) -> tuple[Tensor, Tensor]:
     """Sine and cosine of the exterior angle at x, up to a common positive factor.
 
-    ``|y| sin(theta)`` and ``(C_x x.y - C_y |x|**2) / |x|``.
+    ``|y| sin(theta)`` and ``-sinh(a - b)/sqrt(c) - C_x |y| h``, with the increments of the radii and
+    of h: angles have no derivative at the origin anyway, and far out those of products would cancel.
     """
-    x, y = coshes(p.xx, c), coshes(p.yy, c)
-    cosh_x, cosh_y, h = cosh_root(m.rx, c), cosh_root(m.ry, c), m.h()
+    h, cosh_x, cosh_y = m.h(), cosh_root(m.rx, c), cosh_root(m.ry, c)
     turn = sinh_difference(m, m.dr, cosh_x, cosh_y)
     size = (m.ry * m.sine2.sqrt() + turn.abs() + cosh_x.times(m.ry * h)).detach()
-    exists = (size > smallest_length(size.dtype)) & (m.rx > smallest_length(size.dtype))
+    exists = (size > 0) & (m.rx > 0)
+    # The gradient grows as 1/|x| and 1/|x - y|: where that would overflow it is left out.
+    steady = ~(torch.minimum(size, m.rx) > smallest_length(size.dtype))
     size = torch.where(exists, size, 1.0)
-    rx, ry = torch.where(exists, m.rx, 1.0), torch.where(exists & (m.ry > 0), m.ry, 1.0)
-    # Increments of the products of unit vectors.
-    xx, yy = rise(p.xx) / rx / rx, rise(p.yy) / ry / ry
-    xy = product_rise(p, m) / rx / ry
-    square = m.sine2 + (xx + yy + xx * yy - xy * (2 * m.cosine + xy))
+
+    longer, by_h = 1 + _length_rise(of.yy), _chord_rise(m, of)
     aligned = (m.sine2 == 0) | (m.ry == 0)
-    sine = torch.where(aligned, 0.0, ry / size * torch.where(aligned, 1.0, square).sqrt())
-    cosine = -sinh_difference(m, m.dr / size, cosh_x, cosh_y) - cosh_x.times(h * (m.ry / size))
-    along = x.rise * (m.cosine + xy) + x.value * xy
-    across = xx * (y.value + y.rise) + y.rise
-    cosine = cosine + (along * (ry / size) - across * (rx / size))
-    return torch.where(exists, sine, 0.0), torch.where(exists, cosine, 1.0)
+    square = torch.where(aligned, 1.0, m.sine2 + by_h * (2 * m.cosine - by_h))
+    sine = torch.where(aligned, 0.0, m.ry / size * longer * square.sqrt())
+
+    (a, cosh_rise), (b, _) = _arc_rise(m.rx, of.xx, c), _arc_rise(m.ry, of.yy, c)
+    cosh = root_one_plus(c.sqrt() * turn) / c.sqrt()
+    radial = sinh_difference(m, m.dr / size, cosh_x, cosh_y) * (a - b).cosh()
+    radial = radial + cosh / size * (a - b).sinh()
+    across = m.ry / size * longer * (h + by_h)
+    cosine = -radial - cosh_x.times(across) - cosh_rise * across
+    sine, cosine = torch.where(exists, sine, 0.0), torch.where(exists, cosine, 1.0)
+    return torch.where(steady, sine.detach(), sine), torch.where(steady, cosine.detach(), cosine)
 
 
-def cosine(p: Products, m: Measures) -> Tensor:
-    """Of the angle at the origin; 0 where a point is the origin."""
-    exists = (m.rx > 0) & (m.ry > 0)
-    rx, ry = torch.where(exists, m.rx, 1.0), torch.where(exists, m.ry, 1.0)
-    xx, yy = rise(p.xx) / rx / rx, rise(p.yy) / ry / ry
-    of = (m.cosine + product_rise(p, m) / rx / ry) / (1 + xx).sqrt() / (1 + yy).sqrt()
-    return torch.where(exists, of, 0.0)
+def _length_rise(of: Tensor) -> Tensor:
+    """The increment of a length over it, by that of the square over the square."""
+    return of / (1 + (1 + of).sqrt())
+
+
+def _arc_rise(r: Tensor, of: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """The increments of ``a = asinh(sqrt(c) r)`` and of its hyperbolic cosine."""
+    sinh = c.sqrt() * r
+    square = sinh * sinh
+    cosh, grown = (1 + square).sqrt(), (1 + square + square * of).sqrt()
+    # asinh(p) - asinh(q) = asinh((p^2 - q^2) / (p sqrt(1 + q^2) + q sqrt(1 + p^2)))
+    # The factor first: a gradient divided by it before it is multiplied might underflow.
+    step = sinh / (grown + (1 + of).sqrt() * cosh) * of
+    return torch.asinh(step), square / (grown + cosh) * of
+
+
+def _chord_rise(m: Measures, of: Relative) -> Tensor:
+    """The increment of ``h = 1 - x.y/(|x| |y|) = (|x - y|**2 - (|x| - |y|)**2) / (2 |x| |y|)``."""
+    x, y = _length_rise(of.xx), _length_rise(of.yy)
+    grows = x + y + x * y
+    rx, ry = or_one(m.rx), or_one(m.ry)
+    gap = x * m.rx - y * m.ry
+    of_close = -of.xy - 0.5 * (gap / rx) * ((2 * m.dr + gap) / ry) - m.h() * grows
+    change = torch.where(m.close(), of_close, m.cosine * grows - of.xy) / (1 + grows)
+    return torch.where((m.rx > 0) & (m.ry > 0), change, 0.0)
+
+
+def values(
+    kind: str, p: Products, m: Measures, c: Tensor, scale: Tensor | float = 1.0
+) -> tuple[Tensor, ...]:
+    """The value of a pair: of "angle" two, that at x and that at y. ``p`` is of points over scale."""
+    if kind == "distance":
+        return (distance(p, m, c),)
+    if kind == "inner":
+        return (inner(p, m, c),)
+    of = relative(p, m, scale)
+    if kind == "cosine":
+        some = (m.rx > 0) & (m.ry > 0)
+        return (torch.where(some, m.cosine - _chord_rise(m, of), 0.0),)
+    sine, along = exterior_legs(m, of, c)
+    if kind == "interior":
+        return (torch.atan2(sine, -along),)
+    at_x = torch.atan2(sine, along)
+    if kind == "exterior":
+        return (at_x,)
+    exchanged = m._replace(rx=m.ry, ry=m.rx, dr=-m.dr), Relative(of.yy, of.xx, of.xy)
+    return at_x, torch.atan2(*exterior_legs(*exchanged, c))
 
 
 def of_rows(kind: str, x: Tensor, y: Tensor, c: Tensor) -> Tensor:
     """`pairs.of_rows`, with derivatives of every order."""
     limit = norm_limit(c.detach())
-    p, m, _ = products(clamp_norm(x, limit), clamp_norm(y, limit))
-    wide = c.to(p.xx.dtype)
-    if kind == "distance":
-        of = distance(p, m, wide)
-    elif kind == "inner":
-        of = inner(p, m, wide)
-    elif kind == "cosine":
-        of = cosine(p, m)
-    else:
-        sine, along = exterior_legs(p, m, wide)
-        of = torch.atan2(sine, -along if kind == "interior" else along)
-        if kind == "angle":
-            of = torch.cat([of, torch.atan2(*exterior_legs(*exchanged(p, m), wide))], -1)
-    return of.to(x.dtype)
+    x, y = clamp_norm(x, limit), clamp_norm(y, limit)
+    p, m, _ = products(x, y)
+    scale: Tensor | float = 1.0
+    if kind in ANGLES and wide_dtype(x) == x.dtype:
+        scale = middle(m.rx, m.ry)
+        p = products(x / scale, y / scale)[0]
+    return torch.cat(values(kind, p, m, c.to(p.xx.dtype), scale), -1).to(x.dtype)
 
 
-def exchanged(p: Products, m: Measures) -> tuple[Products, Measures]:
-    """Of y and x."""
-    return Products(p.yy, p.xx, p.rise), m._replace(rx=m.ry, ry=m.rx, dr=-m.dr)
+ANGLES = ("angle", "exterior", "interior")
+
+
+def middle(rx: Tensor, ry: Tensor) -> Tensor:
+    """A scale between two lengths, a power of two.
+
+    Of points that size the coefficients of an angle's gradient do not underflow.
+    """
+    tiny = torch.finfo(rx.dtype).tiny
+    scale = rx.clamp_min(tiny).sqrt() * ry.clamp_min(tiny).sqrt()
+    # But the squares of the lengths must not overflow.
+    return power_of_two([torch.maximum(scale, 2.0**-400 * torch.maximum(rx, ry))])

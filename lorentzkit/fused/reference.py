@@ -1,8 +1,8 @@
 """The specification: every fused op as plain PyTorch, with its N x M matrices in the open.
 
-What is implemented elsewhere block by block is here one formula each, differentiable by autograd to
-any order. It serves where others cannot (`impl="reference"`, second derivatives), and tests compare
-the others with it.
+The formulas of `smooth` at the products and measures of all pairs, differentiable to any order. It
+serves where others cannot (`impl="reference"`, second derivatives), and tests compare the others
+with it.
 """
 
 from __future__ import annotations
@@ -11,23 +11,17 @@ import torch
 from torch import Tensor
 
 from lorentzkit._checks import clamp_norm, norm_limit
-from lorentzkit._numerics import (
-    arsinh_length,
-    carry,
-    dot,
-    hypot,
-    norm,
-    root_one_plus,
-    values_known,
-)
-from lorentzkit._pairs import Root, apex, chord, cosh_excess, sinh_difference, time_of
-from lorentzkit.fused.clouds import FEW_DIMENSIONS, TINY, mend_below
+from lorentzkit._geometry import smooth
+from lorentzkit._geometry.invariants import Measures, Products, wide_dtype
+from lorentzkit._geometry.singles import length
+from lorentzkit._numerics import dot, values_known
+from lorentzkit.fused.clouds import FEW_DIMENSIONS, mend_below
 from lorentzkit.fused.pointwise import SIGNS
 
 
 def matrix(kind: str, x: Tensor, y: Tensor, c: Tensor) -> Tensor:
     """``(..., N, D), (..., M, D) -> (..., N, M)``; c is ``(..., 1)``."""
-    return _values(kind, x, y, c.unsqueeze(-1))[0]
+    return _values("exterior" if kind == "angle" else kind, x, y, c.unsqueeze(-1))[0]
 
 
 def log_sums(
@@ -53,80 +47,34 @@ def log_sums(
 
 def selected(kind: str, x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor) -> Tensor:
     """The values of the pairs (i, j): ``(P, K)``."""
-    x, y = (clamp_norm(z, norm_limit(c.detach())) for z in (x, y))
-    x, y = x[i], y[j]
-    if kind == "angle":
-        at_x, at_y = torch.atan2(*apex(x, y, c)), torch.atan2(*apex(y, x, c))
-        return torch.cat([at_x, at_y], -1)
-    if kind == "distance":
-        return 2 * arsinh_length(chord(x, y, c) / 2, c)
-    if kind == "inner":
-        return -(1 + cosh_excess(x, y, c)) / c
-    return dot(*(unit(z)[0] for z in (x, y)))
+    return smooth.of_rows(kind, x[i], y[j], c)
 
 
 def _values(kind: str, x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, ...]:
-    """As in `lorentzkit.ops`, with the angles at the origin from a product of unit vectors."""
     x, y = (clamp_norm(z, norm_limit(c.detach())) for z in (x, y))
-    (u, rx), (v, ry) = unit(x), unit(y)
-    ry = ry.mT
-    if kind == "cosine":
-        return (u @ v.mT,)
+    scale: Tensor | float = 1.0
+    m = _measures(x.detach(), y.detach())  # no_grad would not do: forward mode goes through it
+    if kind in smooth.ANGLES and m.rx.dtype == x.dtype:
+        scale = smooth.middle(*(r.amax((-2, -1), keepdim=True) for r in (m.rx, m.ry)))
+    p = _products(x / scale, y / scale, m)
+    return tuple(v.to(x.dtype) for v in smooth.values(kind, p, m, c.to(p.xx.dtype), scale))
+
+
+def _measures(x: Tensor, y: Tensor) -> Measures:
+    """Of all pairs, ``(..., N, M)`` or what broadcasts to it."""
+    (u, rx), (v, ry) = (unit(z.to(wide_dtype(z))) for z in (x, y))
+    rx, ry = rx, ry.mT
     h, g = half_chords(u, v)
-    cosh_x, cosh_y = root_one_plus(c.sqrt() * rx), root_one_plus(c.sqrt() * ry)
-    roots = Root(torch.ones_like(cosh_x), cosh_x), Root(torch.ones_like(cosh_y), cosh_y)
-    if kind == "angle":
-        sine, back = root(h * g), (roots[1], roots[0])
-        alpha = _angle(ry, rx, sine, h, cosh_x, back, rx > 0)
-        beta = _angle(rx, ry, sine, h, cosh_y, roots, ry > 0)
-        return alpha, torch.where(rx > 0, beta, beta.detach())
-    turn = sinh_difference(rx, ry, rx - ry, *roots)  # sinh(a - b)/sqrt(c)
-    radial = turn / ((1 + root_one_plus(c.sqrt() * turn)) / 2).sqrt()
-    across = rx.clamp_min(TINY[x.dtype]).sqrt() * ry.clamp_min(TINY[x.dtype]).sqrt() * root(2 * h)
-    chord_ = _at_origin(hypot(radial, across), x, y, rx, ry, c)
-    if kind == "distance":
-        return (2 * arsinh_length(chord_ / 2, c),)
-    return (_inner(x, y, c, chord_),)
+    some = (rx > 0) & (ry > 0)
+    cosine = torch.where(some, torch.where(h < 1, 1 - h, g - 1), 0.0)
+    return Measures(rx, ry, rx - ry, cosine, torch.where(some, h * g, 1.0))
 
 
-def _at_origin(chord_: Tensor, x: Tensor, y: Tensor, rx: Tensor, ry: Tensor, c: Tensor) -> Tensor:
-    """With the derivatives in points at the origin, where polar coordinates have none.
-
-    What is added to the square is 0, and so is its derivative in all else.
-    """
-    x0, y0, least = time_of(x, c), time_of(y, c).mT, c.rsqrt()
-    rise = torch.where(rx == 0, dot(x, x) / (x0 + least) * y0, 0.0)
-    rise = rise + torch.where(ry == 0, dot(y, y).mT / (y0 + least) * x0, 0.0)
-    size = torch.where(chord_ > 0, chord_, 1.0).detach()
-    square = (chord_ / size) ** 2 + 2 * ((rise - x @ y.mT) / size / size)
-    return torch.where((rx == 0) | (ry == 0), size * root(square), chord_)
-
-
-def _angle(
-    far: Tensor,
-    near: Tensor,
-    sine: Tensor,
-    h: Tensor,
-    cosh: Tensor,
-    roots: tuple[Root, Root],
-    exists: Tensor,
-) -> Tensor:
-    """At the apex of radius `near`; `roots` are those of the other point and of the apex."""
-    scales = (far * sine, sinh_difference(far, near, far - near, *roots).abs(), cosh * far * h)
-    size = torch.maximum(torch.maximum(*scales[:2]), scales[2]).detach()
-    exists = exists & (size > 0)
-    # Divided term by term: in the derivatives a square of the size would overflow.
-    size = torch.where(exists, size, 1.0)
-    out = sinh_difference(far, near, (far - near) / size, *roots) - cosh * (far / size) * h
-    n = torch.where(exists, far / size * sine, 0.0)
-    return torch.atan2(n, torch.where(exists, out, 1.0))
-
-
-def _inner(x: Tensor, y: Tensor, c: Tensor, chord_: Tensor) -> Tensor:
-    """Its derivative in c is that of the product of times alone."""
-    half = chord_.detach() * (chord_.detach() / 2)
-    times = time_of(x, c) @ time_of(y, c).mT
-    return carry(-1 / c - half, x @ y.mT - times)
+def _products(x: Tensor, y: Tensor, m: Measures) -> Products:
+    x, y = x.to(m.rx.dtype), y.to(m.rx.dtype)
+    xx, yy, rises = dot(x, x), dot(y, y).mT, smooth.rise(x @ y.mT)
+    half = 0.5 * (smooth.rise(xx) + smooth.rise(yy))
+    return Products(xx, yy, torch.where(m.close(), rises - half, rises))
 
 
 def root(square: Tensor) -> Tensor:
@@ -136,8 +84,8 @@ def root(square: Tensor) -> Tensor:
 
 
 def unit(x: Tensor) -> tuple[Tensor, Tensor]:
-    r = norm(x)
-    return torch.where(r > 0, x / r.clamp_min(TINY[r.dtype]), 0.0), r
+    r = length(x).to(x.dtype)
+    return torch.where(r > 0, x / torch.where(r > 0, r, 1.0), 0.0), r
 
 
 def half_chords(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

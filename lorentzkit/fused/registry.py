@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from lorentzkit._geometry import pairs
 from lorentzkit.fused import reference, streaming
-from lorentzkit.fused import selected as chosen
 
 MOST_SELECTED = 128  # by Triton's top-k, which keeps them in registers
 IMPLEMENTATIONS = ("auto", "reference", "streaming", "triton")
@@ -165,13 +165,13 @@ def _log_sums_gradients(
 
 
 def _selected(x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor, kind: str) -> Tensor:
-    return chosen.selected(kind, x, y, c, i, j)
+    return pairs.selected(kind, x, y, c, i, j)
 
 
 def _selected_gradients(
     x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor, at: Tensor, kind: str
 ) -> tuple[Tensor, ...]:
-    return chosen.selected_gradients(kind, x, y, c, i, j, at)
+    return pairs.selected_gradients(kind, x, y, c, i, j, at)
 
 
 def _stacked(rows: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:

@@ -1,12 +1,22 @@
-"""Means of points: the Einstein midpoint and the Frechet mean."""
+"""Means of points: the Einstein midpoint and the Frechet mean, the same with other weights.
+
+Two ways lead to each. *From a place*: seen from a point p, each of the others is ``cosh(s)`` and a
+tangent vector ``sinh(s) e`` at p, and the sum of those, normalised, is the midpoint exactly. With p
+the midpoint itself nothing cancels. This takes sums over the points, O(N D), in a type wider than
+theirs. *From the pairs*: the distances between the points alone give the weights of the mean, and
+no coordinates of a place enter. This takes O(N^2 D), for few points, and is exact even where a
+place has too few digits to look from.
+"""
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from functools import partial, reduce
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 from torch.nn.functional import pad
 
 from lorentzkit._checks import points_and, require
@@ -15,17 +25,20 @@ from lorentzkit._numerics import (
     arc_square,
     carry,
     coth_excess,
+    differentiable,
     dot,
     log_arc_over_sinh,
-    norm,
     polar,
+    root_one_plus,
+    smallest_length,
     values_known,
 )
-from lorentzkit._pairs import Polar, Root, polar_excess, polar_pair, time_of, time_root
-from lorentzkit.fused.compilation import row_blocks
+from lorentzkit._pairs import cosh_excess
 
-_STEPS = 100
-_FEW_DIMENSIONS, _FEW_NUMBERS = 16, 2**14  # for which products do not pay
+# So many points at most go by their pairs; the second is for a dtype that has no wider one.
+_FEW, _FEW_OF_WIDEST = 8, 64
+_CHUNK = 2**17  # numbers in a block of rows, which then stays in the cache
+_STEPS, _PATIENT_STEPS = 100, 20
 # Newton's method squares the error: of so little, nothing is left after one more step.
 _CLOSE = 2.0**-32
 
@@ -36,8 +49,14 @@ def einstein_midpoint(
     r"""Einstein midpoint: ``sum w (x_0, x)`` scaled back to the hyperboloid.
 
     In Klein coordinates the average ``sum w gamma k / sum w gamma``, with the Lorentz factors
-    gamma. It is the point that minimises ``sum w (cosh(sqrt(curv) d) - 1)``. Time grows as
-    ``N^2 D``, memory as ``N^2 + N D``: only a sum over the pairs keeps its accuracy everywhere.
+    gamma. It is the point that minimises ``sum w (cosh(sqrt(curv) d) - 1)``. Time and memory grow
+    as ``N D``.
+
+    Up to 8 points, or 64 of float64, go by their pairs and are exact at any radius. More are
+    computed with in float64: of float32, values are exact at any radius, and gradients as long as
+    the midpoint is within radius 10. Float64 itself has no wider type. There values are exact as
+    long as the midpoint is within radius 15; gradients lose digits with the radius, and where the
+    points nearly coincide.
 
     Args:
         x: points, space components, ``(..., N, D)``.
@@ -58,9 +77,8 @@ def einstein_midpoint(
     tensor([0.0000, 0.3162])
     """
     x, w, c = _weighted(x, weights, curv, dim)
-    # The midpoint does not depend on the sum: as a constant it adds no rounding to the derivatives.
-    w = w / w.sum(-2, keepdim=True).detach()
-    return _midpoint(x, w, torch.ones_like(w), _pair_sum(x, w, c)).squeeze(-2)
+    mean = (_midpoint_from_pairs if _few(x) else _midpoint_from_place)(x, w, c)
+    return mean.to(x.dtype).squeeze(-2)
 
 
 def frechet_mean(
@@ -69,15 +87,16 @@ def frechet_mean(
     r"""Frechet (Karcher) mean: the point that minimises ``sum w dist(x, mean)^2``.
 
     It is the Einstein midpoint of the weights ``w_i s_i / sinh(s_i)``, ``s_i`` the distance from
-    the mean to ``x_i`` times ``sqrt(curv)``: those N numbers are found by Newton's method, in
-    float64, from the distances between the points alone. No coordinates of the mean enter, so it
-    is as exact far out as at the origin. The derivatives are those of the optimum (implicit
-    differentiation), not of the iterations. The iteration stops on the values, so it does not run
+    the mean to ``x_i`` times ``sqrt(curv)``. Those are found in float64: simple steps look at the
+    distances from the last midpoint, and Newton's method helps where they are slow. The derivatives
+    are those of the optimum (implicit differentiation), not of the iterations. It is as exact as
+    `einstein_midpoint` is, but that of more than 64 float64 points far out, where its value may
+    lose digits, too. The iteration stops on the values, so it does not run
     under ``torch.compile(fullgraph=True)`` or ``torch.vmap``; leading dimensions are batched.
 
     Args:
-        x: points, space components, ``(..., N, D)``. Time grows as ``N^2 D + N^3``, memory as
-            ``N^2 + N D``.
+        x: points, space components, ``(..., N, D)``. Time grows as ``N D`` for each simple step,
+            as ``N D^2 + D^3`` for the others, at least one; memory as ``N D + D^2``.
         weights: non-negative, not all zero, of any sum; broadcast to the shape of ``x`` without
             its last dimension, ``(..., N)``. All equal if not given.
         curv: positive, broadcasts against the leading dimensions of the result.
@@ -97,24 +116,14 @@ def frechet_mean(
     tensor([0.6440, 0.0000])
     """
     x, w, c = _weighted(x, weights, curv, dim)
-    points, w, c = x.double(), w.double(), c.double()
-    excess = _pair_excess(points, c)
-    pull, inverse = _minimise(w.detach(), excess.detach())
-    # A Newton step from the optimum, with a constant matrix, has the first derivatives of the
-    # optimum; two steps have the second ones, too.
-    change = torch.zeros_like(pull)
-    for _ in range(2):
-        change = change + inverse @ (_residual(w * change.exp(), pull, excess) - change)
-    w = w * change.exp()
-    pull = pull / (w * pull).sum(-2, keepdim=True).detach()
-    mean = _midpoint(points, w, pull, _balance(w, pull, excess).pairs)
+    mean = (_mean_from_pairs if _few(x) else _mean_from_place)(x, w, c)
     return mean.to(x.dtype).squeeze(-2)
 
 
 def _weighted(
     x: Tensor, weights: Tensor | None, curv: float | Tensor, dim: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Points ``(..., N, D)``, weights ``(..., N, 1)`` up to 1, curvature ``(..., 1, 1)``."""
+    """Points ``(..., N, D)``; wide, weights ``(..., N, 1)`` of sum 1 and ``c``, ``(..., 1, 1)``."""
     if isinstance(curv, Tensor) and curv.dim() > 0:
         curv = curv.unsqueeze(-1)
     if isinstance(x, Tensor):
@@ -128,8 +137,21 @@ def _weighted(
     x, c = points_and(curv, {"x": x}, scalars=weights)
     if x.shape[-2] == 0:
         raise ValueError(f"x: expected at least one point, got shape {tuple(x.shape)}")
-    w = torch.ones_like(x[..., :1]) if weights is None else _checked_weights(weights, x, dim)
-    return x, w, c.unsqueeze(-2) if c.dim() == 1 else c
+    w = torch.ones_like(x[..., :1], dtype=wide_dtype(x))
+    if weights is not None:
+        w = _checked_weights(weights, x, dim)
+    c = (c.unsqueeze(-2) if c.dim() == 1 else c).to(w.dtype)
+    # The mean does not depend on the sum: as a constant it adds no rounding to the derivatives.
+    return x, w / w.sum(-2, keepdim=True).detach(), c
+
+
+def wide_dtype(x: Tensor) -> torch.dtype:
+    """The dtype to compute in: float64, if the device has it."""
+    return x.dtype if x.device.type == "mps" else torch.float64
+
+
+def _few(x: Tensor) -> bool:
+    return x.shape[-2] <= (_FEW_OF_WIDEST if x.dtype == wide_dtype(x) else _FEW)
 
 
 def _checked_weights(weights: Tensor, x: Tensor, dim: int) -> Tensor:
@@ -138,7 +160,7 @@ def _checked_weights(weights: Tensor, x: Tensor, dim: int) -> Tensor:
         raise TypeError(f"weights: expected a floating-point tensor, got {got}")
     shape = x.movedim(-2, dim).shape[:-1]
     try:
-        w = weights.to(x.dtype).expand(shape).movedim(dim + 1, -1).unsqueeze(-1)
+        w = weights.to(wide_dtype(x)).expand(shape).movedim(dim + 1, -1).unsqueeze(-1)
     except RuntimeError:
         raise ValueError(
             f"weights: expected a shape that expands to {tuple(shape)}, that of x without its last "
@@ -152,13 +174,329 @@ def _checked_weights(weights: Tensor, x: Tensor, dim: int) -> Tensor:
     return torch.where((w >= 0) & (largest > 0), w / largest, torch.nan)
 
 
+# --- Sums over the points ---------------------------------------------------------------------
+
+
+class _Measures(NamedTuple):
+    along: Tensor
+    """The coordinate along a unit vector, ``(..., N, 1)``."""
+    square: Tensor
+    """The square of what is across it"""
+    product: Tensor
+    """and the product of that and a vector z."""
+    total: Tensor
+    """``sum w x``, ``(..., 1, D)``"""
+
+
+def _measures(x: Tensor, w: Tensor, unit: Tensor, z: Tensor) -> _Measures:
+    """All that derivatives pass through on their way to the points; the unit vector is constant."""
+    large = x.numel() > _CHUNK and values_known(x)
+    if not large or any(unpack_dual(t).tangent is not None for t in (x, w, z)):  # type: ignore[no-untyped-call]
+        return _measures_at_once(x, w, unit, z)
+    return _Measures(*_MeasuresByRows.apply(x, w, unit, z))  # type: ignore[no-untyped-call]
+
+
+def _measures_at_once(x: Tensor, w: Tensor, unit: Tensor, z: Tensor) -> _Measures:
+    x = x.to(w.dtype)
+    along, across, apart = _split(x, unit)
+    # What is not apart is 0, but for its derivatives.
+    across = across - torch.where(apart, 0.0, across).detach()
+    return _Measures(along, dot(across, across), across @ z.mT, w.mT @ x)
+
+
+def _split(x: Tensor, unit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Coordinate along a unit vector, the part across it, and whether that is more than noise.
+
+    It may be just the rounding of the unit vector; its square times cosh(a)^2 could be everything.
+    """
+    along = x @ unit.mT
+    across = torch.addcmul(x, along, unit, value=-1)
+    return along, across, _square(across.detach()) > _noise(along) ** 2
+
+
+def _square(v: Tensor) -> Tensor:
+    """``dot(v, v)`` in one pass."""
+    length: Tensor = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+    return length * length
+
+
+def _noise(along: Tensor) -> Tensor:
+    return 16 * torch.finfo(along.dtype).eps * along.detach().abs()
+
+
+class _MeasuresByRows(torch.autograd.Function):
+    """Of some rows at a time, forward and backward, so that nothing of size N D is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(*args)
+        x, w, unit, z = args
+        numbers, total = [], torch.zeros_like(z)
+        for r in _rows(x):
+            points = x[r].to(w.dtype)
+            along, across, apart = _split(points, unit)
+            both = torch.cat([_square(across), across @ z.mT], -1)
+            numbers.append(torch.cat([along, torch.where(apart, both, 0.0)], -1))
+            total = total + w[r].mT @ points
+        return (*torch.cat(numbers, -2).tensor_split(3, -1), total)
+
+    @staticmethod
+    def backward(ctx: Any, *by: Tensor) -> tuple[Tensor | None, ...]:
+        x, w, unit, z = args = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for second derivatives
+            args = tuple(t.view_as(t) for t in args)  # w and z may depend on x: not here
+            wanted = [t for t, needed in zip(args, ctx.needs_input_grad, strict=True) if needed]
+            grads = torch.autograd.grad(_measures_at_once(*args), wanted, by, create_graph=True)
+            found = iter(grads)
+            return tuple(next(found) if needed else None for needed in ctx.needs_input_grad)
+        of_x, of_w, of_z = torch.empty_like(x), torch.empty_like(w), torch.zeros_like(z)
+        vectors = torch.cat([unit, z, by[3]], -2)
+        for r in _rows(x):
+            points, (along, square, product) = x[r].to(w.dtype), (t[r] for t in by[:3])
+            _, across, apart = _split(points, unit)
+            product = torch.where(apart, product, 0.0)
+            others = torch.cat([along, product, w[r]], -1) @ vectors
+            of_x[r] = torch.addcmul(others, torch.where(apart, 2 * square, 0.0), across)
+            of_w[r] = points @ by[3].mT
+            of_z += product.mT @ across
+        return of_x, of_w, None, of_z
+
+
+def _rows(x: Tensor) -> Iterator[tuple[Any, ...]]:
+    """Indices of blocks of rows, small enough for the cache."""
+    n = x.shape[-2]
+    size = n if not values_known(x) else max(1, _CHUNK * n // max(1, x.numel()))
+    return ((..., slice(start, start + size), slice(None)) for start in range(0, n, size))
+
+
+def _summed(
+    function: Callable[..., tuple[Tensor, ...]], x: Tensor, w: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    """``function(x, w, *rest)``, which sums over dimension -2, of some rows at a time."""
+    parts = (function(x[r].to(w.dtype), w[r], *rest) for r in _rows(x))
+    return reduce(lambda sums, more: tuple(map(torch.add, sums, more)), parts)
+
+
+# --- From a place -----------------------------------------------------------------------------
+
+
+class _Place(NamedTuple):
+    """A point to look from, constant: its radius ``(..., 1, 1)`` and direction ``(..., 1, D)``."""
+
+    radius: Tensor
+    unit: Tensor
+
+    def point(self) -> Tensor:
+        return self.radius * self.unit
+
+    def upright(self, v: Tensor, c: Tensor) -> Tensor:
+        """A tangent vector in orthonormal coordinates: along the radius it is cosh(a) too long."""
+        return c.sqrt() * (v + self.unit * dot(self.unit, v) * (1 / self._cosh(c) - 1))
+
+    def tangent(self, z: Tensor, c: Tensor) -> Tensor:
+        """The inverse of `upright`."""
+        return (z + self.unit * dot(self.unit, z) * (self._cosh(c) - 1)) / c.sqrt()
+
+    def beyond(self, v: Tensor, c: Tensor) -> Tensor:
+        """The point ``cosh(s) p + v``, for v of length sinh(s)."""
+        z = self.upright(v, c)
+        return (1 + dot(z, z)).sqrt() * self.point() + v
+
+    def seen(self, along: Tensor, square: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """Of points: ``cosh(s) - 1``, and the part of ``sinh(s) e`` along the radius.
+
+        Sums of terms of one sign: smooth functions that are exact, and so are their derivatives.
+        """
+        r, ahead = self.radius, along - self.radius
+        ahead = ahead - torch.where(ahead.abs() <= _noise(along), ahead, 0.0).detach()
+        p0, foot = (1 / c + r**2).sqrt(), (1 / c + along**2).sqrt()
+        total = along * p0 + r * foot
+        near = (along > 0) & (total > smallest_length(r.dtype))
+        ratio = (along + r) / torch.where(near, total, 1.0)
+        to_foot = torch.where(near, ahead * ratio, c * (along * p0 - r * foot))
+        rise = square / (foot + (foot**2 + square).sqrt())  # from the foot's time to the point's
+        excess = to_foot * (to_foot / (1 + root_one_plus(to_foot))) + c * p0 * rise
+        return excess, to_foot - c * r * rise
+
+    def _cosh(self, c: Tensor) -> Tensor:
+        return (1 + c * self.radius**2).sqrt()
+
+
+def _midpoint_from_place(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
+    place = _place_of_midpoint(x.detach(), w.detach(), c.detach())
+    if not differentiable(x, w, c):
+        return place.point()
+    seen = _measures(x, w, place.unit, torch.zeros_like(place.unit))
+    excess, _ = place.seen(seen.along, seen.square, c)
+    step = _step((w * (1 + excess)).sum(-2, keepdim=True), seen.total, place, c)
+    return carry(place.point(), place.beyond(step, c))
+
+
+def _place_of_midpoint(x: Tensor, w: Tensor, c: Tensor) -> _Place:
+    """On the ray of ``S = sum w x``, at ``|S|/mass``, ``mass^2 = c (S_0^2 - |S|^2)``."""
+    length, unit = polar(*_summed(lambda x, w: (w.mT @ x,), x, w))
+    (gap,) = _summed(_time_less, x, w, unit, c)
+    return _Place(length / (c * gap * (gap + 2 * length)).sqrt(), unit)
+
+
+def _time_less(x: Tensor, w: Tensor, unit: Tensor, c: Tensor) -> tuple[Tensor]:
+    """``sum w (x_0 - unit.x)``, without the difference where that cancels."""
+    along, across, apart = _split(x, unit)
+    square = 1 / c + torch.where(apart, _square(across), 0.0)
+    total = (square + along**2).sqrt() + along.abs()
+    return ((w * torch.where(along > 0, square / total, total)).sum(-2, keepdim=True),)
+
+
+def _step(mass: Tensor, total: Tensor, place: _Place, c: Tensor) -> Tensor:
+    """From the place, the midpoint, to the midpoint: zero, but for its derivatives."""
+    pull = total - mass * place.point()
+    pull = pull - pull.detach()
+    z = place.upright(pull, c)
+    return pull / (mass**2 - dot(z, z)).sqrt()
+
+
+# --- The Frechet mean -------------------------------------------------------------------------
+
+
+class _Look(NamedTuple):
+    """At the midpoint of some weights: ``cosh(s_i) - 1`` from there, and how exact the place is."""
+
+    excess: Tensor
+    noise: Tensor | float
+    newton: Callable[[], tuple[Tensor, Tensor]]
+    """The ``s_i/sinh(s_i)`` after a step of Newton's method, and a matrix for its derivative."""
+
+
+@torch.no_grad()
+def _minimise(w: Tensor, look: Callable[[Tensor], _Look]) -> tuple[Tensor, Tensor]:
+    """Where ``pull = s/sinh(s)``, s from the midpoint of the weights ``w pull``; Newton's matrix.
+
+    The simple step, to what is seen, is that of Lou et al. 2020: it never increases the objective
+    ``sum w s^2``. Where it is slow Newton's is tried, and taken back if that does. So it converges.
+    """
+    pull = simple = torch.ones_like(w)
+    least = previous = torch.full_like(w[..., :1, :], torch.inf)
+    for count in range(_STEPS):
+        excess, noise, newton = look(pull)
+        seen = arc_over_sinh(excess)
+        # The logarithms alone are as large as s.
+        residual = (seen / pull).log().abs().amax(-2, keepdim=True)
+        done = not bool((residual > (_CLOSE if count < _PATIENT_STEPS else noise + _CLOSE)).any())
+        objective = (w * arc_square(excess)).sum(-2, keepdim=True)
+        worse = objective > least * (1 + 2.0**-40)
+        step, matrix = seen, w
+        if done or bool((residual > previous / 8).any()):
+            step, matrix = newton()
+        if done:
+            return step, matrix
+        pull = torch.where(worse, simple, step)
+        simple, least = torch.where(worse, simple, seen), torch.where(worse, least, objective)
+        previous = residual
+    raise RuntimeError(
+        f"frechet_mean: not converged in {_STEPS} steps, residual {float(residual.max()):.2e}, "
+        f"expected at most {_CLOSE:.2e} (of the logarithms of the weights); use "
+        f"einstein_midpoint, which has a closed form"
+    )
+
+
+def _mean_from_place(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
+    x_, w_, c_ = x.detach(), w.detach(), c.detach()
+    pull, bend = _minimise(w_, partial(_look_around, x_, w_, c_))
+    place = _place_of_midpoint(x_, w_ * pull, c_)
+    if not differentiable(x, w, c):
+        return place.point()
+    # A Newton step from the optimum, with a constant matrix, has the first derivatives of the
+    # optimum; two steps have the second ones, too.
+    step = torch.zeros_like(place.unit)
+    for _ in range(2):
+        excess, there = _excesses(x, w, place, c, place.upright(step, c))
+        pulled = w * arc_over_sinh(there)
+        total = _measures(x, pulled, place.unit, step).total
+        rest = _step((pulled * (1 + excess)).sum(-2, keepdim=True), total, place, c) - step
+        step = step + rest + place.tangent(place.upright(rest, c) @ bend, c)
+    return carry(place.point(), place.beyond(step, c))
+
+
+def _excesses(x: Tensor, w: Tensor, place: _Place, c: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """``cosh(s) - 1``, s from the place and from where the step z, upright and sinh long, leads."""
+    z_radial = dot(place.unit, z)
+    along, square, product, _ = _measures(x, w, place.unit, z - z_radial * place.unit)
+    excess, radial = place.seen(along, square, c)
+    rise = dot(z, z) / (1 + (1 + dot(z, z)).sqrt())
+    there = excess + rise * (1 + excess) - z_radial * radial - c.sqrt() * product
+    return excess, there.clamp_min(0)
+
+
+def _look_around(x: Tensor, w: Tensor, c: Tensor, pull: Tensor) -> _Look:
+    place = _place_of_midpoint(x, w * pull, c)
+
+    def newton() -> tuple[Tensor, Tensor]:
+        # The Hessian of s^2/2 is 1 along the geodesic and s coth(s) across: mass I - bend.
+        mass, total, bend = _summed(_second_moments, x, w, place, c)
+        eye = torch.eye(x.shape[-1], dtype=w.dtype, device=w.device)
+        inverse = torch.linalg.inv(mass * eye - bend)
+        return arc_over_sinh(_excesses(x, w, place, c, total @ inverse)[1]), inverse @ bend
+
+    excess, _ = _excesses(x, w, place, c, torch.zeros_like(place.unit))
+    noise = 64 * torch.finfo(w.dtype).eps * c.sqrt() * place.radius
+    return _Look(excess, noise, newton)
+
+
+def _second_moments(
+    x: Tensor, w: Tensor, place: _Place, c: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``sum w s coth(s)``, ``sum w s e`` and ``sum w (s coth(s) - 1) e e``."""
+    along, across, apart = _split(x, place.unit)
+    across = torch.where(apart, across, 0.0)
+    excess, radial = place.seen(along, _square(across), c)
+    z, pull = c.sqrt() * across + radial * place.unit, arc_over_sinh(excess)
+    bend = w * pull**2 * coth_excess(arc_square(excess))
+    w = w * pull
+    return (w * (1 + excess)).sum(-2, keepdim=True), w.mT @ z, (bend * z).mT @ z
+
+
+# --- From the pairs ---------------------------------------------------------------------------
+
+
+def _midpoint_from_pairs(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
+    pull, excess = torch.ones_like(w), _pair_excess(x, c)
+    return _midpoint(x, w, pull, _balance(w, pull, excess).pairs)
+
+
+def _mean_from_pairs(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
+    excess = _pair_excess(x, c)
+    pull, inverse = _minimise(w.detach(), partial(_look_at_pairs, w.detach(), excess.detach()))
+    change = torch.zeros_like(pull)
+    for _ in range(2):  # as from a place
+        change = change + inverse @ (_residual(w * change.exp(), pull, excess) - change)
+    w = w * change.exp()
+    pull = pull / (w * pull).sum(-2, keepdim=True).detach()
+    return _midpoint(x, w, pull, _balance(w, pull, excess).pairs)
+
+
+def _look_at_pairs(w: Tensor, excess: Tensor, pull: Tensor) -> _Look:
+    def newton() -> tuple[Tensor, Tensor]:
+        inverse = torch.linalg.inv(_newton_matrix(w, pull, excess))
+        # What weighs nothing moves nothing else, not even by the rounding of the inverse.
+        itself = torch.eye(w.shape[-2], device=w.device) > 0
+        inverse = torch.where((w.mT > 0) | itself, inverse, 0.0)
+        step = pull * (inverse @ _residual(w, pull, excess)).exp()
+        # The mean is within the convex hull of the points: nearer to x_i than the farthest of them.
+        least = arc_over_sinh(excess.amax(-1, keepdim=True))
+        return step.clamp(least, torch.ones_like(w)), inverse
+
+    return _Look(_balance(w, pull, excess).excess, 0.0, newton)
+
+
 def _pair_excess(x: Tensor, c: Tensor) -> Tensor:
-    """``cosh(sqrt(c) dist(x_i, x_j)) - 1``, ``(..., N, N)``; of float64, as products go by it."""
-    value, rise = _polar_excess(x.detach(), c), _rise(x, c)
-    cross = rise.d @ rise.x.mT - rise.d0 @ rise.x0.mT
-    both = rise.d @ rise.d.mT - rise.d0 @ rise.d0.mT
-    apart = torch.eye(x.shape[-2], device=x.device) == 0
-    return torch.where(apart, value - c * (cross + cross.mT + both), 0.0)
+    """``cosh(sqrt(c) dist(x_i, x_j)) - 1``, ``(..., N, N)``."""
+    n = x.shape[-2]
+    i, j = torch.triu_indices(n, n, 1, device=x.device)
+    x = x.to(c.dtype)
+    pairs = cosh_excess(x[..., i, :], x[..., j, :], c).squeeze(-1)
+    place = torch.full((n, n), len(i), device=x.device)  # the diagonal: what is padded, 0
+    place[i, j] = place[j, i] = torch.arange(len(i), device=x.device)
+    return pad(pairs, (0, 1))[..., place]
 
 
 class _Balance(NamedTuple):
@@ -198,137 +536,11 @@ def _midpoint(x: Tensor, w: Tensor, pull: Tensor, pairs: Tensor) -> Tensor:
     return centre / (1 + pairs / total**2).sqrt() + rest / mass
 
 
-def _pair_sum(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
-    """``sum_ij w_i w_j (cosh(s_ij) - 1)`` over all pairs, ``(..., 1, 1)``."""
-    excess = _polar_excess(x.detach(), c)
-    value = (w * (w.mT * excess).sum(-1, keepdim=True)).sum(-2, keepdim=True)
-    rise = _rise(x, c)
-    cross = dot(rise.d, _sum_of_others(w * rise.x)) - rise.d0 * _sum_of_others(w * rise.x0)
-    both = _minkowski((w * rise.d).sum(-2, keepdim=True), (w * rise.d0).sum(-2, keepdim=True))
-    itself = (w**2 * _minkowski(rise.d, rise.d0)).sum(-2, keepdim=True)
-    return value - c * (2 * (w * cross).sum(-2, keepdim=True) + both - itself)
-
-
-class _Rise(NamedTuple):
-    """Points, constant, and ``x - x.detach()``: zero, but for its derivatives; with times.
-
-    The derivative of ``cosh(s_ij) = -c <x_i, x_j>`` in a point is linear in the other one: sums of
-    it are sums of points, and need no N x N x D numbers.
-    """
-
-    x: Tensor
-    x0: Tensor
-    d: Tensor
-    d0: Tensor
-
-
-def _rise(x: Tensor, c: Tensor) -> _Rise:
-    x_ = x.detach()
-    x0, d = time_of(x_, c), x - x_
-    return _Rise(x_, x0, d, dot(d, (x + x_) / (time_of(x, c) + x0)))
-
-
-def _polar_excess(x: Tensor, c: Tensor) -> Tensor:
-    """`_pair_excess` with its derivatives in c alone."""
-    x0 = time_root(x, c)
-    return polar_excess(_polar_pairs(x), x0, Root(x0.scale.mT, x0.root.mT), c)
-
-
-@torch.no_grad()
-def _polar_pairs(x: Tensor) -> Polar:
-    """`polar_pair` of all pairs, in numbers ``(..., N, N)``, without the unit vectors."""
-    n, size = x.shape[-2:]
-    few = size <= _FEW_DIMENSIONS or n * n * size <= _FEW_NUMBERS
-    pairs = _each_pair if few or not values_known(x) else _pairs_of_product
-    r = norm(x)
-    dr, h = pairs(x)
-    return Polar(r, x, r.mT, x, dr, x, h)
-
-
-def _each_pair(x: Tensor) -> tuple[Tensor, Tensor]:
-    """``dr`` and ``h`` pair by pair, by blocks of rows, for N x N x D numbers are too many."""
-    n, size = x.shape[-2:]
-    rows = max(1, 2**18 // (n * size))
-    dr, h = [], []
-    for i in range(0, n, rows):  # with the points from i on: the rest is symmetric
-        pairs = polar_pair(x[..., i : i + rows, None, :], x[..., None, i:, :])
-        dr.append(pad(pairs.dr[..., 0].triu(1), (i, 0)))
-        h.append(pad(pairs.h[..., 0].triu(1), (i, 0)))
-    upper_dr, upper_h = torch.cat(dr, -2), torch.cat(h, -2)
-    return upper_dr - upper_dr.mT, upper_h + upper_h.mT
-
-
-def _pairs_of_product(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The same from a product of directions, in float64; pair by pair where that loses ``h``."""
-    r, u = polar(x.double())
-    spread = u - u.mean(-2, keepdim=True)
-    half = dot(spread, spread) / 2
-    h = (half + half.mT - spread @ spread.mT).clamp_min(0)
-    dr = (r - r.mT).to(x.dtype)
-    # The product is off by about `error` roundings of float64; what 16 roundings of the directions,
-    # in x's own dtype, would change in h is 32 sin(theta) of those.
-    error = (2 + math.sqrt(x.shape[-1]) / 4) * 2 * half.amax(-2, keepdim=True)
-    error = error * (torch.finfo(torch.float64).eps / torch.finfo(x.dtype).eps)
-    lost = ((h < error**2 / 2048) | ((r == 0) | (r.mT == 0))).triu(1)
-    h = h.to(x.dtype)
-    *batch, i, j = lost.nonzero(as_tuple=True)
-    for some in row_blocks(len(i), max(1, 2**18 // x.shape[-1])):
-        at, (p, q) = [k[some] for k in batch], (i[some], j[some])
-        exact = polar_pair(x[(*at, p)], x[(*at, q)])
-        dr[(*at, p, q)], dr[(*at, q, p)] = exact.dr[:, 0], -exact.dr[:, 0]
-        h[(*at, p, q)] = h[(*at, q, p)] = exact.h[:, 0]
-    h.diagonal(dim1=-2, dim2=-1).zero_()
-    return dr, h
-
-
-def _sum_of_others(v: Tensor) -> Tensor:
-    """For each i the sum of ``v_j`` over j != i, without subtracting."""
-    before = torch.cat([torch.zeros_like(v[..., :1, :]), v[..., :-1, :]], -2).cumsum(-2)
-    after = torch.cat([v[..., 1:, :], torch.zeros_like(v[..., :1, :])], -2)
-    return before + after.flip(-2).cumsum(-2).flip(-2)
-
-
-def _minkowski(d: Tensor, d0: Tensor) -> Tensor:
-    return dot(d, d) - d0**2
-
-
 def _residual(w: Tensor, pull: Tensor, excess: Tensor) -> Tensor:
     """``log(s_i/sinh(s_i) / pull_i)``, s_i from x_i to the midpoint of the weights ``w pull``."""
     seen = _balance(w, pull, excess).excess
     # The logarithms alone are as large as s.
     return carry((arc_over_sinh(seen) / pull).log(), log_arc_over_sinh(seen))
-
-
-def _minimise(w: Tensor, excess: Tensor) -> tuple[Tensor, Tensor]:
-    """Where `_residual` vanishes, ``(..., N, 1)``, and the inverse of Newton's matrix there.
-
-    The residual itself is a step, too, that of Lou et al. 2020: slow, but it never increases the
-    objective ``sum w s^2``. Of the two steps the better one is taken, so that this converges.
-    """
-
-    def objective(pull: Tensor) -> Tensor:
-        return (w * arc_square(_balance(w, pull, excess).excess)).sum(-2, keepdim=True)
-
-    # The mean is within the convex hull of the points: nearer to x_i than the farthest of them.
-    least = arc_over_sinh(excess.amax(-1, keepdim=True))
-    pull, itself = torch.ones_like(w), torch.eye(w.shape[-2], device=w.device) > 0
-    for _ in range(_STEPS):
-        residual = _residual(w, pull, excess)
-        inverse = torch.linalg.inv(_newton_matrix(w, pull, excess))
-        # What weighs nothing moves nothing else, not even by the rounding of the inverse.
-        inverse = torch.where((w.mT > 0) | itself, inverse, 0.0)
-        if not bool((residual.abs() > _CLOSE).any()):
-            return pull, inverse
-        newton = (pull * (inverse @ residual).exp()).clamp(least, torch.ones_like(w))
-        plain = pull * residual.exp()
-        # Close to the optimum the objective is flat to rounding, and Newton's step is right.
-        better = objective(newton) <= objective(plain) * (1 + 2.0**-40)
-        pull = torch.where(better, newton, plain)
-    raise RuntimeError(
-        f"frechet_mean: not converged in {_STEPS} steps, residual "
-        f"{float(residual.abs().max()):.2e}, expected at most {_CLOSE:.2e} (of the logarithms of "
-        f"the weights); use einstein_midpoint, which has a closed form"
-    )
 
 
 def _newton_matrix(w: Tensor, pull: Tensor, excess: Tensor) -> Tensor:
