@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from lorentzkit import ops
-from lorentzkit._checks import norm_limit, working_dtype
-from lorentzkit._numerics import dot, log_sinhc, norm
+from lorentzkit._geometry.arguments import norm_limit, working_dtype
+from lorentzkit._geometry.special import dot, log_sinhc, norm
 
 
 class Lorentz(Manifold):

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from lorentzkit import ops
-from lorentzkit._checks import LARGEST_CURV, SMALLEST_CURV, points_and, working_dtype
-from lorentzkit._numerics import (
+from lorentzkit._geometry.arguments import LARGEST_CURV, SMALLEST_CURV, points_and, working_dtype
+from lorentzkit._geometry.special import (
     arsinh_length,
     carry,
     cosh_sinhc,

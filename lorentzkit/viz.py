@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from lorentzkit import ops
-from lorentzkit._checks import curvature, vectors
+from lorentzkit._geometry.arguments import curvature, vectors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

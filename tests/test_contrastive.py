@@ -13,8 +13,8 @@ from test_pairwise import Largest, points
 from torch.nn.functional import cosine_similarity
 
 from lorentzkit import ops
-from lorentzkit._geometry import pairs
-from lorentzkit.fused import compilation, streaming
+from lorentzkit._geometry import compilation, pairs
+from lorentzkit.fused import streaming
 from lorentzkit.losses import contrastive_loss
 
 SIMILARITIES = ["angle", "distance", "cosine"]

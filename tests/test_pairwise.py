@@ -10,7 +10,8 @@ from strategies import CASES
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorentzkit import ops
-from lorentzkit.fused import compilation, streaming
+from lorentzkit._geometry import compilation
+from lorentzkit.fused import streaming
 from lorentzkit.fused.clouds import clouds, directions
 from lorentzkit.fused.folding import fold
 

@@ -7,7 +7,8 @@ from test_pairwise import points
 from torch.func import grad, jacrev, jvp, vmap
 
 from lorentzkit import ops
-from lorentzkit.fused import compilation, streaming
+from lorentzkit._geometry import compilation
+from lorentzkit.fused import streaming
 from lorentzkit.losses import contrastive_loss
 
 SIMILARITIES = ["angle", "distance", "cosine"]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from lorentzkit._numerics import values_known
+from lorentzkit._geometry.special import values_known
 
 _BLOCK = 2**18  # elements of a block of rows: what is made of it fits the cache
 _FEW = 8  # so many columns are worked on one by one: sums of so short rows are slow
@@ -343,7 +343,10 @@ class _Combination(Function):
         needed = ctx.needs_input_grad[1:]
         wanted = [v for v, want in zip(vectors, needed[: ctx.count], strict=True) if want]
         of = [[c] for c, want in zip(coefficients, needed[ctx.count :], strict=True) if want]
-        found = [*(_dots(grad, wanted) if wanted else ()), *(expand([grad], None, *of) if of else ())]
+        found = [
+            *(_dots(grad, wanted) if wanted else ()),
+            *(expand([grad], None, *of) if of else ()),
+        ]
         gradients = iter(found)
         return (None, *(next(gradients) if want else None for want in needed))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lorentzkit._checks import norm_limit, within
+from lorentzkit._geometry.arguments import norm_limit, within
 from lorentzkit._geometry.invariants import (
     Measures,
     Products,
@@ -24,8 +24,7 @@ from lorentzkit._geometry.smooth import (
     time_root,
     times,
 )
-from lorentzkit._geometry.tangents import squared_arc
-from lorentzkit._numerics import (
+from lorentzkit._geometry.special import (
     arc_over_sinh,
     arc_square,
     arc_times_tanh,
@@ -36,6 +35,7 @@ from lorentzkit._numerics import (
     sinh_decay,
     sinh_ratio,
 )
+from lorentzkit._geometry.tangents import squared_arc
 
 
 def expmap(x: Tensor, u: Tensor, c: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from lorentzkit._checks import norm_limit
 from lorentzkit._geometry import smooth
+from lorentzkit._geometry.arguments import norm_limit
 from lorentzkit._geometry.invariants import (
     Measures,
     eager,
@@ -25,7 +25,7 @@ from lorentzkit._geometry.invariants import (
     row_blocks,
     wide_dtype,
 )
-from lorentzkit._numerics import values_at_hand
+from lorentzkit._geometry.special import values_at_hand
 from lorentzkit._geometry.triangle import Radial, Triangle, change, exact_triangle, radial, values
 
 # Radii under this one count as the origin's, in whose place derivatives take their limit.
@@ -158,9 +158,7 @@ def _all_inside(m: Measures, x: Tensor, c: Tensor) -> bool:
     return largest < float(norm_limit(c))
 
 
-def _slopes(
-    kind: str, m: Measures, x: Tensor, c: Tensor, grad: Tensor
-) -> tuple[Tensor, ...]:
+def _slopes(kind: str, m: Measures, x: Tensor, c: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
     """The derivative by c, row by row; whether the points are close; coefficients for `expand`."""
     pair = _pair(m, x, c, TINY[x.dtype])
     wide = c.to(m.rx.dtype)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from lorentzkit._checks import norm_limit
+from lorentzkit._geometry.arguments import norm_limit
 from lorentzkit._geometry.invariants import (
     combine,
     dot,
@@ -23,7 +23,7 @@ from lorentzkit._geometry.invariants import (
     row_blocks,
     wide_dtype,
 )
-from lorentzkit._numerics import arsinh_length, asinhc, cosh_sinhc, norm
+from lorentzkit._geometry.special import arsinh_length, asinhc, cosh_sinhc, norm
 
 
 def length(x: Tensor) -> Tensor:

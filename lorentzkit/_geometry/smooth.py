@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lorentzkit._checks import clamp_norm, norm_limit
+from lorentzkit._geometry.arguments import clamp_norm, norm_limit
 from lorentzkit._geometry.invariants import (
     Measures,
     Products,
@@ -25,7 +25,7 @@ from lorentzkit._geometry.invariants import (
     products,
     wide_dtype,
 )
-from lorentzkit._numerics import (
+from lorentzkit._geometry.special import (
     arsinh_length,
     carry,
     hypot,

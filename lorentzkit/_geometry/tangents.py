@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lorentzkit._geometry.invariants import Measures, Products, power_of_two, products, wide_dtype
 from lorentzkit._geometry.smooth import Roots, cosh_root, product_rise, rise, time_root, times
-from lorentzkit._numerics import hypot, smallest_length
+from lorentzkit._geometry.special import hypot, smallest_length
 
 
 def inner(x: Tensor, u: Tensor, v: Tensor, c: Tensor) -> Tensor:

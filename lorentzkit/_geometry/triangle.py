@@ -235,12 +235,13 @@ def distance_change(h: Tensor, tri: Triangle, x: Radial, y: Radial, at: Tensor) 
     """Derivative of ``at * sqrt(c) d``, but in c that of ``at * d``, times ``2 c sqrt(c)``."""
     inverse = _inverse(tri.R)
     m_x, m_y = legs(h, h, tri, x, y)[2:]
-    spread = (tri.gap * x.sech) * (tri.gap * y.sech)
+    # The square of a small gap would underflow before it is divided.
+    spread = (tri.gap * inverse * x.sech) * (tri.gap * y.sech)
     return Change(
         h=at * (x.sinh * inverse) * y.sinh,
         a=-at * m_x * inverse,
         b=-at * m_y * inverse,
-        c=-at * (2 * _half_excess(tri) + spread * inverse),
+        c=-at * (2 * _half_excess(tri) + spread),
     )
 
 
@@ -304,5 +305,5 @@ def _half_excess(tri: Triangle) -> Tensor:
 
 def _inverse(R: Tensor) -> Tensor:
     """``1/R``; 0 where the points coincide, and with it all derivatives."""
-    apart = R > 2 * torch.finfo(R.dtype).tiny
+    apart = 2 * torch.finfo(R.dtype).tiny < R
     return torch.where(apart, 1 / torch.where(apart, R, 1.0), 0.0)

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lorentzkit._checks import norm_limit
-from lorentzkit._numerics import dot
-from lorentzkit.fused.compilation import by_rows
+from lorentzkit._geometry.arguments import norm_limit
+from lorentzkit._geometry.compilation import by_rows
+from lorentzkit._geometry.special import dot
 from lorentzkit._geometry.triangle import Radial, exponentials, radial
 
 # Up to this many dimensions, differences of all pairs cost less than a product and its mending.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lorentzkit._numerics import dot
+from lorentzkit._geometry.compilation import row_chunks
+from lorentzkit._geometry.special import dot
 from lorentzkit.fused.clouds import FEW_DIMENSIONS
-from lorentzkit.fused.compilation import row_chunks
 
 _ALIGNED = 1e-36  # under what `formulas.sines` takes for 0, but with a sign
 

@@ -19,7 +19,12 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from lorentzkit._checks import check_broadcast, curvature, floating, vectors, working_dtype
+from lorentzkit._geometry.arguments import (
+    check_broadcast,
+    curvature,
+    vectors,
+    working_dtype,
+)
 from lorentzkit._geometry.invariants import eager
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)

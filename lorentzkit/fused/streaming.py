@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lorentzkit._numerics import dot
-from lorentzkit.fused import compilation, pointwise
+from lorentzkit._geometry import compilation
+from lorentzkit._geometry.compilation import by_rows, row_blocks
+from lorentzkit._geometry.special import dot
+from lorentzkit.fused import pointwise
 from lorentzkit.fused.clouds import (
     Cloud,
     Clouds,
@@ -23,7 +25,6 @@ from lorentzkit.fused.clouds import (
     directions,
     in_space,
 )
-from lorentzkit.fused.compilation import by_rows, row_blocks
 from lorentzkit.fused.folding import fold
 from lorentzkit.fused.pointwise import Sums
 

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lorentzkit._numerics import values_at_hand
+from lorentzkit._geometry.special import values_at_hand
 from lorentzkit.distributed import Group, Ring
 from lorentzkit.fused import reference, registry
 from lorentzkit.fused.pointwise import SIGNS

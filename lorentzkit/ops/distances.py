@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lorentzkit._checks import points_and
 from lorentzkit._geometry import pairs, singles
+from lorentzkit._geometry.arguments import points_and
 
 
 def dist(x: Tensor, y: Tensor, curv: float | Tensor = 1.0, *, keepdim: bool = False) -> Tensor:

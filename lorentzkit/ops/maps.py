@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lorentzkit._checks import check_broadcast, clamp_norm, points_and
 from lorentzkit._geometry import maps, singles
-from lorentzkit._numerics import largest_radius
+from lorentzkit._geometry.arguments import check_broadcast, clamp_norm, points_and
+from lorentzkit._geometry.special import largest_radius
 
 
 def expmap(x: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tensor:

@@ -19,8 +19,10 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 from torch.nn.functional import pad
 
-from lorentzkit._checks import points_and, require
-from lorentzkit._numerics import (
+from lorentzkit._geometry.arguments import points_and, require
+from lorentzkit._geometry.invariants import products, wide_dtype
+from lorentzkit._geometry.smooth import excess
+from lorentzkit._geometry.special import (
     arc_over_sinh,
     arc_square,
     carry,
@@ -33,14 +35,15 @@ from lorentzkit._numerics import (
     smallest_length,
     values_known,
 )
-from lorentzkit._pairs import cosh_excess
 
 # So many points at most go by their pairs; the second is for a dtype that has no wider one.
 _FEW, _FEW_OF_WIDEST = 8, 64
 _CHUNK = 2**17  # numbers in a block of rows, which then stays in the cache
 _STEPS, _PATIENT_STEPS = 100, 20
 # Newton's method squares the error: of so little, nothing is left after one more step.
-_CLOSE = 2.0**-32
+_CLOSE = {torch.float64: 2.0**-32, torch.float32: 2.0**-12}
+# The rounding of the objective.
+_SAME = {torch.float64: 2.0**-40, torch.float32: 2.0**-18}
 
 
 def einstein_midpoint(
@@ -143,11 +146,6 @@ def _weighted(
     c = (c.unsqueeze(-2) if c.dim() == 1 else c).to(w.dtype)
     # The mean does not depend on the sum: as a constant it adds no rounding to the derivatives.
     return x, w / w.sum(-2, keepdim=True).detach(), c
-
-
-def wide_dtype(x: Tensor) -> torch.dtype:
-    """The dtype to compute in: float64, if the device has it."""
-    return x.dtype if x.device.type == "mps" else torch.float64
 
 
 def _few(x: Tensor) -> bool:
@@ -374,16 +372,17 @@ def _minimise(w: Tensor, look: Callable[[Tensor], _Look]) -> tuple[Tensor, Tenso
     The simple step, to what is seen, is that of Lou et al. 2020: it never increases the objective
     ``sum w s^2``. Where it is slow Newton's is tried, and taken back if that does. So it converges.
     """
-    pull = simple = torch.ones_like(w)
+    pull, close = torch.ones_like(w), _CLOSE[w.dtype]
+    simple = pull
     least = previous = torch.full_like(w[..., :1, :], torch.inf)
     for count in range(_STEPS):
         excess, noise, newton = look(pull)
         seen = arc_over_sinh(excess)
         # The logarithms alone are as large as s.
         residual = (seen / pull).log().abs().amax(-2, keepdim=True)
-        done = not bool((residual > (_CLOSE if count < _PATIENT_STEPS else noise + _CLOSE)).any())
+        done = not bool((residual > (close if count < _PATIENT_STEPS else noise + close)).any())
         objective = (w * arc_square(excess)).sum(-2, keepdim=True)
-        worse = objective > least * (1 + 2.0**-40)
+        worse = objective > least * (1 + _SAME[w.dtype])
         step, matrix = seen, w
         if done or bool((residual > previous / 8).any()):
             step, matrix = newton()
@@ -394,7 +393,7 @@ def _minimise(w: Tensor, look: Callable[[Tensor], _Look]) -> tuple[Tensor, Tenso
         previous = residual
     raise RuntimeError(
         f"frechet_mean: not converged in {_STEPS} steps, residual {float(residual.max()):.2e}, "
-        f"expected at most {_CLOSE:.2e} (of the logarithms of the weights); use "
+        f"expected at most {close:.2e} (of the logarithms of the weights); use "
         f"einstein_midpoint, which has a closed form"
     )
 
@@ -492,8 +491,7 @@ def _pair_excess(x: Tensor, c: Tensor) -> Tensor:
     """``cosh(sqrt(c) dist(x_i, x_j)) - 1``, ``(..., N, N)``."""
     n = x.shape[-2]
     i, j = torch.triu_indices(n, n, 1, device=x.device)
-    x = x.to(c.dtype)
-    pairs = cosh_excess(x[..., i, :], x[..., j, :], c).squeeze(-1)
+    pairs = excess(*products(x[..., i, :], x[..., j, :])[:2], c).squeeze(-1)
     place = torch.full((n, n), len(i), device=x.device)  # the diagonal: what is padded, 0
     place[i, j] = place[j, i] = torch.arange(len(i), device=x.device)
     return pad(pairs, (0, 1))[..., place]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lorentzkit._checks import clamp_norm, norm_limit, points_and, require
 from lorentzkit._geometry import singles
+from lorentzkit._geometry.arguments import clamp_norm, norm_limit, points_and, require
 from lorentzkit._geometry.invariants import combine, product
-from lorentzkit._numerics import carry, hypot
+from lorentzkit._geometry.special import carry, hypot
 
 
 def to_klein(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:

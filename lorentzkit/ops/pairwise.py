@@ -7,8 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lorentzkit._checks import check_broadcast, curvature, vectors, working_dtype
-from lorentzkit.fused import compilation, reference, registry
+from lorentzkit._geometry import compilation
+from lorentzkit._geometry.arguments import check_broadcast, curvature, vectors, working_dtype
+from lorentzkit.fused import reference, registry
 
 Implementation = Literal["auto", "reference", "streaming", "triton"]
 Precision = Literal["highest", "high", "medium"]

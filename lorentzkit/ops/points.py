@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lorentzkit._checks import floating, points_and
 from lorentzkit._geometry import pairs, singles, tangents
-from lorentzkit._numerics import largest_radius
+from lorentzkit._geometry.arguments import floating, points_and
+from lorentzkit._geometry.special import largest_radius
 
 
 def max_radius(dtype: torch.dtype) -> float:

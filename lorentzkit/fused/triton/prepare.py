@@ -14,10 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lorentzkit._checks import norm_limit
-from lorentzkit._numerics import dot
-from lorentzkit.fused.clouds import FEW_DIMENSIONS, TINY, mend_below, rounded
+from lorentzkit._geometry.arguments import norm_limit
+from lorentzkit._geometry.special import dot
 from lorentzkit._geometry.triangle import exponentials, radial
+from lorentzkit.fused.clouds import FEW_DIMENSIONS, TINY, mend_below, rounded
 from lorentzkit.fused.triton.config import INTERPRETED
 
 

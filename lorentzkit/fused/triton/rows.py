@@ -66,8 +66,8 @@ OPS = {
     "egrad2rgrad": Op(2, 1, False, False),
 }
 
-_TILE = 256  # entries of a vector that a program, of one warp, takes at a time
-_MOST_ROWS = 32
+_LONG, _ENTRIES = 64, 256  # a longer row has a warp for itself, which takes so many entries at once
+_ROWS = 32  # of short ones a warp has one for each of its threads, or scalars would spill
 
 
 # --- Kernels --------------------------------------------------------------------------------------
@@ -373,8 +373,7 @@ def _launch(
     outputs: tuple[Any, ...],
 ) -> None:
     (N, D), of = vectors[0].shape, OPS[op]
-    block = min(_TILE, max(_TILE // _MOST_ROWS, triton.next_power_of_2(D)))
-    rows = _TILE // block
+    rows, block = _sizes(D, vectors)
     operands = [p for v in vectors for p in (v, *v.stride())] + [None, 0, 0] * (3 - len(vectors))
     one_for_all = not isinstance(c, Tensor)
     c_row = 0 if isinstance(c, float) or len(c) == 1 else c.stride(0)
@@ -385,6 +384,14 @@ def _launch(
             OP=op, VECTORS=of.vectors, POINTS=of.points, SCALAR=of.scalar, ANGLE=of.angle,
             ONE_FOR_ALL=one_for_all, ROWS=rows, BLOCK=block, num_warps=1,
         )  # fmt: skip
+
+
+def _sizes(D: int, vectors: Sequence[Tensor]) -> tuple[int, int]:
+    """How many rows a program has, and how many entries of each it takes at a time."""
+    if D > _LONG:
+        return 1, min(_ENTRIES, triton.next_power_of_2(D))
+    # Each thread goes along its row, and by 16 bytes where Triton sees that they are aligned.
+    return _ROWS, 4 if all(v.stride(0) % 16 == 0 and v.stride(1) == 1 for v in vectors) else 1
 
 
 def _halves(number: float) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lorentzkit._numerics import (
+from lorentzkit._geometry.special import (
     dot,
     largest_radius,
     onto_sphere,
