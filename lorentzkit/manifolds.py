@@ -8,6 +8,7 @@ there is nothing to project onto, no drift, and no stabilisation step. All compu
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import geoopt
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from lorentzkit import ops
+from lorentzkit._geometry import invariants
 from lorentzkit._geometry.arguments import norm_limit, working_dtype
 from lorentzkit._geometry.special import dot, log_sinhc, norm
 
@@ -55,6 +57,12 @@ class Lorentz(Manifold):
             self.log_curv = torch.nn.Parameter(value.log())
         else:
             self.register_buffer("_curv", value)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Lorentz:
+        # Where there is no float64 the curvature could not move in it.
+        narrow = not invariants.has_float64(fn(torch.zeros(1)).device)
+        moved: Lorentz = super()._apply((lambda t: fn(t.float())) if narrow else fn, recurse)  # type: ignore[no-untyped-call]
+        return moved
 
     @property
     def curv(self) -> Tensor:

@@ -21,6 +21,7 @@ from torch.autograd import Function, forward_ad
 from lorentzkit._geometry.special import values_known
 
 _BLOCK = 2**18  # elements of a block of rows: what is made of it fits the cache
+_TINY = 1e-300  # in the place of 0 as a divisor: squares of float32 numbers are larger
 _FEW = 8  # so many columns are worked on one by one: sums of so short rows are slow
 
 Parts = Sequence[Tensor]  # a vector as blocks of its columns
@@ -35,7 +36,7 @@ class Measures(NamedTuple):
     """``rx - ry``, exact for close vectors"""
     cosine: Tensor
     sine2: Tensor
-    """The square of the sine, exact at any angle; 1 where a vector is 0"""
+    """The square of the sine, exact at any angle; where y is 0, 0, and where only x is, 1"""
 
     def h(self) -> Tensor:
         """``1 - cosine``"""
@@ -74,9 +75,30 @@ def wide_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if has_float64(x.device) else x.dtype
 
 
-def eager(*tensors: Tensor) -> bool:
-    """Whether autograd Functions will do: no compiler, transform, tracer or forward mode."""
-    return forward_ad._current_level < 0 and values_known(tensors[0])
+def eager(x: Tensor) -> bool:
+    """Whether autograd Functions will do: no transform, tracer, export or forward mode."""
+    if torch.compiler.is_compiling():
+        return not torch.compiler.is_exporting()
+    return forward_ad._current_level < 0 and values_known(x)
+
+
+def run(function: type[Function], *args: Any) -> Any:
+    """The Function of these arguments, or its forward alone: Dynamo fails where no gradient is wanted."""
+    if torch.compiler.is_compiling():
+        wanted = any(isinstance(a, Tensor) and a.requires_grad for a in args)
+        if not (wanted and torch.is_grad_enabled()):
+            return function.compute(*args)  # type: ignore[attr-defined]
+        args = _distinct(args)
+    return function.apply(*args)  # type: ignore[no-untyped-call]
+
+
+def _distinct(args: Sequence[Any]) -> tuple[Any, ...]:
+    """A tensor that is given twice becomes two views: Dynamo fails where an argument is repeated."""
+    found: list[Any] = []
+    for a in args:
+        again = isinstance(a, Tensor) and any(a is b for b in found)
+        found.append(a.view_as(a) if again else a)
+    return tuple(found)
 
 
 # --- Products of vectors --------------------------------------------------------------------------
@@ -101,11 +123,10 @@ def dot(x: Parts, y: Parts) -> Tensor:
 
 
 def _sweep(x: Tensor, y: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-    """`Measures`; products of each other vector with x, y and itself, and with y's part across x."""
+    """`Measures`; of each other vector u: ``x.u``, ``y.u``, ``u.u``, and u times y's part across x."""
     dtype = wide_dtype(x)
-    wide = dtype != x.dtype
-    measure = _wide_measures if wide else _exact_measures
     p, q = parts(x, dtype), parts(y, dtype)
+    measure = _exact_measures if dtype == x.dtype else _wide_measures
     measures, across = measure(p, q, bool(others))
     numbers = [*measures]
     for other in others:
@@ -120,15 +141,13 @@ def _wide_measures(x: Parts, y: Parts, needed: bool) -> tuple[Measures, Parts]:
     """Of float32 vectors in float64, which holds all digits of their products."""
     xx, yy, xy = dot(x, x), dot(y, y), dot(x, y)
     rx, ry = xx.sqrt(), yy.sqrt()
-    k = xy / or_one(xx)  # its error lies along x, and is taken off again
-    whole = ((k - 1).abs() < 0.5).to(k.dtype)  # close vectors: their difference first
-    across = [
-        torch.addcmul(torch.addcmul(q, p, whole, value=-1), p, k - whole, value=-1)
-        for p, q in zip(x, y, strict=True)
-    ]
-    across, ww = _off(across, x, xx, needed)
+    # An error of the quotient lies along x: the square of what is across x does not see it.
+    across = _less(y, x, xy / xx.clamp_min(_TINY))
     # No two float32 directions are so close, but equal ones.
-    return Measures(rx, ry, rx - ry, xy / or_one(rx * ry), _sine2(ww, xx, yy, 1e-28)), across
+    sine2 = torch.hardshrink(dot(across, across) / yy.clamp_min(_TINY), 1e-28)
+    if needed:
+        across = _less(across, x, dot(x, across) / xx.clamp_min(_TINY))
+    return Measures(rx, ry, rx - ry, xy / (rx * ry).clamp_min(_TINY), sine2), across
 
 
 def _exact_measures(x: Parts, y: Parts, needed: bool) -> tuple[Measures, Parts]:
@@ -137,40 +156,36 @@ def _exact_measures(x: Parts, y: Parts, needed: bool) -> tuple[Measures, Parts]:
     p, q = [v / of_x for v in x], [v / of_y for v in y]
     pp, qq, pq = dot(p, p), dot(q, q), dot(p, q)
     across = subtract_product(q, p, pq / or_one(pp))
-    across, ww = _off(across, p, pp, needed)
+    # A second time, lest of aligned vectors more than the noise of the noise is left.
+    across = _less(across, p, dot(p, across) / or_one(pp))
     least = 2.0**-200 if pp.dtype == torch.float64 else 2.0**-80
-    sine2 = _sine2(ww, pp, qq, least)
+    sine2 = torch.hardshrink(dot(across, across) / or_one(qq), least)
     cosine = pq / or_one(pp.sqrt() * qq.sqrt())
     most = torch.finfo(pp.dtype).max
     rx, ry = (of_x * pp.sqrt()).clamp_max(most), (of_y * qq.sqrt()).clamp_max(most)
-    across = [of_y * w for w in across]
+    if needed:
+        across = [of_y * w for w in across]
     return Measures(rx, ry, _radius_difference(x, y, rx, ry), cosine, sine2), across
 
 
-def _off(across: Parts, x: Parts, xx: Tensor, needed: bool) -> tuple[Parts, Tensor]:
-    """Without what it still has along x, where `needed`; and its square."""
-    xw, ww = dot(x, across), dot(across, across)
-    along = xw / or_one(xx)
-    if needed:
-        across = [torch.addcmul(w, p, along, value=-1) for w, p in zip(across, x, strict=True)]
-    return across, ww - along * xw
-
-
-def _sine2(ww: Tensor, xx: Tensor, yy: Tensor, least: float) -> Tensor:
-    sine2 = ww / or_one(yy)
-    return torch.where((xx == 0) | (yy == 0), 1.0, torch.where(sine2 < least, 0.0, sine2))
+def _less(y: Parts, x: Parts, k: Tensor) -> Parts:
+    """``y - k x``"""
+    return [torch.addcmul(q, p, k, value=-1) for p, q in zip(x, y, strict=True)]
 
 
 def or_one(x: Tensor) -> Tensor:
+    """A divisor: 1 in the place of 0."""
     return torch.where(x == 0, 1.0, x)
 
 
 def _radius_difference(x: Parts, y: Parts, rx: Tensor, ry: Tensor) -> Tensor:
     near = (rx < 2 * ry) & (ry < 2 * rx)
     # x - y is exact enough where the radii are within a factor of two (Sterbenz).
-    total = torch.where(near, rx + ry, 1.0)
-    difference = [(p - q) / total for p, q in zip(x, y, strict=True)]
-    return torch.where(near, dot(difference, [p + q for p, q in zip(x, y, strict=True)]), rx - ry)
+    # The sum itself might overflow, and half of the least number is 0.
+    middle = or_one(torch.where(near, 0.5 * rx + 0.5 * ry, 1.0))
+    differences = [(p - q) / middle for p, q in zip(x, y, strict=True)]
+    middles = [0.5 * p + 0.5 * q for p, q in zip(x, y, strict=True)]
+    return torch.where(near, dot(differences, middles), rx - ry)
 
 
 def subtract_product(y: Parts, x: Parts, k: Tensor) -> Parts:
@@ -217,9 +232,9 @@ def power_of_two(x: Parts) -> Tensor:
 def products(x: Tensor, y: Tensor, *others: Tensor) -> tuple[Products, Measures, Tensor | None]:
     """Of x and y, and of a third vector; its product with the part of y across x."""
     vectors = torch.broadcast_tensors(x, y, *others)  # type: ignore[no-untyped-call]
-    if eager(*vectors):
+    if eager(vectors[0]):
         shape = (*vectors[0].shape[:-1], 1)
-        numbers = tuple(n.view(shape) for n in _Products.apply(*map(flat, vectors)))  # type: ignore[no-untyped-call]
+        numbers = tuple(n.view(shape) for n in run(_Products, *map(flat, vectors)))
     else:
         numbers = _plain_products(*vectors)
     count = 6 if others else 3
@@ -245,14 +260,20 @@ class _Products(Function):
     """`_plain_products` in blocks of rows."""
 
     @staticmethod
-    def forward(ctx: Any, *vectors: Tensor) -> tuple[Tensor, ...]:
+    def compute(*vectors: Tensor) -> tuple[Tensor, ...]:
         numbers = measured(*vectors)
         measures = Measures(*numbers[:5])
-        ctx.save_for_backward(*vectors, measures.close())
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*measures, *numbers[8:])
         squares = measures.rx * measures.rx, measures.ry * measures.ry
         return (*squares, torch.zeros_like(measures.rx), *numbers[5:8], *measures, *numbers[8:])
+
+    @staticmethod
+    def forward(ctx: Any, *vectors: Tensor) -> tuple[Tensor, ...]:
+        numbers = _Products.compute(*vectors)
+        constants = numbers[3 * len(vectors) - 3 :]
+        ctx.save_for_backward(*vectors, Measures(*constants[:5]).close())
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*constants)
+        return numbers
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, ...]:
@@ -272,13 +293,12 @@ class _Products(Function):
 
 def product(x: Tensor, y: Tensor) -> Tensor:
     """``x.y``, ``(..., 1)``."""
-    if not eager(x, y):
+    if not eager(x):
         return _plain_product(x, y)
     if x is y:
-        p = flat(x)
-        return _Product.apply(p, p).view(*x.shape[:-1], 1)  # type: ignore[no-untyped-call]
+        return run(_Square, flat(x)).view(*x.shape[:-1], 1)
     x, y = torch.broadcast_tensors(x, y)  # type: ignore[no-untyped-call]
-    return _Product.apply(flat(x), flat(y)).view(*x.shape[:-1], 1)  # type: ignore[no-untyped-call]
+    return run(_Product, flat(x), flat(y)).view(*x.shape[:-1], 1)
 
 
 def _plain_product(x: Tensor, y: Tensor) -> Tensor:
@@ -290,16 +310,17 @@ class _Product(Function):
     """`_plain_product` in blocks of rows."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
-        ctx.same = x is y
-        ctx.save_for_backward(x, y)
+    def compute(x: Tensor, y: Tensor) -> Tensor:
         return _dots(x, [y])[0]
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(x, y)
+        return _Product.compute(x, y)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, y = ctx.saved_tensors
-        if ctx.same:
-            return expand([x], None, [2 * grad])[0], None
         by_x, by_y = ctx.needs_input_grad
         return (
             expand([y], None, [grad])[0] if by_x else None,
@@ -307,14 +328,31 @@ class _Product(Function):
         )
 
 
+class _Square(Function):
+    """`_Product` of a vector with itself."""
+
+    @staticmethod
+    def compute(x: Tensor) -> Tensor:
+        return _dots(x, [x])[0]
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return _Square.compute(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return expand(ctx.saved_tensors, None, [2 * grad])[0]
+
+
 def combine(coefficients: Sequence[Tensor], vectors: Sequence[Tensor]) -> Tensor:
     """``sum_i coefficients[i] vectors[i]``, in the vectors' dtype, ``(..., D)``."""
-    if not eager(*vectors):
+    if not eager(vectors[0]):
         return _plain_sum(coefficients, vectors)
     shape = torch.broadcast_shapes(*(v.shape for v in (*coefficients, *vectors)))  # type: ignore[no-untyped-call]
     columns = [c.expand(*shape[:-1], 1).reshape(-1, 1) for c in coefficients]
     rows = [flat(v.expand(shape)) for v in vectors]
-    total: Tensor = _Combination.apply(len(rows), *columns, *rows)  # type: ignore[no-untyped-call]
+    total: Tensor = run(_Combination, len(rows), *columns, *rows)
     return total.view(shape)
 
 
@@ -331,11 +369,14 @@ class _Combination(Function):
     """`_plain_sum` in blocks of rows."""
 
     @staticmethod
+    def compute(count: int, *tensors: Tensor) -> Tensor:
+        return expand(tensors[count:], None, tensors[:count])[0]
+
+    @staticmethod
     def forward(ctx: Any, count: int, *tensors: Tensor) -> Tensor:
         ctx.count = count
         ctx.save_for_backward(*tensors)
-        coefficients, vectors = tensors[:count], tensors[count:]
-        return expand(vectors, None, coefficients, narrow=count == 1)[0]
+        return _Combination.compute(count, *tensors)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -361,8 +402,10 @@ def flat(x: Tensor) -> Tensor:
 
 def row_blocks(x: Tensor, count: int | None = None) -> Iterator[slice]:
     """Of ``(N, D)``, or `count` rows like these: a block fits the cache. All at once on a GPU."""
+    if torch.compiler.is_compiling():
+        return iter([slice(None)])
     count = len(x) if count is None else count
-    rows = max(1, _BLOCK // max(x.shape[-1], 16)) if x.device.type == "cpu" else max(1, count)
+    rows = max(1, _BLOCK // max(x.shape[-1], 4)) if x.device.type == "cpu" else max(1, count)
     return (slice(start, start + rows) for start in range(0, max(1, count), rows))
 
 
@@ -377,7 +420,8 @@ def measured(*vectors: Tensor) -> tuple[Tensor, ...]:
 
 def _dots(x: Tensor, others: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Products of the rows of x with those of others."""
-    if torch.is_grad_enabled():  # in a backward pass that is differentiated itself
+    # In a backward pass that is differentiated or mapped itself.
+    if torch.is_grad_enabled() or not values_known(x):
         return tuple(_plain_product(x, y) for y in others)
     dtype, blocks = wide_dtype(x), []
     for rows in row_blocks(x):
@@ -390,15 +434,14 @@ def expand(
     vectors: Sequence[Tensor],
     close: Tensor | None,
     *rows: Sequence[Tensor],
-    narrow: bool = True,
 ) -> tuple[Tensor, ...]:
     """For each row of coefficients a sum: of x, of y (less x, where they are close), and others."""
     x = vectors[0]
-    if torch.is_grad_enabled():  # as in `_dots`
+    if torch.is_grad_enabled() or not values_known(rows[0][0]):  # as in `_dots`
         basis = _basis([v.to(wide_dtype(x)) for v in vectors], close)
         return tuple(_plain_sum(row, basis).to(x.dtype) for row in rows)
     coefficients = torch.cat([c for row in rows for c in row], 1)
-    dtype = x.dtype if narrow and _in_range(coefficients, x.dtype) else coefficients.dtype
+    dtype = x.dtype if _in_range(coefficients, x.dtype) else coefficients.dtype
     sums = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in rows]
     few = x.shape[-1] <= _FEW
     columns = coefficients.to(dtype).split(1, 1)

@@ -10,9 +10,10 @@ from lorentzkit._geometry.invariants import (
     Measures,
     Products,
     combine,
-    eager,
+    power_of_two,
     product,
     products,
+    wide_dtype,
 )
 from lorentzkit._geometry.smooth import (
     cosh_root,
@@ -34,15 +35,17 @@ from lorentzkit._geometry.special import (
     root_one_plus,
     sinh_decay,
     sinh_ratio,
+    values_at_hand,
 )
 from lorentzkit._geometry.tangents import squared_arc
 
 
 def expmap(x: Tensor, u: Tensor, c: Tensor) -> Tensor:
     u, beyond = _within_reach(x, u, c)
+    x, u, inner_c, unit = _in_range(x, u, c)
     p, m, _ = products(x, u)
-    cosh, sinhc, k = cosh_sinhc(squared_arc(p, m, c.to(p.xx.dtype)))
-    y = _grown(x, u, cosh, sinhc, k, p, m, c)
+    cosh, sinhc, k = cosh_sinhc(squared_arc(p, m, inner_c.to(p.xx.dtype)))
+    y = _grown(x, u, cosh, sinhc, k, p, m, norm_limit(c), unit)
     return y if beyond is None else torch.where(beyond, y.detach(), y)
 
 
@@ -53,6 +56,8 @@ def logmap(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
 
 
 def geodesic(t: Tensor, x: Tensor, y: Tensor, c: Tensor) -> Tensor:
+    limit = norm_limit(c)
+    x, y, c, unit = _in_range(x, y, c)
     p, m, _ = products(x, y)
     dtype = p.xx.dtype
     # Its square must not overflow; t - t turns what is not finite into NaN.
@@ -60,7 +65,7 @@ def geodesic(t: Tensor, x: Tensor, y: Tensor, c: Tensor) -> Tensor:
     t = t.clamp(-(2.0**50), 2.0**50) + (t - t)
     s2 = arc_square(excess(p, m, c.to(dtype)))
     # The weights' derivatives in s2 grow as t^3: where they would overflow they are left out.
-    most = 2.0**-20 * torch.finfo(x.dtype).max
+    most = 2.0**-20 * torch.finfo(x.dtype).max / unit
     s2 = torch.where(t.abs() ** 3 * torch.maximum(m.rx, m.ry) > most, s2.detach(), s2)
     growth = torch.maximum(t.abs(), (1 - t).abs()).clamp_min(1.0) - 1  # 0 between the two points
     small = s2 * (1 + growth) ** 2 <= 1
@@ -69,7 +74,7 @@ def geodesic(t: Tensor, x: Tensor, y: Tensor, c: Tensor) -> Tensor:
     far_t = torch.where(small, 0.5, t)
     weight_x = torch.where(small, sinh_ratio(1 - t, near), sinh_decay(1 - far_t, arc, decline))
     weight_y = torch.where(small, sinh_ratio(t, near), sinh_decay(far_t, arc, decline))
-    return _grown(x, y, weight_x, weight_y, decline * arc, p, m, c)
+    return _grown(x, y, weight_x, weight_y, decline * arc, p, m, limit, unit)
 
 
 def transp(x: Tensor, y: Tensor, u: Tensor, c: Tensor) -> Tensor:
@@ -100,6 +105,19 @@ def egrad2rgrad(x: Tensor, g: Tensor, c: Tensor) -> Tensor:
     return combine([torch.ones_like(along), c.to(along.dtype) * along], [g, x])
 
 
+def _in_range(
+    x: Tensor, y: Tensor, c: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor | float]:
+    """Vectors and curvature in a larger unit of length, and the unit.
+
+    Else the squares of long float32 vectors would overflow, if there is no wider type for them.
+    """
+    if x.dtype == torch.float64 or wide_dtype(x) != x.dtype:
+        return x, y, c, 1.0
+    unit = (2.0**-30 * torch.maximum(power_of_two([x]), power_of_two([y]))).clamp_min(1.0)
+    return x / unit, y / unit, c * unit * unit, unit
+
+
 def _within_reach(x: Tensor, u: Tensor, c: Tensor) -> tuple[Tensor, Tensor | None]:
     """``u``, shortened where it is longer than any two points are apart; where that is, if it is.
 
@@ -125,14 +143,15 @@ def _grown(
     k: Tensor,
     p: Products,
     m: Measures,
-    c: Tensor,
+    limit: Tensor,
+    unit: Tensor | float,
 ) -> Tensor:
-    """``exp(k) (weight_x x + weight_y y)``, moved to the largest radius if beyond it."""
+    """``exp(k) (weight_x x + weight_y y)``, shortened to the limit if longer; all but it in units."""
     apart = 2 * largest_radius(x.dtype) + 1  # no two points are farther apart
     xy = m.rx * m.ry * m.cosine + product_rise(p, m)
     # In an order in which no derivative overflows.
     square = weight_x * (weight_x * p.xx) + weight_y * (weight_y * p.yy + 2 * (weight_x * xy))
-    growth, limit = k.clamp_max(apart).exp(), norm_limit(c).to(k.dtype)
+    growth, limit = k.clamp_max(apart).exp(), limit.to(k.dtype) / unit
     # What cancels leaves no less than its rounding.
     noise = (weight_x.abs() * m.rx + weight_y.abs() * m.ry) * torch.finfo(k.dtype).eps
     size = torch.maximum(square.clamp_min(0).sqrt(), noise).detach()
@@ -141,13 +160,14 @@ def _grown(
     share = torch.where(inside, 1.0, square / size / size).clamp_min(0.5)
     factor = torch.where(inside, growth, limit / size * share.rsqrt())
     z = combine([factor * weight_x, factor * weight_y], [x, y])
+    z = z if isinstance(unit, float) else z * unit
     # Beyond that the weights' derivatives, which may be as large as exp(k), are left out.
     return _constant(z, k > apart)
 
 
 def _constant(z: Tensor, rows: Tensor) -> Tensor:
     """z without derivatives in these rows."""
-    if eager(z) and z.device.type == "cpu" and not bool(rows.any()):
+    if values_at_hand(rows) and not bool(rows.any()):
         return z
     return torch.where(rows, z.detach(), z)
 

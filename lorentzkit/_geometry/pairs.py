@@ -23,6 +23,7 @@ from lorentzkit._geometry.invariants import (
     measured,
     power_of_two,
     row_blocks,
+    run,
     wide_dtype,
 )
 from lorentzkit._geometry.special import values_at_hand
@@ -40,11 +41,15 @@ def of_rows(kind: str, x: Tensor, y: Tensor, c: Tensor) -> Tensor:
     shape = torch.broadcast_shapes(x.shape[:-1], c.shape[:-1])  # type: ignore[no-untyped-call]
     x, y = (flat(v.expand(*shape, v.shape[-1])) for v in (x, y))
     c = c.reshape(1, 1) if c.numel() == 1 else c.expand(*shape, 1).reshape(-1, 1)
-    of: Tensor = _OfRows.apply(kind, x, y, c)  # type: ignore[no-untyped-call]
+    of: Tensor = run(_OfRows, kind, x, y, c)
     return of.view(*shape, of.shape[-1])
 
 
 class _OfRows(Function):
+    @staticmethod
+    def compute(kind: str, x: Tensor, y: Tensor, c: Tensor) -> Tensor:
+        return of_blocks(kind, x, y, c)[0]
+
     @staticmethod
     def forward(ctx: Any, kind: str, x: Tensor, y: Tensor, c: Tensor) -> Tensor:
         found, measures = of_blocks(kind, x, y, c)
@@ -55,39 +60,40 @@ class _OfRows(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, y, c, *measures = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             inputs = [t.view_as(t) if t.requires_grad else t.requires_grad_() for t in (x, y, c)]
             of = smooth.of_rows(ctx.kind, *inputs)
             return (None, *torch.autograd.grad(of, inputs, grad, create_graph=True))
-        by_c, *by_points = gradients(ctx.kind, x, y, c, Measures(*measures), grad)
-        return (None, *by_points, by_c.sum_to_size(c.shape).to(c.dtype))
+        wanted = ctx.needs_input_grad[3]
+        by_c, *by_points = gradients(ctx.kind, x, y, c, Measures(*measures), grad, by_c=wanted)
+        return (None, *by_points, by_c.sum_to_size(c.shape).to(c.dtype) if wanted else None)
 
 
 def of_blocks(kind: str, x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Of rows ``(N, D)``; and their `Measures`."""
     measures = measured(x, y)
-    wide = c.to(measures[0].dtype)
     blocks = []
     for rows in row_blocks(measures[0]):
-        pair = _pair(Measures(*(m[rows] for m in measures)), x, _some(c, rows), 0.0)
-        of = values(kind, pair.h, pair.g, pair.triangle, pair.x, pair.y, _some(wide, rows))
+        some = Measures(*(m[rows] for m in measures))
+        p = _pair(kind, some, x, _some(c, rows), 0.0)
+        of = values(kind, p.h, p.g, p.triangle, p.x, p.y, p.c)
         blocks.append((torch.cat(of, 1) if len(of) > 1 else of[0],))
     return joined(blocks)[0].to(x.dtype), measures
 
 
 def gradients(
-    kind: str, x: Tensor, y: Tensor, c: Tensor, measures: Measures, grad: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Derivatives of ``(grad * values).sum()`` by the rows of x and y; by c, row by row."""
+    kind: str, x: Tensor, y: Tensor, c: Tensor, measures: Measures, grad: Tensor, *, by_c: bool
+) -> tuple[Tensor, ...]:
+    """Derivatives of ``(grad * values).sum()`` by c, row by row, and by the rows of x and y."""
     blocks = []
     for rows in row_blocks(measures.rx):
         some = Measures(*(m[rows] for m in measures))
-        blocks.append(_slopes(kind, some, x, _some(c, rows), grad[rows]))
-    by_c, close, *slopes = joined(blocks)
+        blocks.append(_slopes(kind, some, x, _some(c, rows), grad[rows], by_c))
+    of_c, close, *slopes = joined(blocks)
     if wide_dtype(x) == x.dtype:
         of_x, of_y = _scales(measures, close)
         x, y = x / of_x, y / of_y
-    return by_c, *expand([x, y], close, slopes[:2], slopes[2:])
+    return of_c, *expand([x, y], close, slopes[:2], slopes[2:])
 
 
 def _scales(m: Measures, close: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,7 +119,7 @@ def selected_gradients(
     by_c = torch.zeros(1, dtype=wide_dtype(x), device=x.device)
     for some in row_blocks(x, len(i)):
         p, q = x[i[some]], y[j[some]]
-        of_c, *of_points = gradients(kind, p, q, c, Measures(*measured(p, q)), grad[some])
+        of_c, *of_points = gradients(kind, p, q, c, Measures(*measured(p, q)), grad[some], by_c=True)
         by_c += of_c.sum()
         for total, index, of in zip(totals, (i, j), of_points, strict=True):
             total.index_add_(0, index[some], of)
@@ -130,60 +136,71 @@ class _Pair(NamedTuple):
     h: Tensor
     g: Tensor
     triangle: Triangle
+    c: Tensor | float
     inside: tuple[Tensor, Tensor] | None
     """Whether the points are within ``max_radius``; None if all are"""
 
 
-def _pair(m: Measures, x: Tensor, c: Tensor, least: float) -> _Pair:
-    wide = c.to(m.rx.dtype)
-    root = wide.sqrt()
+def _pair(kind: str, m: Measures, x: Tensor, c: Tensor, least: float) -> _Pair:
     rx, ry, dr, inside = m.rx, m.ry, m.dr, None
-    if not _all_inside(m, x, c):
-        limit = norm_limit(c).to(wide.dtype)
+    number: Tensor | float = c.to(rx.dtype)
+    if values_at_hand(c) and c.numel() == 1:
+        number = float(c)
+    if not _all_inside(m, c):
+        limit = norm_limit(c).to(rx.dtype)
         inside = ~(rx > limit), ~(ry > limit)
         rx, ry = torch.minimum(rx, limit), torch.minimum(ry, limit)
         dr = torch.where(inside[0] & inside[1], dr, rx - ry)
-    p, q = (radial(root * r.clamp_min(least), (r != 0).to(r.dtype)) for r in (rx, ry))
-    h = m.h()
+    root = number**0.5
+    p, q = (radial(root * (r.clamp_min(least) if least else r), 1.0) for r in (rx, ry))
+    h, g = m.h(), m.h()
+    if kind in smooth.ANGLES or kind == "cosine":
+        p, q = (of._replace(apex=(r != 0).to(r.dtype)) for of, r in ((p, rx), (q, ry)))
+        g = m.g()
     if least:  # two points at the origin coincide
-        h = torch.where((m.rx > 0) | (m.ry > 0), h, 0.0)
-    return _Pair(p, q, h, m.g(), exact_triangle(h, root * dr, p, q), inside)
+        h = torch.where(torch.maximum(rx, ry) > 0, h, 0.0)
+    wide = rx.dtype != x.dtype
+    return _Pair(p, q, h, g, exact_triangle(h, root * dr, p, q, wide), number, inside)
 
 
-def _all_inside(m: Measures, x: Tensor, c: Tensor) -> bool:
+def _all_inside(m: Measures, c: Tensor) -> bool:
     """Whether no point has to be moved to ``max_radius``; not asked if the answer takes waiting."""
     if not values_at_hand(m.rx) or c.numel() > 1 or m.rx.numel() == 0:
         return False
-    largest = max(float(m.rx.amax()), float(m.ry.amax()))
-    return largest < float(norm_limit(c))
+    return float(torch.maximum(m.rx, m.ry).amax()) < float(norm_limit(c))
 
 
-def _slopes(kind: str, m: Measures, x: Tensor, c: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+def _slopes(
+    kind: str, m: Measures, x: Tensor, c: Tensor, grad: Tensor, by_c: bool
+) -> tuple[Tensor, ...]:
     """The derivative by c, row by row; whether the points are close; coefficients for `expand`."""
-    pair = _pair(m, x, c, TINY[x.dtype])
-    wide = c.to(m.rx.dtype)
+    pair = _pair(kind, m, x, c, TINY[x.dtype])
+    wide = wide_dtype(x) != x.dtype
     weights = grad.to(m.rx.dtype).split(1, 1)
-    by = change(kind, pair.h, pair.g, pair.triangle, pair.x, pair.y, wide, weights)
+    of = pair.h, pair.g, pair.triangle, pair.x, pair.y, pair.c
+    by = change(kind, *of, weights, by_c=by_c, wide=wide)
+    if not wide:  # of aligned points h changes not at all, and its factor may have overflown
+        by = by._replace(h=torch.where((m.sine2 == 0) & (m.ry > 0), 0.0, by.h))
     rx, ry = (r.clamp_min(TINY[x.dtype]) for r in m[:2])
-    root = wide.sqrt()
+    root = pair.c**0.5
     along_x, along_y = by.a * (root * pair.x.sech), by.b * (root * pair.y.sech)
     if pair.inside is not None:
         along_x = torch.where(pair.inside[0], along_x, 0.0)
         along_y = torch.where(pair.inside[1], along_y, 0.0)
     close = m.close()
     near_x, near_y = rx, ry
-    if wide_dtype(x) == x.dtype:
+    if not wide:
         of_x, of_y = _scales(m, close)
         near_x, near_y = rx / of_x, ry / of_y
     # By h, x moves against the part of y across it, which is y less a multiple of x; of close
     # points that is their difference less a small multiple.
     across_x, across_y = by.h / rx, by.h / ry
     h = m.h()
-    less_x = torch.where(close, -(m.dr + h * ry) / ry, m.cosine)
-    less_y = torch.where(close, (m.dr - h * rx) / rx, m.cosine)
-    of_x = (along_x + across_x * less_x) / near_x
-    of_y = (along_y + across_y * less_y) / near_y
+    less_x = torch.where(close, -(m.dr / ry + h), m.cosine)
+    less_y = torch.where(close, m.dr / rx - h, m.cosine)
+    of_x = torch.addcmul(along_x, across_x, less_x) / near_x
+    of_y = torch.addcmul(along_y, across_y, less_y) / near_y
     back_x, back_y = across_y / near_x, across_x / near_y
-    by_c = by.c / (2 * wide)
     x_of_y = torch.where(close, of_y, -back_x)
-    return by_c, close, of_x, -back_y, x_of_y, of_y + torch.where(close, back_x, 0.0)
+    of_c = by.c / (2 * pair.c) if by.c is not None else of_x
+    return of_c, close, of_x, -back_y, x_of_y, torch.where(close, of_y + back_x, of_y)

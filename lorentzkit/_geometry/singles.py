@@ -21,6 +21,7 @@ from lorentzkit._geometry.invariants import (
     power_of_two,
     product,
     row_blocks,
+    run,
     wide_dtype,
 )
 from lorentzkit._geometry.special import arsinh_length, asinhc, cosh_sinhc, norm
@@ -29,7 +30,7 @@ from lorentzkit._geometry.special import arsinh_length, asinhc, cosh_sinhc, norm
 def length(x: Tensor) -> Tensor:
     """``|x|``, ``(..., 1)``; the gradient at 0 is 0."""
     if eager(x):
-        found: Tensor = _Length.apply(flat(x))  # type: ignore[no-untyped-call]
+        found: Tensor = run(_Length, flat(x))
         return found.view(*x.shape[:-1], 1)
     return _plain_length(x)
 
@@ -46,15 +47,19 @@ def _plain_length(x: Tensor) -> Tensor:
 
 class _Length(Function):
     @staticmethod
+    def compute(x: Tensor) -> Tensor:
+        return joined([(_length(x[rows]),) for rows in row_blocks(x)])[0]
+
+    @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        (found,) = joined([(_length(x[rows]),) for rows in row_blocks(x)])
+        found = _Length.compute(x)
         ctx.save_for_backward(x, found)
         return found
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         x, r = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             r = _plain_length(x)
         if r.dtype == x.dtype:  # of denormal numbers 1/r would overflow
             scale = power_of_two([x])
@@ -105,8 +110,10 @@ def expmap0(u: Tensor, c: Tensor) -> Tensor:
     _, sinhc, k = cosh_sinhc(c.to(uu.dtype) * uu)
     # A vector of the greatest length ends at the limit, if rounding does not put it beyond.
     growth = sinhc * k.exp()
-    longest = limit.to(uu.dtype) / torch.where(uu > 0, uu, 1.0).sqrt()
-    return combine([torch.where(growth > longest, longest, growth)], [u])
+    limit = limit.to(uu.dtype)
+    beyond = growth.detach() * uu.detach().sqrt() > limit
+    longest = limit / torch.where(beyond, uu, 1.0).sqrt()
+    return combine([torch.where(beyond, longest, growth)], [u])
 
 
 def logmap0(x: Tensor, c: Tensor) -> Tensor:

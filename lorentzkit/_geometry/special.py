@@ -56,6 +56,8 @@ def values_known(tensor: Tensor) -> bool:
         return False
     if _get_current_dispatch_mode() is not None:  # make_fx, fake tensors
         return False
+    if torch._C._functorch.is_legacy_batchedtensor(tensor):  # torch.autograd.grad(is_grads_batched)
+        return False
     return torch._C._functorch.peek_interpreter_stack() is None
 
 

@@ -11,17 +11,28 @@ import torch
 from torch import Tensor
 
 from lorentzkit._geometry.invariants import Measures, Products, power_of_two, products, wide_dtype
-from lorentzkit._geometry.smooth import Roots, cosh_root, product_rise, rise, time_root, times
+from lorentzkit._geometry.smooth import (
+    Roots,
+    cosh_root,
+    product_rise,
+    rise,
+    roots,
+    time_root,
+    times,
+)
 from lorentzkit._geometry.special import hypot, smallest_length
 
 
 def inner(x: Tensor, u: Tensor, v: Tensor, c: Tensor) -> Tensor:
+    x, scale = _scaled(x)
     p, m, across = products(x, u, v)
     assert p.xu is not None and p.yu is not None and across is not None
-    c = c.to(p.xx.dtype)
-    x0, cosh = times(p.xx, c), cosh_root(m.rx, c)
+    c, r = c.to(p.xx.dtype), scale * m.rx
+    x0, cosh = _times(p, c, scale), cosh_root(r, c)
     rx = torch.where(m.rx > 0, m.rx, 1.0)
     value = across + cosh.over(m.ry * m.cosine) * cosh.over(p.xu.detach() / rx)
+    if c.dtype == x.dtype:  # so near the origin x.u may have underflown, and does not matter
+        value = torch.where(c * r * r < torch.finfo(c.dtype).eps ** 2, p.yu.detach(), value)
     a, a_rises = _time(m.rx * m.ry * m.cosine, product_rise(p, m), x0)
     b, b_rises = _time(p.xu.detach(), rise(p.xu), x0)
     rises = rise(p.yu) - (a_rises * (b + b_rises) + a * b_rises)
@@ -37,11 +48,12 @@ def norm(x: Tensor, u: Tensor, c: Tensor) -> Tensor:
 
 
 def _norm(x: Tensor, u: Tensor, c: Tensor) -> Tensor:
+    x, far = _scaled(x)
     p, m, _ = products(x, u)
     c = c.to(p.xx.dtype)
-    value = hypot(m.ry * m.sine2.sqrt(), cosh_root(m.rx, c).over(m.ry * m.cosine))
+    value = hypot(m.ry * m.sine2.sqrt(), cosh_root(far * m.rx, c).over(m.ry * m.cosine))
     scale = torch.where(value > 0, value, 1.0).detach().clamp_min(smallest_length(c.dtype))
-    square = (value / scale) ** 2 + _square_rise(p, m, c) / scale / scale
+    square = (value / scale) ** 2 + _square_rise(p, m, _times(p, c, far)) / scale / scale
     nonzero = square != 0
     return torch.where(nonzero, scale * torch.where(nonzero, square, 1.0).sqrt(), 0.0).to(x.dtype)
 
@@ -49,12 +61,25 @@ def _norm(x: Tensor, u: Tensor, c: Tensor) -> Tensor:
 def squared_arc(p: Products, m: Measures, c: Tensor) -> Tensor:
     """``c <u, u>``; its derivative in c does not cancel."""
     value = c * (m.ry * m.ry * m.sine2) + time_root(m.rx, c).over(m.ry * m.cosine) ** 2
-    return value + c * _square_rise(p, m, c)
+    return value + c * _square_rise(p, m, times(p.xx, c))
 
 
-def _square_rise(p: Products, m: Measures, c: Tensor) -> Tensor:
+def _scaled(x: Tensor) -> tuple[Tensor, Tensor | float]:
+    """Far points without a wider type over their size, for ``1/x0**2`` would underflow; the size."""
+    if wide_dtype(x) != x.dtype:
+        return x, 1.0
+    scale = power_of_two([x]).clamp_min(1.0)
+    return x / scale, scale
+
+
+def _times(p: Products, c: Tensor, scale: Tensor | float) -> Roots:
+    """``x0 / scale``, of products of ``x / scale``."""
+    return roots(1 / c / scale / scale, 1.0, p.xx)
+
+
+def _square_rise(p: Products, m: Measures, x0: Roots) -> Tensor:
     """The increment of ``u.u - (x.u)**2/x0**2``, u in the place of y."""
-    a, rises = _time(m.rx * m.ry * m.cosine, product_rise(p, m), times(p.xx, c))
+    a, rises = _time(m.rx * m.ry * m.cosine, product_rise(p, m), x0)
     return rise(p.yy) - rises * (2 * a + rises)
 
 

@@ -17,6 +17,7 @@ torch, for `torch.compile` to fuse.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -32,7 +33,7 @@ class Radial(NamedTuple):
     cosh: Tensor
     tanh: Tensor
     sech: Tensor
-    apex: Tensor
+    apex: Tensor | float
     """1, but 0 at the origin: every angle there is 0, for the origin entails everything."""
 
 
@@ -47,7 +48,7 @@ class Exponentials(NamedTuple):
     """``1 - exp(-a)``"""
 
 
-def radial(s: Tensor, apex: Tensor) -> Radial:
+def radial(s: Tensor, apex: Tensor | float) -> Radial:
     """From ``s = sinh a >= 0``."""
     cosh = (1 + s * s).sqrt()
     sech = 1 / cosh
@@ -83,16 +84,23 @@ def triangle(h: Tensor, x: Radial, y: Radial, of_x: Exponentials, of_y: Exponent
     return Triangle(2 * t * (half * total), T, R, t * both * (of_x.rest + of_x.decay * of_y.rest))
 
 
-def exact_triangle(h: Tensor, difference: Tensor, x: Radial, y: Radial) -> Triangle:
-    """From ``sinh(a) - sinh(b)``, exact for close points too: those of points side by side."""
-    ratio = (x.sinh + y.sinh) / or_one(x.sinh * y.cosh + x.cosh * y.sinh)
-    turn = difference * ratio
-    t = turn * (2 + 2 * (1 + turn * turn).sqrt()).rsqrt()
-    # By the root of T, for T itself may underflow.
-    root = torch.hypot(t, (0.5 * h).sqrt() * (x.sinh.sqrt() * y.sinh.sqrt()))
-    T = root * root
-    gap = difference * ((x.sinh + y.sinh) / (x.cosh + y.cosh))
-    return Triangle(turn, T, 2 * root * (1 + T).sqrt(), gap)
+def exact_triangle(h: Tensor, difference: Tensor, x: Radial, y: Radial, wide: bool) -> Triangle:
+    """From ``sinh(a) - sinh(b)``, exact for close points too: those of points side by side.
+
+    ``wide``: whether the numbers are of a wider type than the points, so that T does not underflow.
+    """
+    total = x.sinh + y.sinh
+    turn = difference * (total / or_one(torch.addcmul(x.sinh * y.cosh, x.cosh, y.sinh)))
+    square = turn * turn
+    halves = 2 + 2 * (1 + square).sqrt()
+    if wide:
+        T = square / halves + (0.5 * h) * (x.sinh * y.sinh)
+        R = 2 * (T * (1 + T)).sqrt()
+    else:
+        root = torch.hypot(turn * halves.rsqrt(), (0.5 * h).sqrt() * (x.sinh.sqrt() * y.sinh.sqrt()))
+        T = root * root
+        R = 2 * root * (1 + T).sqrt()
+    return Triangle(turn, T, R, difference * (total / (x.cosh + y.cosh)))
 
 
 def unfold(folded: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,7 +129,7 @@ class Change(NamedTuple):
     h: Tensor
     a: Tensor
     b: Tensor
-    c: Tensor
+    c: Tensor | None
 
 
 class Legs(NamedTuple):
@@ -231,29 +239,33 @@ def distance(tri: Triangle) -> Tensor:
     return torch.log1p(2 * tri.T + tri.R)
 
 
-def distance_change(h: Tensor, tri: Triangle, x: Radial, y: Radial, at: Tensor) -> Change:
+def distance_change(
+    h: Tensor, tri: Triangle, x: Radial, y: Radial, at: Tensor, by_c: bool, wide: bool
+) -> Change:
     """Derivative of ``at * sqrt(c) d``, but in c that of ``at * d``, times ``2 c sqrt(c)``."""
     inverse = _inverse(tri.R)
-    m_x, m_y = legs(h, h, tri, x, y)[2:]
-    # The square of a small gap would underflow before it is divided.
-    spread = (tri.gap * inverse * x.sech) * (tri.gap * y.sech)
-    return Change(
+    change = Change(
         h=at * (x.sinh * inverse) * y.sinh,
-        a=-at * m_x * inverse,
-        b=-at * m_y * inverse,
-        c=-at * (2 * _half_excess(tri) + spread),
+        a=at * (tri.turn + x.cosh * y.sinh * h) * inverse,
+        b=at * (y.cosh * x.sinh * h - tri.turn) * inverse,
+        c=None,
     )
+    if not by_c:
+        return change
+    # (C_x - C_y)^2 / (C_x C_y R): the square of a small gap would underflow before it is divided.
+    spread = (tri.gap * inverse * x.sech) * (tri.gap * y.sech)
+    return change._replace(c=-at * (2 * _half_excess(tri, inverse, wide) + spread))
 
 
 def inner_change(h: Tensor, tri: Triangle, x: Radial, y: Radial, at: Tensor) -> Change:
     """Derivative of ``at * cosh(sqrt(c) d)``, but in c that of ``-at * c * inner``, times 2 c."""
-    m_x, m_y = legs(h, h, tri, x, y)[2:]
+    by_a, by_b = tri.turn + x.cosh * y.sinh * h, y.cosh * x.sinh * h - tri.turn
     ratios = x.cosh * y.sech + y.cosh * x.sech
-    return Change(at * x.sinh * y.sinh, -at * m_x, -at * m_y, -at * ratios)
+    return Change(at * x.sinh * y.sinh, at * by_a, at * by_b, -at * ratios)
 
 
 def values(
-    kind: str, h: Tensor, g: Tensor, tri: Triangle, x: Radial, y: Radial, c: Tensor
+    kind: str, h: Tensor, g: Tensor, tri: Triangle, x: Radial, y: Radial, c: Tensor | float
 ) -> tuple[Tensor, ...]:
     """The value of a pair: of "angle" two, that at x and that at y."""
     if kind == "angle":
@@ -263,7 +275,7 @@ def values(
     if kind == "interior":
         return (interior_angle(h, g, tri, x, y),)
     if kind == "distance":
-        return (distance(tri) / c.sqrt(),)
+        return (distance(tri) / c**0.5,)
     if kind == "inner":
         return (-(1 + 2 * tri.T) / c,)
     return ((1 - h) * (x.apex * y.apex),)  # cosine
@@ -276,29 +288,35 @@ def change(
     tri: Triangle,
     x: Radial,
     y: Radial,
-    c: Tensor,
-    at: tuple[Tensor, ...],
+    c: Tensor | float,
+    at: Sequence[Tensor],
+    *,
+    by_c: bool = True,
+    wide: bool = False,
 ) -> Change:
-    """The derivative of ``at[0] * values[0] + ...``."""
+    """The derivative of ``at[0] * values[0] + ...``; by c, if that is wanted.
+
+    ``wide``: whether the numbers are of a wider type than the points.
+    """
     if kind == "angle":
         return angle_change(h, g, tri, x, y, at[0], at[1] if len(at) > 1 else None)
     if kind in ("exterior", "interior"):
         return angle_change(h, g, tri, x, y, at[0] if kind == "exterior" else -at[0], None)
     if kind == "distance":
-        return distance_change(h, tri, x, y, at[0] / c.sqrt())
+        return distance_change(h, tri, x, y, at[0] / c**0.5, by_c, wide)
     if kind == "inner":
         return inner_change(h, tri, x, y, -at[0] / c)
     none = torch.zeros_like(h)
     return Change(-at[0] * (x.apex * y.apex), none, none, none)
 
 
-def _half_excess(tri: Triangle) -> Tensor:
-    """``D/2 - tanh(D/2)``."""
-    tanh = 2 * tri.T * _inverse(tri.R)
+def _half_excess(tri: Triangle, inverse: Tensor, wide: bool) -> Tensor:
+    """``D/2 - tanh(D/2)``; to float32's digits, if that is what the points are."""
+    tanh = 2 * tri.T * inverse
     square = tanh * tanh
-    terms = 15 if tanh.dtype == torch.float64 else 6
-    series = torch.full_like(tanh, 1 / (2 * terms + 1))
-    for k in range(terms - 1, 0, -1):
+    terms = 7 if wide or tanh.dtype != torch.float64 else 15
+    series = square * (1 / (2 * terms + 1)) + 1 / (2 * terms - 1)
+    for k in range(terms - 2, 0, -1):
         series = series * square + 1 / (2 * k + 1)
     return torch.where(square < 0.1, tanh * square * series, 0.5 * distance(tri) - tanh)
 

@@ -27,6 +27,7 @@ from lorentzkit._geometry.arguments import (
 )
 from lorentzkit._geometry.invariants import eager
 
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and not torch.cuda.is_available()
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -35,8 +36,8 @@ def rows(
     plain: Callable[..., Tensor],
     curv: float | Tensor,
     *,
-    least: float = 0.0,
-    scale: float = 1.0,
+    min_radius: float = 0.1,
+    aperture_scale: float = 1.0,
     **named: Tensor,
 ) -> Tensor:
     """``plain(*vectors, curv)``, by a kernel if there is one for such tensors.
@@ -45,8 +46,7 @@ def rows(
         op: one of `lorentzkit.fused.triton.rows.OPS`.
         plain: the op in torch: it checks its arguments, and has derivatives of every order.
         curv: a number or a tensor ``(...)``.
-        least: twice the radius within which a cone is everything.
-        scale: of the half aperture.
+        min_radius, aperture_scale: of `ops.entailment_residual`; ``plain`` knows them.
         named: the vectors ``(..., D)`` in the op's order, by the names that errors give them.
     """
     if not _by_kernel(curv, list(named.values())):
@@ -64,32 +64,29 @@ def rows(
     flat = [v.expand(*shape, v.shape[-1]).reshape(-1, v.shape[-1]) for v in tensors]
     if isinstance(curv, Tensor):
         curv = curv.reshape(1) if curv.numel() == 1 else curv.expand(shape).reshape(-1)
-    of: Tensor = _Rows.apply(op, plain, least, scale, curv, *flat)  # type: ignore[no-untyped-call]
-    return of.view(*shape, *of.shape[1:])
+    cone = (min_radius, aperture_scale)
+    of: Tensor = _Rows.apply(op, plain, cone, curv, *flat)  # type: ignore[no-untyped-call]
+    return of.view((*shape, *of.shape[1:]))
 
 
 def _by_kernel(curv: object, tensors: list[Tensor]) -> bool:
     if not all(isinstance(v, Tensor) for v in tensors) or not eager(tensors[0]):
         return False
     device = tensors[0].device
+    if device.type != ("cpu" if _INTERPRETED else "cuda") or not _triton_is_there():
+        return False
     if isinstance(curv, Tensor):
         if not curv.is_floating_point() or working_dtype(*tensors, curv) != torch.float32:
             return False
         if curv.device != device and curv.dim() > 0:
             return False
-    return _has_kernels(device) and all(
+    return all(
         v.dtype in _DTYPES
         and v.device == device
         and v.numel() > 0
         and not is_traceable_wrapper_subclass(v)
         for v in tensors
     )
-
-
-def _has_kernels(device: torch.device) -> bool:
-    if device.type == "cpu":
-        return os.environ.get("TRITON_INTERPRET") == "1" and _triton_is_there()
-    return device.type == "cuda" and _triton_is_there()
 
 
 @cache
@@ -108,32 +105,29 @@ class _Rows(Function):
         ctx: Any,
         op: str,
         plain: Callable[..., Tensor],
-        least: float,
-        scale: float,
+        cone: tuple[float, float],
         c: Tensor | float,
         *vectors: Tensor,
     ) -> Tensor:
-        ctx.op, ctx.plain, ctx.least, ctx.scale = op, plain, least, scale
+        ctx.op, ctx.plain, ctx.cone = op, plain, cone
         ctx.number = None if isinstance(c, Tensor) else c
         ctx.save_for_backward(*vectors, *((c,) if isinstance(c, Tensor) else ()))
-        of: Tensor = _kernels().values(op, vectors, c, least, scale)
+        of: Tensor = _kernels().values(op, vectors, c, *cone)
         return of
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        by_c, *by_vectors = ctx.needs_input_grad[4:]
+        by_c, *by_vectors = ctx.needs_input_grad[3:]
         needed = [*by_vectors, by_c]
         inputs = [*ctx.saved_tensors, *(() if ctx.number is None else (ctx.number,))]
         if torch.is_grad_enabled():
             *found, of_c = _differentiated(ctx.plain, inputs, grad, needed)
         else:
             *tensors, c = inputs
-            found, of_c = _kernels().gradients(
-                ctx.op, tensors, c, grad, needed, ctx.least, ctx.scale
-            )
+            found, of_c = _kernels().gradients(ctx.op, tensors, c, grad, needed, *ctx.cone)
             if of_c is not None:
                 of_c = (of_c.sum(0, keepdim=True) if len(c) == 1 else of_c).to(c.dtype)
-        return (None, None, None, None, of_c, *found)
+        return (None, None, None, of_c, *found)
 
 
 def _differentiated(
@@ -143,10 +137,10 @@ def _differentiated(
     needed: list[bool],
 ) -> list[Tensor | None]:
     """The gradients, themselves differentiable."""
-    inputs = [
+    leaves = [
         t.view_as(t) if isinstance(t, Tensor) and need else t
         for t, need in zip(inputs, needed, strict=True)
     ]
-    wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
-    found = iter(torch.autograd.grad(plain(*inputs), wanted, grad, create_graph=True))
+    wanted = [t for t, need in zip(leaves, needed, strict=True) if isinstance(t, Tensor) and need]
+    found = iter(torch.autograd.grad(plain(*leaves), wanted, grad, create_graph=True))
     return [next(found) if need else None for need in needed]

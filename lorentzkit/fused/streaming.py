@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lorentzkit._geometry import compilation
 from lorentzkit._geometry.compilation import by_rows, row_blocks
+from lorentzkit._geometry.invariants import wide_dtype
 from lorentzkit._geometry.special import dot
 from lorentzkit.fused import pointwise
 from lorentzkit.fused.clouds import (
@@ -262,8 +263,8 @@ class _Totals:
     def __init__(self, prepared: Clouds) -> None:
         self._clouds = prepared
         self._x, self._y = _Total(prepared.x), _Total(prepared.y)
-        self._c = torch.zeros(1, dtype=torch.float64, device=prepared.c.device)
-        self._scale = torch.zeros((), dtype=torch.float64, device=prepared.c.device)
+        self._c = torch.zeros_like(prepared.c, dtype=wide_dtype(prepared.c))
+        self._scale = torch.zeros_like(self._c[0])
 
     def add(self, block: _Block, sums: Sums) -> None:
         x, y = self._clouds.x.spread[block.rows], self._clouds.y.spread[block.columns]

@@ -7,10 +7,10 @@ import torch
 import triton
 import triton.language as tl
 from calls import SIGNATURES
+from mpmath import mp, mpf
 
 from lorentzkit import ops
 from lorentzkit._geometry.arguments import norm_limit
-from lorentzkit.fused import rows as dispatch
 from lorentzkit.fused.rows import rows
 from lorentzkit.fused.triton import row_formulas
 from lorentzkit.fused.triton import rows as kernels
@@ -18,12 +18,9 @@ from lorentzkit.fused.triton.rows import OPS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS = 2.0**-23
-KEYWORDS = {  # those of the op, and what the kernel takes
-    "half_aperture": ({"min_radius": 0.1}, {"least": 0.2}),
-    "entailment_residual": (
-        {"min_radius": 0.1, "aperture_scale": 0.75},
-        {"least": 0.2, "scale": 0.75},
-    ),
+KEYWORDS = {
+    "half_aperture": {"min_radius": 0.15},
+    "entailment_residual": {"min_radius": 0.15, "aperture_scale": 0.75},
 }
 every_op = pytest.mark.parametrize("op", OPS)
 
@@ -34,6 +31,13 @@ def _uninitialised_memory_is_nan():
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def _few_programs(monkeypatch):
+    """The interpreter takes as long for a row as for a hundred of them."""
+    if DEVICE == "cpu":
+        monkeypatch.setattr(kernels, "_ROWS", 128)
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +118,7 @@ def run(op, vectors, curv, at=None):
     """The values and the gradients by name, of a random cotangent, by a kernel."""
     leaves = {name: v.clone().requires_grad_() for name, v in vectors.items()}
     c = curv.clone().requires_grad_() if isinstance(curv, torch.Tensor) else curv
-    value = rows(op, exact_op(op), c, **leaves, **KEYWORDS.get(op, ({}, {}))[1])
+    value = rows(op, exact_op(op), c, **leaves, **KEYWORDS.get(op, {}))
     of = leaves | ({"curv": c} if isinstance(c, torch.Tensor) else {})
     found = torch.autograd.grad(value, list(of.values()), at)
     return {"value": value.detach(), **dict(zip(of, found, strict=True))}
@@ -128,7 +132,7 @@ def exact_op(op):
         limit = norm_limit(c.detach()).double().unsqueeze(-1)
         vectors, c = [v.double() for v in vectors], c.double()
         vectors[: OPS[op].points] = (moved(v, limit) for v in vectors[: OPS[op].points])
-        return getattr(ops, op)(*vectors, c, **KEYWORDS.get(op, ({}, {}))[0]).float()
+        return getattr(ops, op)(*vectors, c, **KEYWORDS.get(op, {})).float()
 
     return call
 
@@ -144,7 +148,7 @@ def exact(op, vectors, curv, at):
     *of, c = leaves
     limit = norm_limit(curv.detach()).double().unsqueeze(-1)
     of = [moved(v, limit) if i < OPS[op].points else v for i, v in enumerate(of)]
-    value = getattr(ops, op)(*of, c, **KEYWORDS.get(op, ({}, {}))[0])
+    value = getattr(ops, op)(*of, c, **KEYWORDS.get(op, {}))
     found = torch.autograd.grad(value, leaves, at.double(), materialize_grads=True)
     return {"value": value.detach(), **dict(zip(names, found, strict=True))}
 
@@ -165,18 +169,16 @@ def check(op, vectors, curv, typical=0.6):
     def rounded(t):
         return t.double() * (1 + EPS * (2 * torch.rand(t.shape, dtype=torch.float64) - 1))
 
-    elsewhere = [
-        exact(op, {name: rounded(v) for name, v in vectors.items()}, curv, at) for _ in range(2)
-    ]
+    elsewhere = exact(op, {name: rounded(v) for name, v in vectors.items()}, curv, at)
     errors = {}
     for name, of in expected.items():
         size = lengths(of, op, name)
         error = lengths(got[name].double() - of, op, name)
-        spread = sum(lengths(other[name] - of, op, name) for other in elsewhere)
-        off = error / (EPS * size + 2 * spread + 2.0**-140)
-        assert not off.isnan().any() and off.max() < 1, (op, name, off.argmax(), off.max())
+        spread = lengths(elsewhere[name] - of, op, name)
+        off = error / (EPS * size + 4 * spread + 2.0**-140)
+        assert (off < 1).all(), (name, off)
         errors[name] = (error / (EPS * size + 2.0**-140)).flatten()
-        assert errors[name].quantile(0.6) <= typical, (op, name, errors[name])
+        assert errors[name].quantile(0.6) <= typical, (name, errors[name])
     return errors
 
 
@@ -191,25 +193,32 @@ def test_values_and_gradients(op):
     check(op, vectors, curv)
 
 
-@every_op
-@pytest.mark.parametrize(("N", "D"), [(7, 1), (1, 2), (7, 3), (1, 31), (7, 64), (2, 130)])
+SIZES = [(op, *size) for op in OPS for size in [(7, 1), (1, 3), (2, 130)]]
+# All ops go over their entries in the same loops.
+SIZES += [("dist", 1, 2), ("dist", 7, 31), ("logmap", 3, 64), ("tangent_inner", 1, 2)]
+
+
+@pytest.mark.parametrize(("op", "N", "D"), SIZES)
 def test_sizes(op, N, D):
     """One curvature for all."""
     farthest = 1.0 if D == 1 else 15.0  # on a line float64 loses digits, too
     vectors = {name: v[2 : 2 + N] for name, v in arguments(op, Draw(D, N), 0.7, farthest).items()}
     check(op, vectors, torch.tensor(0.7), typical=4.0)
-    if N > 1:
-        check(op, vectors, torch.linspace(0.5, 0.7, N), typical=4.0)
 
 
-@every_op
+def test_several_programs(monkeypatch):
+    monkeypatch.setattr(kernels, "_ROWS", 32)
+    check("dist", arguments("dist", Draw(3)), torch.tensor(0.7))
+
+
+@pytest.mark.parametrize(
+    "op", [op for op, of in OPS.items() if of.points and op[:3] not in ("to_", "exp")]
+)
 def test_points_beyond_the_largest_radius(op):
-    draw = Draw(6)
-    vectors = arguments(op, draw, farthest=1.0)
+    vectors = arguments(op, Draw(6), farthest=1.0)
     for i, name in enumerate(list(vectors)[: OPS[op].points]):
         vectors[name][i::3] *= 1e25
-    if OPS[op].points and not op.startswith("to_"):
-        check(op, vectors, torch.tensor(0.7), typical=1.0)
+    check(op, vectors, torch.tensor(0.7), typical=1.0)
 
 
 @pytest.mark.parametrize("curv", [1.0, 1e-3])
@@ -231,7 +240,9 @@ def test_results_beyond_the_largest_radius(curv):
             assert not any(got[name].any() for name in ("x", "u", "curv"))
         else:
             for name, of in zip(["x", "u", "curv"], expected, strict=True):
-                torch.testing.assert_close(got[name].double(), of, rtol=1e-4, atol=1e-4 * of.abs().max())
+                torch.testing.assert_close(
+                    got[name].double(), of, rtol=1e-4, atol=1e-4 * of.abs().max()
+                )
 
 
 @pytest.mark.parametrize("curv", [1.0, 1e-3])
@@ -252,7 +263,9 @@ def test_expmap0_beyond_the_largest_radius(curv):
 
 @pytest.mark.parametrize("op", ["to_klein", "to_poincare"])
 def test_points_of_a_ball_stay_inside(op):
-    x = (Draw(5).unit(9) * torch.sinh(torch.linspace(5, 40, 9, dtype=torch.float64))[:, None]).float()
+    x = (
+        Draw(5).unit(9) * torch.sinh(torch.linspace(5, 40, 9, dtype=torch.float64))[:, None]
+    ).float()
     ball = run(op, {"x": x}, torch.tensor(1.0), torch.ones_like(x))["value"].double()
     assert (ball.norm(dim=-1) < 1).all()
     torch.testing.assert_close(ball, getattr(ops, op)(x.double(), 1.0), rtol=5 * EPS, atol=0.0)
@@ -262,25 +275,248 @@ def test_points_of_a_ball_stay_inside(op):
 def test_points_outside_the_ball_are_nan(op):
     name = SIGNATURES[op][0]
     found = run(op, {name: torch.tensor([[0.6, 0.0], [1.0, 0.0]])}, 1.0, torch.ones(2, 2))
-    assert found["value"][0].isfinite().all() and found["value"][1].isnan().all()
+    assert found["value"][0].isfinite().all()
+    assert found["value"][1].isnan().all()
 
 
 @every_op
 def test_nan_stays_in_its_row(op):
-    vectors = {name: v[:4].clone() for name, v in arguments(op, Draw(5)).items()}
-    at = torch.ones(4) if OPS[op].scalar else torch.ones(4, 5)
-    for name in vectors:
-        for value in (math.nan, math.inf):
-            broken = {n: v.clone() for n, v in vectors.items()}
-            broken[name][1, 2] = value
-            found = run(op, broken, torch.full((4,), 0.7), at)
-            for of in found.values():
-                assert of[1].isnan().any() and of[[0, 2, 3]].isfinite().all()
+    """NaN in each vector's own row; infinity in the row after them."""
+    vectors = {name: v[:6].clone() for name, v in arguments(op, Draw(5)).items()}
+    count = len(vectors)
+    for i, v in enumerate(vectors.values()):
+        v[i, 2], v[count, 1] = math.nan, math.inf
+    at = torch.ones(6) if OPS[op].scalar else torch.ones(6, 5)
+    found = run(op, vectors, torch.full((6,), 0.7), at)
+    assert found["value"][: count + 1].reshape(count + 1, -1).isnan().any(1).all()
+    for of in found.values():
+        assert of[count + 1 :].isfinite().all()
 
 
 @every_op
 def test_invalid_curvature_is_nan(op):
     vectors = {name: v[:3] for name, v in arguments(op, Draw(2)).items()}
     at = torch.ones(3) if OPS[op].scalar else torch.ones(3, 2)
-    found = run(op, vectors, torch.tensor([1.0, -1.0, 0.0]), at)
-    assert found["value"][0].isfinite().all() and found["value"][1:].isnan().all()
+    found = run(op, vectors, torch.tensor([0.5, -1.0, 0.0]), at)
+    assert found["value"][0].isfinite().all()
+    assert found["value"][1:].isnan().all()
+
+
+# --- Shapes, dtypes, derivatives ------------------------------------------------------------------
+
+
+def test_broadcasting():
+    draw = Draw(3)
+    vectors = {"x": draw.normal(3, 1).float(), "y": draw.normal(4).float()}
+    for curv in (torch.tensor(0.7), torch.rand(3, 1) + 0.5, torch.rand(2, 1, 1) + 0.5):
+        check("logmap", vectors, curv, typical=100.0)  # of a sum, of its terms
+    row = {"x": draw.normal().float(), "y": draw.normal().float()}
+    assert rows("dist", ops.dist, 0.7, **row).shape == ()
+    check("logmap", row, torch.tensor(0.7), typical=4.0)
+
+
+@pytest.mark.parametrize("op", ["dist", "expmap"])
+def test_rows_of_any_strides(op):
+    draw = Draw(8)
+    x, y = draw.normal(5).float(), draw.normal(5).float()
+    at = torch.ones(()).expand(5 if OPS[op].scalar else (5, 8))
+    turned = x.mT.contiguous().mT, y.repeat_interleave(2, dim=1)[:, ::2]
+    expected, got = (
+        run(op, dict(zip(SIGNATURES[op], of, strict=True)), 0.7, at) for of in ((x, y), turned)
+    )
+    for name, of in expected.items():
+        assert torch.equal(got[name], of)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("op", ["dist", "logmap", "tangent_inner"])
+def test_half_precision_is_computed_in_float32(op, dtype):
+    vectors = {name: v[:9].to(dtype) for name, v in arguments(op, Draw(5), farthest=1.0).items()}
+    wide = {name: v.float() for name, v in vectors.items()}
+    at = torch.ones(9) if OPS[op].scalar else torch.ones(9, 5)
+    got, expected = (run(op, v, torch.tensor(0.7), at) for v in (vectors, wide))
+    assert got["value"].dtype == torch.float32
+    assert torch.equal(got["value"], expected["value"])
+    for name in vectors:
+        assert got[name].dtype == dtype  # the interpreter does not round bfloat16 to nearest
+        rtol = 2.0**-7 if dtype == torch.bfloat16 else 2.0**-10
+        torch.testing.assert_close(got[name].float(), expected[name], rtol=rtol, atol=1e-6)
+
+
+def test_a_number_is_rounded_like_a_tensor():
+    vectors = arguments("dist", Draw(2))
+    at = torch.ones(len(vectors["x"]))
+    got, expected = (run("dist", vectors, c, at) for c in (0.7, torch.tensor(0.7).double()))
+    assert all(torch.equal(got[name], expected[name]) for name in got)
+    assert expected["curv"].dtype == torch.float64
+
+
+def test_the_dtype_is_that_of_the_vectors():
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = run("dist", {"x": torch.ones(2, 3).float(), "y": torch.zeros(2, 3).float()}, 1.0,
+                    torch.ones(2).float())  # fmt: skip
+        assert all(of.dtype == torch.float32 for of in found.values())
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_frozen_inputs():
+    draw = Draw(3)
+    x, y = draw.normal(4).float(), draw.normal(4).float()
+    expected = run("logmap", {"x": x, "y": y}, torch.tensor(1.0), torch.ones(4, 3))
+    for name in ("x", "y", "curv"):
+        of = {"x": x, "y": y, "curv": torch.tensor(1.0)}
+        of[name] = of[name].clone().requires_grad_()
+        curv = of.pop("curv")
+        rows("logmap", ops.logmap, curv, **of).sum().backward()
+        leaf = {**of, "curv": curv}[name]
+        assert torch.equal(leaf.grad, expected[name])
+
+
+def test_second_derivatives_are_those_of_the_torch_function():
+    draw = Draw(3)
+    leaves = [draw.normal(4).float().requires_grad_() for _ in range(2)]
+    c = torch.tensor(0.7, requires_grad=True)
+
+    def second(of, x, y, c):
+        first = torch.autograd.grad(of(x, y, c).square().sum(), (x, y, c), create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), (x, y, c))
+
+    got = second(lambda x, y, c: rows("logmap", exact_op("logmap"), c, x=x, y=y), *leaves, c)
+    wide = [t.detach().double().requires_grad_() for t in (*leaves, c)]
+    for a, b in zip(got, second(ops.logmap, *wide), strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5)
+
+
+# --- Dispatch -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """Names of the kernels that are launched; they do not run."""
+    names = []
+
+    class Counted:
+        def __init__(self, name):
+            self.name = name
+
+        def __getitem__(self, grid):
+            return lambda *args, **kwargs: names.append(self.name)
+
+    for name in ("rows_kernel", "rows_change_kernel"):
+        monkeypatch.setattr(kernels, name, Counted(name))
+    return names
+
+
+NO_LAUNCH = {
+    "aten::_reshape_alias", "aten::_unsafe_view", "aten::alias", "aten::as_strided", "aten::detach",
+    "aten::empty", "aten::empty_like", "aten::empty_strided", "aten::expand", "aten::new_empty",
+    "aten::promote_types", "aten::reshape", "aten::result_type", "aten::select", "aten::to",
+    "aten::view", "aten::_to_copy",
+}  # fmt: skip
+
+
+def launched_by_torch(call):
+    """Its operations but for views and allocations, and for those that others are parts of."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        result = call()
+
+    def launches(event):
+        return event.name.startswith("aten::") and event.name not in NO_LAUNCH
+
+    def whole(event):
+        parent = event.cpu_parent
+        return parent is None or (not launches(parent) and whole(parent))
+
+    return result, [e.name for e in profile.events() if launches(e) and whole(e)]
+
+
+@every_op
+def test_launches(op, launches):
+    """One kernel forward and one backward; for one curvature a sum and its rounding, too."""
+    torch.use_deterministic_algorithms(False)  # which fills what is allocated
+    vectors = {name: v[:2].requires_grad_() for name, v in arguments(op, Draw(2)).items()}
+    curv = torch.tensor(0.7, requires_grad=True)
+    at = torch.ones(2) if OPS[op].scalar else torch.ones(2, 2)
+    value, others = launched_by_torch(lambda: rows(op, exact_op(op), curv, **vectors))
+    assert (launches, others) == (["rows_kernel"], [])
+    launches.clear()
+    of = [*vectors.values(), curv]
+    _, others = launched_by_torch(lambda: torch.autograd.grad(value, of, at))
+    assert (launches, others) == (["rows_change_kernel"], ["aten::sum", "aten::copy_"])
+
+
+@pytest.mark.parametrize("change", ["float64", "empty", "curvature", "torch.func"])
+def test_others_take_the_torch_function(change, launches):
+    x, y, curv = torch.ones(2, 3), torch.zeros(2, 3), 1.0
+    if change == "float64":
+        x, y = x.double(), y.double()
+    elif change == "empty":
+        x, y = x[:0], y[:0]
+    elif change == "curvature":
+        curv = torch.ones(2, dtype=torch.float64)
+    plain = exact_op("dist")
+    if change == "torch.func":
+        of = torch.func.vmap(lambda x, y: rows("dist", plain, curv, x=x, y=y))(x, y)
+    else:
+        of = rows("dist", plain, curv, x=x, y=y)
+    assert torch.equal(of, plain(x, y, curv))
+    assert not launches
+
+
+def test_errors_name_the_argument():
+    x = torch.ones(2, 3)
+    plain = exact_op("dist")
+    with pytest.raises(ValueError, match="x, y: expected one trailing size D"):
+        rows("dist", plain, 1.0, x=x, y=x[:, :2])
+    with pytest.raises(ValueError, match="leading dimensions do not broadcast"):
+        rows("dist", plain, torch.ones(3), x=x, y=x)
+    with pytest.raises(ValueError, match="curv: expected a positive number"):
+        rows("dist", plain, -1.0, x=x, y=x)
+
+
+# --- Elementary functions -------------------------------------------------------------------------
+
+
+@triton.jit
+def elementary_kernel(z, out, N, OF: tl.constexpr, BLOCK: tl.constexpr):
+    i = tl.arange(0, BLOCK)
+    x = tl.load(z + i, mask=i < N, other=1.0)
+    if OF == "log1p":
+        of = row_formulas.log1p(x)
+    elif OF == "expm1":
+        of = row_formulas.expm1(x)
+    elif OF == "asinh":
+        of = row_formulas.asinh(x)
+    elif OF == "sinh":
+        of = row_formulas.sinh(x)
+    elif OF == "atan":
+        of = row_formulas.angle_of(x, tl.zeros_like(x) + 1)
+    elif OF == "obtuse":
+        of = row_formulas.angle_of(x, tl.zeros_like(x) - 1)
+    elif OF == "excess":
+        of = row_formulas.arc_excess(2 / (1 + tl.exp(-2 * x)) - 1, x)
+    else:
+        of = row_formulas.coth_excess(x)
+    tl.store(out + i, of, mask=i < N)
+
+
+@pytest.mark.parametrize(
+    "of", ["log1p", "expm1", "asinh", "sinh", "atan", "obtuse", "excess", "coth_excess"]
+)
+def test_elementary_functions(of):
+    """To 1e-12, small arguments included."""
+    powers = torch.logspace(-30 if of not in ("excess",) else -2, 1.7, 200, dtype=torch.float64)
+    x = torch.cat([powers, torch.linspace(0.01, 3, 300, dtype=torch.float64)])
+    out = torch.empty_like(x)
+    elementary_kernel[(1,)](x, out, len(x), OF=of, BLOCK=512)
+    with mp.workdps(100):
+        exact = {
+            "log1p": mp.log1p, "expm1": mp.expm1, "asinh": mp.asinh, "sinh": mp.sinh,
+            "atan": mp.atan, "obtuse": lambda x: mp.pi - mp.atan(x),
+            "excess": lambda x: x - mp.tanh(x),
+            "coth_excess": lambda x: (x * mp.coth(x) - 1) / x**2,
+        }[of]  # fmt: skip
+        expected = torch.tensor([float(exact(mpf(z))) for z in x.tolist()], dtype=torch.float64)
+    torch.testing.assert_close(out, expected, rtol=2e-12, atol=0.0)

@@ -1,4 +1,4 @@
-"""Scalar formulas of `_geometry`, row by row, in Triton: values, coefficients, and their derivatives.
+"""Scalar formulas of `_geometry` in Triton: values, coefficients, and their derivatives.
 
 In float64, from operations of `tl` alone: the interpreter has no libdevice. Of float32 points,
 results are to be right to 1e-9; that leaves room for the differences that `_geometry` rewrites for
@@ -255,7 +255,7 @@ def distance(tri):
 
 @triton.jit
 def exterior_legs(m, tri):
-    """Sine and cosine of the exterior angle at x, both times R; (0, 1) where the points coincide."""
+    """Sine and cosine of the exterior angle at x, times R; (0, 1) where the points coincide."""
     leg = tri.y_sinh * apex(m)
     cosine = -tri.turn - tri.x_cosh * leg * m.h
     return leg * tl.sqrt(m.h * m.g), tl.where(tri.R == 0, 1.0, cosine)
@@ -308,10 +308,10 @@ def angle_change(m, tri, at):
 
 @triton.jit
 def distance_change(tri, h, inverse, at):
-    m_x = -tri.turn - tri.x_cosh * tri.y_sinh * h
-    m_y = tri.turn - tri.y_cosh * tri.x_sinh * h
     spread = (tri.gap / tri.x_cosh) * (tri.gap / tri.y_cosh)
     excess = 2 * arc_excess(2 * tri.T * inverse, 0.5 * distance(tri)) + spread * inverse
+    m_x = -tri.turn - tri.x_cosh * tri.y_sinh * h
+    m_y = tri.turn - tri.y_cosh * tri.x_sinh * h
     by_h = at * tri.x_sinh * inverse * tri.y_sinh
     return by_h, -at * m_x * inverse, -at * m_y * inverse, -at * excess
 
@@ -615,6 +615,13 @@ def logmap_weights(tri):
 
 
 @triton.jit
+def aligned_turn(m, tri):
+    """``sinh(a - b)``, of opposite points ``sinh(a + b)``."""
+    opposite = tri.x_sinh * tri.y_cosh + tri.x_cosh * tri.y_sinh
+    return tl.where(m.cosine < 0, opposite, tri.turn)
+
+
+@triton.jit
 def cosh_slopes(m, tri, c, by):
     """The gradient of ``by cosh(s)``: of x, of y, by c."""
     none, aligned = tl.zeros_like(c), m.sine2 == 0
@@ -622,8 +629,7 @@ def cosh_slopes(m, tri, c, by):
     of_x = by * c * tl.where(m.close > 0, -tri.gap / tri.x_cosh, tri.y_cosh / tri.x_cosh)
     of_y = by * c * tl.where(m.close > 0, tri.gap / tri.y_cosh, -1.0)
     # Of aligned points the sum of x and y would be noise: theirs is cosh(a - b) or cosh(a + b).
-    sum_ = tri.x_sinh * tri.y_cosh + tri.x_cosh * tri.y_sinh
-    radial = by * tl.sqrt(c) * tl.where(m.cosine < 0, sum_, tri.turn) / or_one(m.rx)
+    radial = by * tl.sqrt(c) * aligned_turn(m, tri) / or_one(m.rx)
     by_x = Sum(
         tl.where(aligned, radial / tri.x_cosh, of_x), tl.where(aligned, 0.0, -by * c), none, none
     )
@@ -646,6 +652,62 @@ def logmap_slopes(m, c, along):
     return Slopes(by_x, by_y, nothing(c), by_c)
 
 
+# --- Parallel transport: u + slope (x + y) ------------------------------------------------------
+
+
+class Transport(NamedTuple):
+    """``slope = -(radial above - c across) / below`` with ``below = 1 - c <x, y>``."""
+
+    slope: tl.tensor
+    radial: tl.tensor
+    turned: tl.tensor
+    lifted: tl.tensor
+    """Their sum is ``above``."""
+    whole: tl.tensor
+    below: tl.tensor
+
+
+@triton.jit
+def transport(m, tri, c):
+    root = tl.sqrt(c)
+    radial = m.xu / or_one(m.rx)
+    turned, lifted = root * tri.turn / tri.x_cosh, c * m.ry * m.h
+    whole = 1 + tl.sqrt(1 + tri.turn * tri.turn)  # 1 + cosh(a - b)
+    below = whole + tri.x_sinh * tri.y_sinh * m.h
+    slope = -(radial * (turned + lifted) - c * m.across) / below
+    return Transport(slope, radial, turned, lifted, whole, below)
+
+
+@triton.jit
+def transport_slope_by_c(m, tri, of, c):
+    """By the identity ``cosh(a - b) - sinh(a - b) tanh(a) = cosh(b)/cosh(a)`` nothing cancels."""
+    x_sech, y_sech = 1 / tri.x_cosh, 1 / tri.y_cosh
+    tanhs = tri.x_sinh * x_sech + tri.y_sinh * y_sech
+    turned = of.turned * (0.5 * of.whole * x_sech * (x_sech + y_sech))
+    lifted = of.lifted * (1 + tri.y_cosh * x_sech + 0.5 * (tri.turn * x_sech) * (tanhs * x_sech))
+    across = m.across * (of.whole - 0.5 * (tri.turn * x_sech) * (tri.turn * y_sech))
+    return -(of.radial * (turned + lifted) / c - across) / of.below / of.below
+
+
+@triton.jit
+def transport_slopes(m, c, along):
+    none, tri = tl.zeros_like(c), triangle(m.rx, m.ry, m.dr, m.h, tl.sqrt(c))
+    of = transport(m, tri, c)
+    at = along.x + along.y
+    # By the product -<y, u> and by what it is divided by.
+    by = -c * at / of.below
+    below_x, below_y, _ = cosh_slopes(m, tri, c, -of.slope * at / of.below)
+    ratio = tri.y_cosh / tri.x_cosh
+    slant, of_y = c * m.xu / tri.x_cosh / tri.x_cosh, c * m.xu / tri.x_cosh / tri.y_cosh
+    less = tl.where(m.close > 0, -tri.gap / tri.x_cosh, ratio)
+    by_x = Sum(below_x.x - by * ratio * slant, below_x.b, by * ratio, of.slope)
+    by_y = Sum(below_y.x + by * of_y * m.close, below_y.b + by * of_y, -by, of.slope)
+    aligned = m.sine2 == 0
+    radial = aligned_turn(m, tri) / (tri.x_cosh * or_one(tri.x_sinh))
+    by_u = Sum(by * tl.where(aligned, radial, less), tl.where(aligned, 0.0, -by), none, none + 1)
+    return Slopes(by_x, by_y, by_u, at * transport_slope_by_c(m, tri, of, c))
+
+
 # --- By op ----------------------------------------------------------------------------------------
 
 
@@ -662,20 +724,22 @@ def value(OP: tl.constexpr, VECTORS: tl.constexpr, POINTS: tl.constexpr, m, c, k
 
 @triton.jit
 def coefficients(OP: tl.constexpr, VECTORS: tl.constexpr, m, c):
-    """Of x and b, of an op with a vector a row."""
+    """Of x, b and u, of an op with a vector a row."""
     none = tl.zeros_like(c)
     if VECTORS == 1:
-        return growth(OP, m, c), none
+        return growth(OP, m, c), none, none
     elif OP == "expmap":
         of = step(m, c)
-        return of.of_x * of.shrink, of.of_y * of.shrink
+        return of.of_x * of.shrink, of.of_y * of.shrink, none
     elif OP == "logmap":
-        tri = triangle(m.rx, m.ry, m.dr, m.h, tl.sqrt(c))
-        back, ratio = logmap_weights(tri)
-        return -back - (1 - m.close) * ratio, ratio
+        back, ratio = logmap_weights(triangle(m.rx, m.ry, m.dr, m.h, tl.sqrt(c)))
+        return -back - (1 - m.close) * ratio, ratio, none
+    elif OP == "transp":
+        of = transport(m, triangle(m.rx, m.ry, m.dr, m.h, tl.sqrt(c)), c)
+        return of.slope * (1 + m.close), of.slope, none + 1
     else:
         of, _, _ = slant_coefficient(OP, m, c)
-        return of * m.xy, none + 1
+        return of * m.xy, none + 1, none
 
 
 @triton.jit
@@ -697,5 +761,7 @@ def slopes(
         return step_slopes(m, c, along)
     elif OP == "logmap":
         return logmap_slopes(m, c, along)
+    elif OP == "transp":
+        return transport_slopes(m, c, along)
     else:
         return slant_slopes(OP, m, c, along)

@@ -61,6 +61,7 @@ OPS = {
     "to_poincare": Op(1, 1, False, False),
     "from_klein": Op(1, 0, False, False),
     "from_poincare": Op(1, 0, False, False),
+    "transp": Op(3, 2, False),
     "transp0": Op(2, 1, False, False),
     "transp0back": Op(2, 1, False, False),
     "egrad2rgrad": Op(2, 1, False, False),
@@ -214,13 +215,16 @@ def rows_kernel(
         of_row = value(OP, VECTORS, POINTS, m, c, k, scale)
         tl.store(out + i, of_row.to(tl.float32), mask=i < N)
     else:
-        of_x, of_b = coefficients(OP, VECTORS, m, c)
+        of_x, of_b, of_u = coefficients(OP, VECTORS, m, c)
         for start in range(0, D, BLOCK):
             x = inside.x[:, None] * _entries(X, x_row, x_column, i, start, N, D, BLOCK)
             total = of_x[:, None] * x
             if VECTORS > 1:
                 y = inside.y[:, None] * _entries(Y, y_row, y_column, i, start, N, D, BLOCK)
                 total += of_b[:, None] * (y - m.close[:, None] * x)
+            if VECTORS > 2:
+                u = _entries(U, u_row, u_column, i, start, N, D, BLOCK)
+                total += of_u[:, None] * u
             _write(out, total, i, start, N, D, BLOCK)
 
 
@@ -277,12 +281,10 @@ def rows_change_kernel(
             g = _entries(G, g_row, g_column, i, start, N, D, BLOCK)
         if by_x is not None:
             _write(by_x, _sum(of_x, x, b, u, g, VECTORS, SCALAR), i, start, N, D, BLOCK)
-        if VECTORS > 1:
-            if by_y is not None:
-                _write(by_y, _sum(of_y, x, b, u, g, VECTORS, SCALAR), i, start, N, D, BLOCK)
-        if VECTORS > 2:
-            if by_u is not None:
-                _write(by_u, _sum(by.u, x, b, u, g, VECTORS, SCALAR), i, start, N, D, BLOCK)
+        if by_y is not None:
+            _write(by_y, _sum(of_y, x, b, u, g, VECTORS, SCALAR), i, start, N, D, BLOCK)
+        if by_u is not None:
+            _write(by_u, _sum(by.u, x, b, u, g, VECTORS, SCALAR), i, start, N, D, BLOCK)
 
 
 @triton.jit
@@ -320,19 +322,22 @@ def _of_unmoved_y(by, m, along, shrink):
 
 
 def values(
-    op: str, vectors: Sequence[Tensor], c: Tensor | float, least: float = 0.0, scale: float = 1.0
+    op: str,
+    vectors: Sequence[Tensor],
+    c: Tensor | float,
+    min_radius: float = 0.1,
+    aperture_scale: float = 1.0,
 ) -> Tensor:
     """``(N,)`` or ``(N, D)``, in float32.
 
     Args:
         vectors: ``(N, D)`` each, float32 or half, of any strides.
         c: a number, or ``(1,)`` or ``(N,)``.
-        least: twice the radius within which a cone is everything.
-        scale: of the half aperture.
+        min_radius, aperture_scale: see `ops.entailment_residual`.
     """
     x = vectors[0]
     out = x.new_empty(x.shape[: 1 if OPS[op].scalar else 2], dtype=torch.float32)
-    _launch(rows_kernel, op, vectors, c, least, scale, (out,))
+    _launch(rows_kernel, op, vectors, c, (min_radius, aperture_scale), (out,))
     return out
 
 
@@ -342,10 +347,10 @@ def gradients(
     c: Tensor | float,
     at: Tensor,
     needed: Sequence[bool],
-    least: float = 0.0,
-    scale: float = 1.0,
+    min_radius: float = 0.1,
+    aperture_scale: float = 1.0,
 ) -> tuple[list[Tensor | None], Tensor | None]:
-    """Of ``(at * values).sum()``: by the vectors, each in its dtype, and by c, in float64, ``(N,)``.
+    """Of ``(at * values).sum()``: by the vectors, in their dtypes, and by c, ``(N,)`` in float64.
 
     Args:
         needed: which of them, c last; the others are None.
@@ -359,7 +364,7 @@ def gradients(
     strides = (at.stride(0), 0 if OPS[op].scalar else at.stride(1))
     missing = [None] * (3 - len(found))
     outputs = (at, *strides, *found, *missing, of_c)
-    _launch(rows_change_kernel, op, vectors, c, least, scale, outputs)
+    _launch(rows_change_kernel, op, vectors, c, (min_radius, aperture_scale), outputs)
     return found, of_c
 
 
@@ -368,8 +373,7 @@ def _launch(
     op: str,
     vectors: Sequence[Tensor],
     c: Tensor | float,
-    least: float,
-    scale: float,
+    cone: tuple[float, float],
     outputs: tuple[Any, ...],
 ) -> None:
     (N, D), of = vectors[0].shape, OPS[op]
@@ -380,7 +384,7 @@ def _launch(
     device = torch.cuda.device(vectors[0].device) if vectors[0].is_cuda else nullcontext()
     with device:  # Triton launches on the current one
         kernel[(triton.cdiv(N, rows),)](
-            *operands, c, c_row, *_halves(least), *_halves(scale), *outputs, N, D,
+            *operands, c, c_row, *_halves(2 * cone[0]), *_halves(cone[1]), *outputs, N, D,
             OP=op, VECTORS=of.vectors, POINTS=of.points, SCALAR=of.scalar, ANGLE=of.angle,
             ONE_FOR_ALL=one_for_all, ROWS=rows, BLOCK=block, num_warps=1,
         )  # fmt: skip

@@ -1,0 +1,57 @@
+"""The kernels of rows of vectors, compiled for three generations of GPUs; interpreted elsewhere."""
+
+import os
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton", reason="Triton's wheels are for Linux")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("kernels are either interpreted or compiled", allow_module_level=True)
+
+from test_triton import Elsewhere  # noqa: E402
+
+from lorentzkit.fused.triton import rows  # noqa: E402
+from lorentzkit.fused.triton.rows import OPS  # noqa: E402
+
+MOST_SCALARS = ("dist", "entailment_residual", "expmap", "logmap")
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    def run(capability, op, D=512, curv=0.7, dtype=torch.float32, at=None):
+        driver, of = Elsewhere(capability), OPS[op]
+        monkeypatch.setattr(triton.runtime.driver, "_active", driver)
+        monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", driver.compile)
+        vectors = [torch.ones(64, D, dtype=dtype) for _ in range(of.vectors)]
+        if at is None:
+            at = torch.ones(64) if of.scalar else torch.ones(64, D)
+        rows.values(op, vectors, curv, 0.1, 0.75)
+        rows.gradients(op, vectors, curv, at, [True] * (of.vectors + 1), 0.1, 0.75)
+        return driver.stacks
+
+    return run
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("op", OPS)
+def test_kernels_compile_and_spill_no_register(compiled, op, capability):
+    """Of long rows, and of short ones whose entries are aligned and are not."""
+    for D in (512, 32, 5) if op in MOST_SCALARS or capability == 90 else (512,):
+        stacks = compiled(capability, op, D)
+        assert list(stacks.values()) == [0, 0], D
+
+
+@pytest.mark.parametrize("op", ["dist", "expmap", "tangent_inner", "to_klein"])
+def test_kernels_of_other_arguments_compile_and_spill_no_register(compiled, op):
+    for how in (
+        {"D": 1},
+        {"D": 130},
+        {"dtype": torch.float16, "D": 32},
+        {"dtype": torch.bfloat16},
+        {"curv": torch.ones(64)},
+        {"curv": torch.ones(1, dtype=torch.float64)},
+        {"D": 32, "at": torch.ones(()).expand(64 if OPS[op].scalar else (64, 32))},
+    ):
+        stacks = compiled(90, op, **how)
+        assert list(stacks.values()) == [0, 0], how
