@@ -26,8 +26,9 @@ def compiled(monkeypatch):
         vectors = [torch.ones(64, D, dtype=dtype) for _ in range(of.vectors)]
         if at is None:
             at = torch.ones(64) if of.scalar else torch.ones(64, D)
-        rows.values(op, vectors, curv, 0.1, 0.75)
-        rows.gradients(op, vectors, curv, at, [True] * (of.vectors + 1), 0.1, 0.75)
+        t = torch.ones(64) if op == "geodesic" else None
+        rows.values(op, vectors, curv, t)
+        rows.gradients(op, vectors, curv, at, [True] * (of.vectors + 2), t)
         return driver.stacks
 
     return run

@@ -83,7 +83,7 @@ def eager(x: Tensor) -> bool:
 
 
 def run(function: type[Function], *args: Any) -> Any:
-    """The Function of these arguments, or its forward alone: Dynamo fails where no gradient is wanted."""
+    """The Function of these arguments; its forward alone where Dynamo sees no gradient wanted."""
     if torch.compiler.is_compiling():
         wanted = any(isinstance(a, Tensor) and a.requires_grad for a in args)
         if not (wanted and torch.is_grad_enabled()):
@@ -93,7 +93,7 @@ def run(function: type[Function], *args: Any) -> Any:
 
 
 def _distinct(args: Sequence[Any]) -> tuple[Any, ...]:
-    """A tensor that is given twice becomes two views: Dynamo fails where an argument is repeated."""
+    """A tensor given twice becomes two views: Dynamo fails where an argument is repeated."""
     found: list[Any] = []
     for a in args:
         again = isinstance(a, Tensor) and any(a is b for b in found)
@@ -107,7 +107,7 @@ def _distinct(args: Sequence[Any]) -> tuple[Any, ...]:
 def parts(x: Tensor, dtype: torch.dtype) -> Parts:
     if x.shape[-1] > _FEW:
         return (x.to(dtype),)
-    return [column.to(dtype) for column in x.split(1, -1)]
+    return [column.to(dtype) for column in torch.tensor_split(x, x.shape[-1], -1)]
 
 
 def dot(x: Parts, y: Parts) -> Tensor:
@@ -123,7 +123,7 @@ def dot(x: Parts, y: Parts) -> Tensor:
 
 
 def _sweep(x: Tensor, y: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-    """`Measures`; of each other vector u: ``x.u``, ``y.u``, ``u.u``, and u times y's part across x."""
+    """`Measures`; of each other u ``x.u``, ``y.u``, ``u.u``, and u times y's part across x."""
     dtype = wide_dtype(x)
     p, q = parts(x, dtype), parts(y, dtype)
     measure = _exact_measures if dtype == x.dtype else _wide_measures
@@ -296,9 +296,11 @@ def product(x: Tensor, y: Tensor) -> Tensor:
     if not eager(x):
         return _plain_product(x, y)
     if x is y:
-        return run(_Square, flat(x)).view(*x.shape[:-1], 1)
+        square: Tensor = run(_Square, flat(x))
+        return square.view(*x.shape[:-1], 1)
     x, y = torch.broadcast_tensors(x, y)  # type: ignore[no-untyped-call]
-    return run(_Product, flat(x), flat(y)).view(*x.shape[:-1], 1)
+    found: Tensor = run(_Product, flat(x), flat(y))
+    return found.view(*x.shape[:-1], 1)
 
 
 def _plain_product(x: Tensor, y: Tensor) -> Tensor:
@@ -444,15 +446,15 @@ def expand(
     dtype = x.dtype if _in_range(coefficients, x.dtype) else coefficients.dtype
     sums = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in rows]
     few = x.shape[-1] <= _FEW
-    columns = coefficients.to(dtype).split(1, 1)
+    parts_of_columns = [slice(j, j + 1) for j in range(x.shape[-1])] if few else [slice(None)]
+    columns = coefficients.to(dtype).tensor_split(coefficients.shape[1], 1)
     for block in row_blocks(x):
         is_close = None if close is None else close[block]
         basis = _basis([v[block].to(dtype) for v in vectors], is_close)
         terms = iter(columns)
         for total, row in zip(sums, rows, strict=True):
             own = [next(terms)[block] for _ in row]
-            for j in range(x.shape[-1]) if few else [slice(None)]:
-                at = slice(j, j + 1) if few else j
+            for at in parts_of_columns:
                 _write_sum(total[block, at], own, [v[:, at] for v in basis])
     return tuple(sums)
 

@@ -1,4 +1,4 @@
-"""Exponential and logarithmic maps, geodesics, parallel transport: coefficients of their vectors."""
+"""Exponential and logarithmic maps, geodesics, parallel transport: their coefficients."""
 
 from __future__ import annotations
 
@@ -105,16 +105,14 @@ def egrad2rgrad(x: Tensor, g: Tensor, c: Tensor) -> Tensor:
     return combine([torch.ones_like(along), c.to(along.dtype) * along], [g, x])
 
 
-def _in_range(
-    x: Tensor, y: Tensor, c: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor | float]:
+def _in_range(x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | float]:
     """Vectors and curvature in a larger unit of length, and the unit.
 
     Else the squares of long float32 vectors would overflow, if there is no wider type for them.
     """
     if x.dtype == torch.float64 or wide_dtype(x) != x.dtype:
         return x, y, c, 1.0
-    unit = (2.0**-30 * torch.maximum(power_of_two([x]), power_of_two([y]))).clamp_min(1.0)
+    unit = (2.0**-55 * torch.maximum(power_of_two([x]), power_of_two([y]))).clamp_min(1.0)
     return x / unit, y / unit, c * unit * unit, unit
 
 
@@ -146,12 +144,15 @@ def _grown(
     limit: Tensor,
     unit: Tensor | float,
 ) -> Tensor:
-    """``exp(k) (weight_x x + weight_y y)``, shortened to the limit if longer; all but it in units."""
+    """``exp(k) (weight_x x + weight_y y)``, shortened to the limit if longer; in units."""
     apart = 2 * largest_radius(x.dtype) + 1  # no two points are farther apart
+    growth, limit = k.clamp_max(apart).exp(), limit.to(k.dtype) / unit
+    if not isinstance(unit, float):  # of close points far out, squares of weights overflow
+        most = torch.maximum(weight_x.abs(), weight_y.abs()).detach().clamp_min(1.0)
+        weight_x, weight_y, growth = weight_x / most, weight_y / most, growth * most
     xy = m.rx * m.ry * m.cosine + product_rise(p, m)
     # In an order in which no derivative overflows.
     square = weight_x * (weight_x * p.xx) + weight_y * (weight_y * p.yy + 2 * (weight_x * xy))
-    growth, limit = k.clamp_max(apart).exp(), limit.to(k.dtype) / unit
     # What cancels leaves no less than its rounding.
     noise = (weight_x.abs() * m.rx + weight_y.abs() * m.ry) * torch.finfo(k.dtype).eps
     size = torch.maximum(square.clamp_min(0).sqrt(), noise).detach()
@@ -174,7 +175,8 @@ def _constant(z: Tensor, rows: Tensor) -> Tensor:
 
 def _transp_slope(p: Products, m: Measures, across: Tensor, c: Tensor) -> Tensor:
     """``c <y, u> / (1 - c <x, y>)`` of points x, y and a tangent vector u at x."""
-    assert p.xu is not None and p.yu is not None
+    assert p.xu is not None
+    assert p.yu is not None
     value, whole = _transp_slope_value(m, p.xu.detach(), across, c)
     if not differentiable(*(q for q in p if q is not None)):
         return -value

@@ -1,7 +1,7 @@
 """Distances, angles and inner products of points side by side, with analytic derivatives.
 
-The formulas of `triangle` at measures that are exact: what `lorentzkit.ops` gives, and in a loss its
-positives, in a search its winners.
+The formulas of `triangle` at measures that are exact: what `lorentzkit.ops` gives, and in a loss
+its positives, in a search its winners.
 """
 
 from __future__ import annotations
@@ -119,7 +119,9 @@ def selected_gradients(
     by_c = torch.zeros(1, dtype=wide_dtype(x), device=x.device)
     for some in row_blocks(x, len(i)):
         p, q = x[i[some]], y[j[some]]
-        of_c, *of_points = gradients(kind, p, q, c, Measures(*measured(p, q)), grad[some], by_c=True)
+        of_c, *of_points = gradients(
+            kind, p, q, c, Measures(*measured(p, q)), grad[some], by_c=True
+        )
         by_c += of_c.sum()
         for total, index, of in zip(totals, (i, j), of_points, strict=True):
             total.index_add_(0, index[some], of)
@@ -152,11 +154,13 @@ def _pair(kind: str, m: Measures, x: Tensor, c: Tensor, least: float) -> _Pair:
         rx, ry = torch.minimum(rx, limit), torch.minimum(ry, limit)
         dr = torch.where(inside[0] & inside[1], dr, rx - ry)
     root = number**0.5
-    p, q = (radial(root * (r.clamp_min(least) if least else r), 1.0) for r in (rx, ry))
-    h, g = m.h(), m.h()
-    if kind in smooth.ANGLES or kind == "cosine":
-        p, q = (of._replace(apex=(r != 0).to(r.dtype)) for of, r in ((p, rx), (q, ry)))
-        g = m.g()
+    apexes = kind in smooth.ANGLES or kind == "cosine"  # which other kinds do not look at
+    p, q = (
+        radial(root * (r.clamp_min(least) if least else r), (r != 0).to(r.dtype) if apexes else r)
+        for r in (rx, ry)
+    )
+    h = m.h()
+    g = m.g() if apexes else h
     if least:  # two points at the origin coincide
         h = torch.where(torch.maximum(rx, ry) > 0, h, 0.0)
     wide = rx.dtype != x.dtype
@@ -176,7 +180,7 @@ def _slopes(
     """The derivative by c, row by row; whether the points are close; coefficients for `expand`."""
     pair = _pair(kind, m, x, c, TINY[x.dtype])
     wide = wide_dtype(x) != x.dtype
-    weights = grad.to(m.rx.dtype).split(1, 1)
+    weights = grad.to(m.rx.dtype).tensor_split(grad.shape[1], 1)
     of = pair.h, pair.g, pair.triangle, pair.x, pair.y, pair.c
     by = change(kind, *of, weights, by_c=by_c, wide=wide)
     if not wide:  # of aligned points h changes not at all, and its factor may have overflown
@@ -202,5 +206,5 @@ def _slopes(
     of_y = torch.addcmul(along_y, across_y, less_y) / near_y
     back_x, back_y = across_y / near_x, across_x / near_y
     x_of_y = torch.where(close, of_y, -back_x)
-    of_c = by.c / (2 * pair.c) if by.c is not None else of_x
+    of_c = by.c / (2 * pair.c)
     return of_c, close, of_x, -back_y, x_of_y, torch.where(close, of_y + back_x, of_y)

@@ -1,10 +1,11 @@
 """Formulas with derivatives of every order, also where polar coordinates have none.
 
 A value comes from lengths and angles, where all is a sum of terms of one sign; so does its
-derivative with respect to the curvature. Its derivatives with respect to the points come from their
-products, which are smooth everywhere, by *increments*: ``f(p) - f(p')`` with ``p' = p.detach()``,
-written so that every term has a factor like ``p - p'``. An increment is exactly zero, its derivative
-with respect to c is exactly zero, and its derivatives with respect to p, of every order, are f's.
+derivative with respect to the curvature. Its derivatives with respect to the points come from
+their products, which are smooth everywhere, by *increments*: ``f(p) - f(p')`` with
+``p' = p.detach()``, written so that every term has a factor like ``p - p'``. An increment is
+exactly zero, so is its derivative with respect to c, and its derivatives with respect to p, of
+every order, are those of f.
 
 ``x0 = sqrt(1/c + |x|**2)`` is the time component and ``C = sqrt(1 + c |x|**2) = cosh a``.
 """
@@ -67,8 +68,10 @@ def cosh_root(r: Tensor, c: Tensor) -> Root:
 
 
 def sinh_difference(m: Measures, dr: Tensor, fx: Root, fy: Root) -> Tensor:
-    """``dr (rx + ry) / (rx fy + ry fx)``: with ``rx - ry`` for dr, ``sinh(a - b)`` if f is the time,
-    and ``sinh(a - b)/sqrt(c)`` if f is the hyperbolic cosine.
+    """``dr (rx + ry) / (rx fy + ry fx)``.
+
+    With ``rx - ry`` for dr, ``sinh(a - b)`` if f is the time, and ``sinh(a - b)/sqrt(c)`` if f is
+    the hyperbolic cosine.
     """
     total = m.rx + m.ry
     divisible = total > smallest_length(total.dtype)
@@ -174,8 +177,8 @@ def relative(p: Products, m: Measures, scale: Tensor | float) -> Relative:
 def exterior_legs(m: Measures, of: Relative, c: Tensor) -> tuple[Tensor, Tensor]:
     """Sine and cosine of the exterior angle at x, up to a common positive factor.
 
-    ``|y| sin(theta)`` and ``-sinh(a - b)/sqrt(c) - C_x |y| h``, with the increments of the radii and
-    of h: angles have no derivative at the origin anyway, and far out those of products would cancel.
+    ``|y| sin(theta)`` and ``-sinh(a - b)/sqrt(c) - C_x |y| h``, with the increments of the radii
+    and of h: at the origin angles have no derivative anyway, and far out those of products cancel.
     """
     h, cosh_x, cosh_y = m.h(), cosh_root(m.rx, c), cosh_root(m.ry, c)
     turn = sinh_difference(m, m.dr, cosh_x, cosh_y)
@@ -230,7 +233,7 @@ def _chord_rise(m: Measures, of: Relative) -> Tensor:
 def values(
     kind: str, p: Products, m: Measures, c: Tensor, scale: Tensor | float = 1.0
 ) -> tuple[Tensor, ...]:
-    """The value of a pair: of "angle" two, that at x and that at y. ``p`` is of points over scale."""
+    """Of "angle" two, that at x and that at y. ``p`` is of points over ``scale``."""
     if kind == "distance":
         return (distance(p, m, c),)
     if kind == "inner":

@@ -88,27 +88,10 @@ def carry(value: Tensor, derivative: Tensor) -> Tensor:
     return value.detach() + (derivative - derivative.detach())
 
 
-def exact_product(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """``a b`` rounded, and its rounding error exactly (Dekker 1971); for entries of size 1."""
-    factor = 2.0**27 + 1 if a.dtype == torch.float64 else 2.0**12 + 1
-    a_high = factor * a - (factor * a - a)
-    b_high = factor * b - (factor * b - b)
-    a_low, b_low = a - a_high, b - b_high
-    product = a * b
-    error = ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
-    return product, error
-
-
 def scale_of(x: Tensor) -> Tensor:
     """A positive constant ``(..., 1)`` to divide ``x`` by before squaring it; 1 where x is 0."""
     largest = x.detach().abs().amax(-1, keepdim=True)
     return torch.where(largest > 0, largest.clamp_min(smallest_length(x.dtype)), 1.0)
-
-
-def power_of_two(x: Tensor) -> Tensor:
-    """The power of two ``(..., 1)`` at or under the largest entry of x: division by it is exact."""
-    largest = x.detach().abs().amax(-1, keepdim=True)
-    return torch.where(largest > 0, largest / (2 * torch.frexp(largest).mantissa), 1.0)
 
 
 def norm(x: Tensor) -> Tensor:
@@ -229,18 +212,6 @@ def arsinh_length(r: Tensor, c: Tensor) -> Tensor:
     root = c.sqrt()
     plain = torch.asinh(root * torch.where(small, 0.0, r)) / root
     return torch.where(small, r * asinhc(torch.where(small, z, 0.0)), plain)
-
-
-def exp_clamped(v: Tensor, k: Tensor, limit: Tensor) -> Tensor:
-    """``v * exp(k)``, shortened to Euclidean norm ``limit`` where it is longer; never overflows."""
-    apart = 2 * largest_radius(v.dtype) + 1  # no two points are farther apart
-    # Beyond that the derivatives of v, which may be as large as exp(k), are left out.
-    v, k = torch.where(k > apart, v.detach(), v), k.clamp_max(apart)
-    growth = torch.exp(k)
-    n = norm(v.detach())
-    beyond = n * growth > limit
-    n = torch.where(beyond, n, 1.0)
-    return torch.where(beyond, onto_sphere(v, limit, limit / n, v.detach() / n), v * growth)
 
 
 def onto_sphere(x: Tensor, radius: Tensor, factor: Tensor, unit: Tensor) -> Tensor:

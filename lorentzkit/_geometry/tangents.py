@@ -26,7 +26,9 @@ from lorentzkit._geometry.special import hypot, smallest_length
 def inner(x: Tensor, u: Tensor, v: Tensor, c: Tensor) -> Tensor:
     x, scale = _scaled(x)
     p, m, across = products(x, u, v)
-    assert p.xu is not None and p.yu is not None and across is not None
+    assert p.xu is not None
+    assert p.yu is not None
+    assert across is not None
     c, r = c.to(p.xx.dtype), scale * m.rx
     x0, cosh = _times(p, c, scale), cosh_root(r, c)
     rx = torch.where(m.rx > 0, m.rx, 1.0)

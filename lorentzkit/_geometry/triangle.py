@@ -33,7 +33,7 @@ class Radial(NamedTuple):
     cosh: Tensor
     tanh: Tensor
     sech: Tensor
-    apex: Tensor | float
+    apex: Tensor
     """1, but 0 at the origin: every angle there is 0, for the origin entails everything."""
 
 
@@ -48,7 +48,7 @@ class Exponentials(NamedTuple):
     """``1 - exp(-a)``"""
 
 
-def radial(s: Tensor, apex: Tensor | float) -> Radial:
+def radial(s: Tensor, apex: Tensor) -> Radial:
     """From ``s = sinh a >= 0``."""
     cosh = (1 + s * s).sqrt()
     sech = 1 / cosh
@@ -97,7 +97,9 @@ def exact_triangle(h: Tensor, difference: Tensor, x: Radial, y: Radial, wide: bo
         T = square / halves + (0.5 * h) * (x.sinh * y.sinh)
         R = 2 * (T * (1 + T)).sqrt()
     else:
-        root = torch.hypot(turn * halves.rsqrt(), (0.5 * h).sqrt() * (x.sinh.sqrt() * y.sinh.sqrt()))
+        root = torch.hypot(
+            turn * halves.rsqrt(), (0.5 * h).sqrt() * (x.sinh.sqrt() * y.sinh.sqrt())
+        )
         T = root * root
         R = 2 * root * (1 + T).sqrt()
     return Triangle(turn, T, R, difference * (total / (x.cosh + y.cosh)))
@@ -129,7 +131,7 @@ class Change(NamedTuple):
     h: Tensor
     a: Tensor
     b: Tensor
-    c: Tensor | None
+    c: Tensor
 
 
 class Legs(NamedTuple):
@@ -248,7 +250,7 @@ def distance_change(
         h=at * (x.sinh * inverse) * y.sinh,
         a=at * (tri.turn + x.cosh * y.sinh * h) * inverse,
         b=at * (y.cosh * x.sinh * h - tri.turn) * inverse,
-        c=None,
+        c=inverse,  # in the place of what is not wanted
     )
     if not by_c:
         return change

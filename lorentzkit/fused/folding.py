@@ -1,4 +1,4 @@
-"""The folded ``h`` (`formulas.unfold`) of a block of pairs: one product, mended where it lost h."""
+"""The folded ``h`` (`triangle.unfold`) of a block of pairs: one product, mended where it lost h."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lorentzkit._geometry.compilation import row_chunks
 from lorentzkit._geometry.special import dot
 from lorentzkit.fused.clouds import FEW_DIMENSIONS
 
-_ALIGNED = 1e-36  # under what `formulas.sines` takes for 0, but with a sign
+_ALIGNED = 1e-36  # under what `triangle.sines` takes for 0, but with a sign
 
 
 def fold(kind: str, out: Tensor, x: Tensor, y: Tensor, mean: Tensor, threshold: float) -> None:

@@ -36,8 +36,8 @@ def rows(
     plain: Callable[..., Tensor],
     curv: float | Tensor,
     *,
-    min_radius: float = 0.1,
-    aperture_scale: float = 1.0,
+    t: float | Tensor | None = None,
+    cone: tuple[float, float] = (0.1, 1.0),
     **named: Tensor,
 ) -> Tensor:
     """``plain(*vectors, curv)``, by a kernel if there is one for such tensors.
@@ -46,39 +46,49 @@ def rows(
         op: one of `lorentzkit.fused.triton.rows.OPS`.
         plain: the op in torch: it checks its arguments, and has derivatives of every order.
         curv: a number or a tensor ``(...)``.
-        min_radius, aperture_scale: of `ops.entailment_residual`; ``plain`` knows them.
+        t: of "geodesic", whose torch function takes it first.
+        cone: ``min_radius`` and ``aperture_scale`` of cones; the torch function knows them.
         named: the vectors ``(..., D)`` in the op's order, by the names that errors give them.
     """
-    if not _by_kernel(curv, list(named.values())):
-        return plain(*named.values(), curv)
+    if not _by_kernel([curv, *([] if t is None else [t])], list(named.values())):
+        return plain(*([] if t is None else [t]), *named.values(), curv)
     tensors = vectors(**named)
+    device = tensors[0].device
     leading = {name: v[..., 0] for name, v in zip(named, tensors, strict=True)}
     if isinstance(curv, Tensor):
-        check_broadcast(**leading, curv=curv)
-        curv = curv.to(tensors[0].device)
-        leading["curv"] = curv
+        leading["curv"] = curv = curv.to(device)
     else:
-        check_broadcast(**leading)
         curv = float(curvature(curv, torch.float32, torch.device("cpu")))
-    shape = torch.broadcast_shapes(*(t.shape for t in leading.values()))  # type: ignore[no-untyped-call]
+    if t is not None:
+        number = isinstance(t, Tensor)
+        leading["t"] = t = (
+            t.to(device) if number else tensors[0].new_full((), t, dtype=torch.float32)
+        )
+    check_broadcast(**leading)
+    shape = torch.broadcast_shapes(*(of.shape for of in leading.values()))  # type: ignore[no-untyped-call]
     flat = [v.expand(*shape, v.shape[-1]).reshape(-1, v.shape[-1]) for v in tensors]
-    if isinstance(curv, Tensor):
-        curv = curv.reshape(1) if curv.numel() == 1 else curv.expand(shape).reshape(-1)
-    cone = (min_radius, aperture_scale)
-    of: Tensor = _Rows.apply(op, plain, cone, curv, *flat)  # type: ignore[no-untyped-call]
+    c, t = (
+        (z.reshape(1) if z.numel() == 1 else z.expand(shape).reshape(-1))
+        if isinstance(z, Tensor)
+        else z
+        for z in (curv, t)
+    )
+    of: Tensor = _Rows.apply(op, plain, cone, c, t, *flat)  # type: ignore[no-untyped-call]
     return of.view((*shape, *of.shape[1:]))
 
 
-def _by_kernel(curv: object, tensors: list[Tensor]) -> bool:
+def _by_kernel(numbers: list[float | Tensor], tensors: list[Tensor]) -> bool:
     if not all(isinstance(v, Tensor) for v in tensors) or not eager(tensors[0]):
         return False
     device = tensors[0].device
     if device.type != ("cpu" if _INTERPRETED else "cuda") or not _triton_is_there():
         return False
-    if isinstance(curv, Tensor):
-        if not curv.is_floating_point() or working_dtype(*tensors, curv) != torch.float32:
-            return False
-        if curv.device != device and curv.dim() > 0:
+    for z in numbers:
+        if isinstance(z, Tensor) and (
+            not z.is_floating_point()
+            or working_dtype(*tensors, z) != torch.float32
+            or (z.device != device and z.dim() > 0)
+        ):
             return False
     return all(
         v.dtype in _DTYPES
@@ -107,27 +117,37 @@ class _Rows(Function):
         plain: Callable[..., Tensor],
         cone: tuple[float, float],
         c: Tensor | float,
+        t: Tensor | None,
         *vectors: Tensor,
     ) -> Tensor:
         ctx.op, ctx.plain, ctx.cone = op, plain, cone
         ctx.number = None if isinstance(c, Tensor) else c
-        ctx.save_for_backward(*vectors, *((c,) if isinstance(c, Tensor) else ()))
-        of: Tensor = _kernels().values(op, vectors, c, *cone)
+        ctx.save_for_backward(c if isinstance(c, Tensor) else None, t, *vectors)
+        of: Tensor = _kernels().values(op, vectors, c, t, cone)
         return of
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        by_c, *by_vectors = ctx.needs_input_grad[3:]
-        needed = [*by_vectors, by_c]
-        inputs = [*ctx.saved_tensors, *(() if ctx.number is None else (ctx.number,))]
+        by_c, by_t, *by_vectors = ctx.needs_input_grad[3:]
+        c, t, *vectors = ctx.saved_tensors
+        c = ctx.number if c is None else c
         if torch.is_grad_enabled():
+            inputs, needed = [*vectors, c], [*by_vectors, by_c]
+            if t is not None:
+                inputs, needed = [t, *inputs], [by_t, *needed]
             *found, of_c = _differentiated(ctx.plain, inputs, grad, needed)
+            of_t = found.pop(0) if t is not None else None
         else:
-            *tensors, c = inputs
-            found, of_c = _kernels().gradients(ctx.op, tensors, c, grad, needed, *ctx.cone)
-            if of_c is not None:
-                of_c = (of_c.sum(0, keepdim=True) if len(c) == 1 else of_c).to(c.dtype)
-        return (None, None, None, of_c, *found)
+            needed = [*by_vectors, by_c, by_t]
+            of = _kernels().gradients(ctx.op, vectors, c, grad, needed, t, ctx.cone)
+            found, of_c, of_t = of.vectors, _summed(of.c, c), _summed(of.t, t)
+        return (None, None, None, of_c, of_t, *found)
+
+
+def _summed(by_row: Tensor | None, number: Tensor) -> Tensor | None:
+    if by_row is None:
+        return None
+    return (by_row.sum(0, keepdim=True) if len(number) == 1 else by_row).to(number.dtype)
 
 
 def _differentiated(

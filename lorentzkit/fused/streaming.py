@@ -202,7 +202,7 @@ class _Block(NamedTuple):
     rows: slice
     columns: slice
     folded: Tensor
-    """See `formulas.unfold`"""
+    """See `triangle.unfold`"""
     spare: tuple[Tensor, Tensor]
     """Like `folded` to be written to, until the next block is asked for"""
     x: Tensor

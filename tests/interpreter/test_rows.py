@@ -108,6 +108,10 @@ def arguments(op, draw, c=0.7, farthest=30.0):
     }  # fmt: skip
     if op == "transp0":
         by_name["u"] = draw.normal(N)
+    # Between far points, for otherwise the end is beyond the largest radius.
+    t, far = 3 * draw.uniform(N)[:, 0] - 1, torch.maximum(x, y).abs().amax(-1) > 20
+    t[::7], t[1::7] = 0.0, 1.0
+    by_name["t"] = torch.where(far, t.clamp(0, 1), t)
     return {name: by_name[name].float() for name in SIGNATURES[op]}
 
 
@@ -118,7 +122,8 @@ def run(op, vectors, curv, at=None):
     """The values and the gradients by name, of a random cotangent, by a kernel."""
     leaves = {name: v.clone().requires_grad_() for name, v in vectors.items()}
     c = curv.clone().requires_grad_() if isinstance(curv, torch.Tensor) else curv
-    value = rows(op, exact_op(op), c, **leaves, **KEYWORDS.get(op, {}))
+    cone = tuple(KEYWORDS.get(op, {}).values())
+    value = rows(op, exact_op(op), c, **leaves, **({"cone": (*cone, 1.0)[:2]} if cone else {}))
     of = leaves | ({"curv": c} if isinstance(c, torch.Tensor) else {})
     found = torch.autograd.grad(value, list(of.values()), at)
     return {"value": value.detach(), **dict(zip(of, found, strict=True))}
@@ -128,13 +133,18 @@ def exact_op(op):
     """The op in float64, with points kept to float32's largest radius."""
 
     def call(*args):
-        *vectors, c = (torch.as_tensor(t, dtype=torch.float32) for t in args)
-        limit = norm_limit(c.detach()).double().unsqueeze(-1)
-        vectors, c = [v.double() for v in vectors], c.double()
-        vectors[: OPS[op].points] = (moved(v, limit) for v in vectors[: OPS[op].points])
-        return getattr(ops, op)(*vectors, c, **KEYWORDS.get(op, {})).float()
+        *of, c = (torch.as_tensor(t, dtype=torch.float32) for t in args)
+        return exact_value(op, [t.double() for t in of], c.double()).float()
 
     return call
+
+
+def exact_value(op, tensors, c):
+    limit = norm_limit(c.detach().float()).double().unsqueeze(-1)
+    first = op == "geodesic"  # before the points, t
+    last = first + OPS[op].points
+    tensors = [moved(v, limit) if first <= i < last else v for i, v in enumerate(tensors)]
+    return getattr(ops, op)(*tensors, c, **KEYWORDS.get(op, {}))
 
 
 def moved(x, limit):
@@ -143,25 +153,23 @@ def moved(x, limit):
 
 
 def exact(op, vectors, curv, at):
-    names = [*vectors, "curv"]
     leaves = [t.double().requires_grad_() for t in (*vectors.values(), curv)]
-    *of, c = leaves
-    limit = norm_limit(curv.detach()).double().unsqueeze(-1)
-    of = [moved(v, limit) if i < OPS[op].points else v for i, v in enumerate(of)]
-    value = getattr(ops, op)(*of, c, **KEYWORDS.get(op, {}))
+    value = exact_value(op, leaves[:-1], leaves[-1])
     found = torch.autograd.grad(value, leaves, at.double(), materialize_grads=True)
-    return {"value": value.detach(), **dict(zip(names, found, strict=True))}
+    return {"value": value.detach(), **dict(zip([*vectors, "curv"], found, strict=True))}
 
 
 def lengths(t, op, name):
-    one = name == "curv" or (name == "value" and OPS[op].scalar)
+    one = name in ("curv", "t") or (name == "value" and OPS[op].scalar)
     return t.double().abs() if one else t.double().norm(dim=-1)
 
 
 def check(op, vectors, curv, typical=0.6):
     """Off by a rounding of the result, and by what a rounding of each argument makes of it."""
-    draw = Draw(vectors[next(iter(vectors))].shape[-1], seed=1)
-    shape = torch.broadcast_shapes(*(v.shape[:-1] for v in vectors.values()), curv.shape)
+    *_, last = vectors.values()
+    draw = Draw(last.shape[-1], seed=1)
+    leading = (v.shape if name == "t" else v.shape[:-1] for name, v in vectors.items())
+    shape = torch.broadcast_shapes(*leading, curv.shape)
     at = torch.randn(shape) if OPS[op].scalar else draw.normal(*shape).float()
     got = run(op, vectors, curv, at)
     expected = exact(op, vectors, curv, at)
@@ -216,8 +224,10 @@ def test_several_programs(monkeypatch):
 )
 def test_points_beyond_the_largest_radius(op):
     vectors = arguments(op, Draw(6), farthest=1.0)
-    for i, name in enumerate(list(vectors)[: OPS[op].points]):
+    for i, name in enumerate([name for name in vectors if name != "t"][: OPS[op].points]):
         vectors[name][i::3] *= 1e25
+    if "t" in vectors:
+        vectors["t"].clamp_(0, 1)
     check(op, vectors, torch.tensor(0.7), typical=1.0)
 
 
@@ -285,7 +295,7 @@ def test_nan_stays_in_its_row(op):
     vectors = {name: v[:6].clone() for name, v in arguments(op, Draw(5)).items()}
     count = len(vectors)
     for i, v in enumerate(vectors.values()):
-        v[i, 2], v[count, 1] = math.nan, math.inf
+        v[i, ..., -1], v[count, ..., 0] = math.nan, math.inf
     at = torch.ones(6) if OPS[op].scalar else torch.ones(6, 5)
     found = run(op, vectors, torch.full((6,), 0.7), at)
     assert found["value"][: count + 1].reshape(count + 1, -1).isnan().any(1).all()

@@ -26,7 +26,7 @@ _EXCESS = tl.constexpr(tuple(1 / (2 * k + 1) for k in range(6, 0, -1)))
 
 
 class Point(NamedTuple):
-    """See `formulas.Radial`."""
+    """See `triangle.Radial`."""
 
     sinh: tl.tensor
     cosh: tl.tensor

@@ -25,6 +25,7 @@ _RADIUS = tl.constexpr(40.0)
 _SINH = tl.constexpr(math.sinh(40.0) * (1 + 2.0**-12))
 _CUBE = tl.constexpr(2.0**62)
 _APART = tl.constexpr(81.0)  # no two points are farther apart
+_MOST = tl.constexpr(2.0**108)  # a millionth of the largest float32
 _TINY = tl.constexpr(2.0**-66)  # `pairs.TINY`
 _MARGIN = tl.constexpr(4 * 2.0**-23)  # to the sphere, of points of the ball (`ops.models`)
 # No two float32 directions are so close, but equal ones.
@@ -130,7 +131,7 @@ def log1p(z):
 
 @triton.jit
 def expm1(z):
-    """By the same device (Kahan), for z >= 0."""
+    """By the same device (Kahan), for ``|z| < 700``."""
     total = tl.exp(z)
     return tl.where(total == 1, z, (total - 1) * z / or_one(tl.log(total)))
 
@@ -549,61 +550,74 @@ def slant_slopes(OP: tl.constexpr, m, c, along):
 # --- Exponential and logarithmic map --------------------------------------------------------------
 
 
-class Step(NamedTuple):
-    """The exponential map: ``of_x x + of_y y``, times ``shrink`` onto the largest radius."""
+class Path(NamedTuple):
+    """A point ``of_x x + of_y y``, times ``shrink`` onto the largest radius."""
 
-    arc: tl.tensor
     of_x: tl.tensor
     of_y: tl.tensor
     size: tl.tensor
     shrink: tl.tensor
-    long: tl.tensor
+    constant: tl.tensor
+    """Whether it is so far that derivatives are left out"""
+
+
+@triton.jit
+def path(of_x, of_y, m, c, constant):
+    square = of_x * of_x * m.rx * m.rx + of_y * of_y * m.ry * m.ry + 2 * of_x * of_y * m.xy
+    # What cancels leaves no less than its rounding.
+    noise = (tl.abs(of_x) * m.rx + tl.abs(of_y) * m.ry) * 2.0**-52
+    size = tl.where(square > noise * noise, tl.sqrt(tl.where(square > 0, square, 0.0)), noise)
+    limit = norm_limit(c)
+    shrink = tl.where(size > limit, limit / or_one(size), 1.0)
+    return Path(of_x, of_y, size, shrink, constant)
+
+
+@triton.jit
+def weight_slopes(of, m, c, along):
+    """With constant weights: of x and y; by c; and products with the gradient by ``of``."""
+    none, beyond = tl.zeros_like(c), of.shrink < 1
+    # Where the point is at the largest radius, only g's part across it counts.
+    whole = of.of_x * along.x + of.of_y * along.y
+    radial = tl.where(beyond, whole / or_one(of.size) / or_one(of.size), 0.0)
+    with_x = of.of_x * m.rx * m.rx + of.of_y * m.xy
+    with_y = of.of_x * m.xy + of.of_y * m.ry * m.ry
+    shrink = tl.where(of.constant, 0.0, of.shrink)
+    inward = Along(
+        shrink * (along.x - radial * with_x), shrink * (along.y - radial * with_y), along.u
+    )
+    back = shrink * radial
+    of_x, of_b = -back * (of.of_x + m.close * of.of_y), -back * of.of_y
+    by_x = Sum(of.of_x * of_x, of.of_x * of_b, none, of.of_x * shrink)
+    by_y = Sum(of.of_y * of_x, of.of_y * of_b, none, of.of_y * shrink)
+    return by_x, by_y, tl.where(beyond, shrink * whole * norm_limit_slope(c), 0.0), inward
 
 
 @triton.jit
 def step(m, c):
+    """The exponential map of y at x, and the length of the step times ``sqrt(c)``."""
     _, _, length = tangent_parts(m, c)
     arc = tl.sqrt(c) * length
     long = arc > _APART  # ends beyond the largest radius anyway, and is shortened first
     shorter = tl.where(long, 1 / or_one(arc) * _APART, 1.0)
     arc = tl.where(long, _APART, arc)
     of_y = tl.where(arc == 0, 1.0, sinh(arc) / or_one(arc))
-    of_x, of_y = tl.sqrt(1 + arc * arc * of_y * of_y), of_y * shorter
-    square = of_x * of_x * m.rx * m.rx + of_y * of_y * m.ry * m.ry + 2 * of_x * of_y * m.xy
-    # What cancels leaves no less than its rounding.
-    noise = (of_x * m.rx + of_y * m.ry) * 2.0**-52
-    size = tl.where(square > noise * noise, tl.sqrt(tl.where(square > 0, square, 0.0)), noise)
-    limit = norm_limit(c)
-    return Step(arc, of_x, of_y, size, tl.where(size > limit, limit / or_one(size), 1.0), long)
+    of_x = tl.sqrt(1 + arc * arc * of_y * of_y)
+    return path(of_x, of_y * shorter, m, c, long), arc
 
 
 @triton.jit
 def step_slopes(m, c, along):
-    none, of = tl.zeros_like(c), step(m, c)
-    beyond = of.shrink < 1
-    # Of the part of g across the result, where that is at the largest radius.
-    whole = of.of_x * along.x + of.of_y * along.y
-    radial = tl.where(beyond, whole / or_one(of.size) / or_one(of.size), 0.0)
-    with_x = of.of_x * m.rx * m.rx + of.of_y * m.xy
-    with_y = of.of_x * m.xy + of.of_y * m.ry * m.ry
-    shrink = tl.where(of.long, 0.0, of.shrink)
-    along_x, along_y = shrink * (along.x - radial * with_x), shrink * (along.y - radial * with_y)
+    of, arc = step(m, c)
+    by_x, by_y, by_c, inward = weight_slopes(of, m, c, along)
     # By the square of the arc, c times that of the length.
-    by_square = 0.5 * of.of_y * (along_x + coth_excess(of.arc) * along_y)
+    by_square = 0.5 * of.of_y * (inward.x + coth_excess(arc) * inward.y)
     cosh, by = cosh_of(m.rx, c), 2 * c * by_square
     slant = c * m.xy / cosh / cosh
     of_x, of_y = tangent_projection(m, c)
-    back_x, back_y = shrink * radial * of.of_x, shrink * radial * of.of_y
-    by_x = Sum(
-        -slant * by * of_x - of.of_x * back_x,
-        -slant * by * of_y - of.of_x * back_y,
-        none,
-        shrink * of.of_x,
-    )
-    by_y = Sum(by * of_x - of.of_y * back_x, by * of_y - of.of_y * back_y, none, shrink * of.of_y)
+    by_x = Sum(by_x.x - slant * by * of_x, by_x.b - slant * by * of_y, by_x.u, by_x.g)
+    by_y = Sum(by_y.x + by * of_x, by_y.b + by * of_y, by_y.u, by_y.g)
     across, part, _ = tangent_parts(m, c)
-    by_c = by_square * (across * across + (part / cosh) * (part / cosh))
-    by_c += tl.where(beyond, shrink * whole * norm_limit_slope(c), 0.0)
+    by_c += by_square * (across * across + (part / cosh) * (part / cosh))
     return Slopes(by_x, by_y, nothing(c), by_c)
 
 
@@ -650,6 +664,75 @@ def logmap_slopes(m, c, along):
     by_x = Sum(by_x.x, by_x.b, by_x.u, -back - ratio)
     by_y = Sum(by_y.x, by_y.b, by_y.u, ratio)
     return Slopes(by_x, by_y, nothing(c), by_c)
+
+
+# --- Geodesics: sinh((1 - t) s)/sinh(s) x + sinh(t s)/sinh(s) y -----------------------------------
+
+
+@triton.jit
+def one_less_exp(z):
+    """``1 - exp(-z)`` for ``z >= 0``."""
+    return -expm1(-tl.where(z > 50, 50.0, z))
+
+
+@triton.jit
+def sinh_ratios(t, s):
+    """``sinh(t s)/sinh(s)`` and ``s cosh(t s)/sinh(s)``, over ``exp((|t| - 1) s)``."""
+    size, whole = tl.abs(t), one_less_exp(2 * s)
+    ratio = tl.where(s == 0, size, one_less_exp(2 * size * s) / or_one(whole))
+    slope = tl.where(s == 0, 0.5, s / or_one(whole)) * (1 + tl.exp(-2 * size * s))
+    return tl.where(t < 0, -ratio, ratio), slope
+
+
+class Geodesic(NamedTuple):
+    at: Path
+    t: tl.tensor
+    arc: tl.tensor
+    x_slope: tl.tensor
+    y_slope: tl.tensor
+    """Derivatives of the weights by ``1 - t`` and by t"""
+
+
+@triton.jit
+def geodesic(m, tri, c, t):
+    # Its square must not overflow; of infinity, NaN.
+    t = t + (t - t)
+    t = tl.where(t > 2.0**50, 2.0**50, tl.where(t < -(2.0**50), -(2.0**50), t))
+    s, rest = distance(tri), 1 - t
+    most = tl.where(tl.abs(t) > tl.abs(rest), tl.abs(t), tl.abs(rest))
+    beyond = tl.where(most > 1, most - 1, 0.0)  # 0 between the two points
+    k = beyond * s
+    far = k > _APART
+    k = tl.where(far, _APART, k)
+    x_growth = tl.exp((tl.abs(rest) - 1 - beyond) * s + k)
+    y_growth = tl.exp((tl.abs(t) - 1 - beyond) * s + k)
+    of_x, x_slope = sinh_ratios(rest, s)
+    of_y, y_slope = sinh_ratios(t, s)
+    at = path(of_x * x_growth, of_y * y_growth, m, c, far)
+    return Geodesic(at, t, s, x_slope * x_growth, y_slope * y_growth)
+
+
+@triton.jit
+def geodesic_slopes(m, c, t, along):
+    """`Slopes`, and the derivative by t."""
+    tri = triangle(m.rx, m.ry, m.dr, m.h, tl.sqrt(c))
+    of = geodesic(m, tri, c, t)
+    by_x, by_y, by_c, inward = weight_slopes(of.at, m, c, along)
+    by_t = inward.y * of.y_slope - inward.x * of.x_slope
+    by_t = tl.where(tl.abs(t) > 2.0**50, 0.0, by_t)
+    # By cosh(s). Derivatives of the weights grow as t**3: what would overflow is left out.
+    _, ratio = logmap_weights(tri)
+    rest, size = 1 - of.t, tl.where(m.rx > m.ry, m.rx, m.ry)
+    far, near = rest * rest * coth_excess(tl.abs(rest) * of.arc), coth_excess(of.arc)
+    by = inward.x * of.at.of_x * (far - near)
+    far = of.t * of.t * coth_excess(tl.abs(of.t) * of.arc)
+    by = ratio * (by + inward.y * of.at.of_y * (far - near))
+    cube = tl.abs(of.t) * of.t * of.t
+    by = tl.where(cube * size > _MOST, 0.0, by)
+    along_x, along_y, along_c = cosh_slopes(m, tri, c, by)
+    by_x = Sum(by_x.x + along_x.x, by_x.b + along_x.b, by_x.u, by_x.g)
+    by_y = Sum(by_y.x + along_y.x, by_y.b + along_y.b, by_y.u, by_y.g)
+    return Slopes(by_x, by_y, nothing(c), by_c + along_c), by_t
 
 
 # --- Parallel transport: u + slope (x + y) ------------------------------------------------------
@@ -723,17 +806,21 @@ def value(OP: tl.constexpr, VECTORS: tl.constexpr, POINTS: tl.constexpr, m, c, k
 
 
 @triton.jit
-def coefficients(OP: tl.constexpr, VECTORS: tl.constexpr, m, c):
+def coefficients(OP: tl.constexpr, VECTORS: tl.constexpr, m, c, t):
     """Of x, b and u, of an op with a vector a row."""
     none = tl.zeros_like(c)
     if VECTORS == 1:
         return growth(OP, m, c), none, none
     elif OP == "expmap":
-        of = step(m, c)
+        of, _ = step(m, c)
         return of.of_x * of.shrink, of.of_y * of.shrink, none
     elif OP == "logmap":
         back, ratio = logmap_weights(triangle(m.rx, m.ry, m.dr, m.h, tl.sqrt(c)))
         return -back - (1 - m.close) * ratio, ratio, none
+    elif OP == "geodesic":
+        of = geodesic(m, triangle(m.rx, m.ry, m.dr, m.h, tl.sqrt(c)), c, t).at
+        of_x, of_y = of.of_x * of.shrink, of.of_y * of.shrink
+        return of_x + m.close * of_y, of_y, none
     elif OP == "transp":
         of = transport(m, triangle(m.rx, m.ry, m.dr, m.h, tl.sqrt(c)), c)
         return of.slope * (1 + m.close), of.slope, none + 1
@@ -745,23 +832,27 @@ def coefficients(OP: tl.constexpr, VECTORS: tl.constexpr, m, c):
 @triton.jit
 def slopes(
     OP: tl.constexpr, VECTORS: tl.constexpr, POINTS: tl.constexpr, SCALAR: tl.constexpr,
-    m, c, k, scale, at, along,
+    m, c, k, scale, t, at, along,
 ):  # fmt: skip
-    """The gradients for the gradient ``at``, or for products ``along`` with a vector of it."""
+    """The gradients, and that by t, for the gradient ``at`` or for products with a vector of it."""
+    by_t = tl.zeros_like(c)
     if SCALAR:
         if VECTORS == 1:
-            return single_slopes(OP, m, c, k, at)
+            by = single_slopes(OP, m, c, k, at)
         elif POINTS == 2:
-            return pair_slopes(OP, m, c, k, scale, at)
+            by = pair_slopes(OP, m, c, k, scale, at)
         else:
-            return tangent_slopes(OP, m, c, at)
+            by = tangent_slopes(OP, m, c, at)
     elif VECTORS == 1:
-        return growth_slopes(OP, m, c, along)
+        by = growth_slopes(OP, m, c, along)
     elif OP == "expmap":
-        return step_slopes(m, c, along)
+        by = step_slopes(m, c, along)
     elif OP == "logmap":
-        return logmap_slopes(m, c, along)
+        by = logmap_slopes(m, c, along)
+    elif OP == "geodesic":
+        by, by_t = geodesic_slopes(m, c, t, along)
     elif OP == "transp":
-        return transport_slopes(m, c, along)
+        by = transport_slopes(m, c, along)
     else:
-        return slant_slopes(OP, m, c, along)
+        by = slant_slopes(OP, m, c, along)
+    return by, by_t

@@ -61,6 +61,7 @@ OPS = {
     "to_poincare": Op(1, 1, False, False),
     "from_klein": Op(1, 0, False, False),
     "from_poincare": Op(1, 0, False, False),
+    "geodesic": Op(2, 2, False),
     "transp": Op(3, 2, False),
     "transp0": Op(2, 1, False, False),
     "transp0back": Op(2, 1, False, False),
@@ -191,8 +192,16 @@ def _curvature(C, c_row, i, N, ONE_FOR_ALL: tl.constexpr):
 
 
 @triton.jit
+def _parameter(T, t_row, i, N, c):
+    if T is None:
+        return tl.zeros_like(c)
+    else:
+        return tl.load(T + i * t_row, mask=i < N, other=0.0).to(tl.float32).to(tl.float64)
+
+
+@triton.jit
 def rows_kernel(
-    X, x_row, x_column, Y, y_row, y_column, U, u_row, u_column, C, c_row,
+    X, x_row, x_column, Y, y_row, y_column, U, u_row, u_column, C, c_row, T, t_row,
     k_high, k_low, scale_high, scale_low, out, N, D,
     OP: tl.constexpr, VECTORS: tl.constexpr, POINTS: tl.constexpr, SCALAR: tl.constexpr,
     ANGLE: tl.constexpr, ONE_FOR_ALL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
@@ -215,7 +224,7 @@ def rows_kernel(
         of_row = value(OP, VECTORS, POINTS, m, c, k, scale)
         tl.store(out + i, of_row.to(tl.float32), mask=i < N)
     else:
-        of_x, of_b, of_u = coefficients(OP, VECTORS, m, c)
+        of_x, of_b, of_u = coefficients(OP, VECTORS, m, c, _parameter(T, t_row, i, N, c))
         for start in range(0, D, BLOCK):
             x = inside.x[:, None] * _entries(X, x_row, x_column, i, start, N, D, BLOCK)
             total = of_x[:, None] * x
@@ -237,8 +246,8 @@ def _write(out, total, i, start, N, D, BLOCK: tl.constexpr):
 
 @triton.jit
 def rows_change_kernel(
-    X, x_row, x_column, Y, y_row, y_column, U, u_row, u_column, C, c_row,
-    k_high, k_low, scale_high, scale_low, G, g_row, g_column, by_x, by_y, by_u, by_c, N, D,
+    X, x_row, x_column, Y, y_row, y_column, U, u_row, u_column, C, c_row, T, t_row,
+    k_high, k_low, scale_high, scale_low, G, g_row, g_column, by_x, by_y, by_u, by_c, by_t, N, D,
     OP: tl.constexpr, VECTORS: tl.constexpr, POINTS: tl.constexpr, SCALAR: tl.constexpr,
     ANGLE: tl.constexpr, ONE_FOR_ALL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -261,14 +270,17 @@ def rows_change_kernel(
     at = tl.zeros_like(c)
     if SCALAR:
         at = tl.load(G + i * g_row, mask=i < N, other=0.0).to(tl.float64)
-    by = slopes(OP, VECTORS, POINTS, SCALAR, m, c, k, scale, at, along)
+    t = _parameter(T, t_row, i, N, c)
+    by, of_t = slopes(OP, VECTORS, POINTS, SCALAR, m, c, k, scale, t, at, along)
     of_x, of_y = by.x, by.y
     if POINTS > 0:
         of_x = _of_unmoved_x(of_x, m, along, inside.x)
     if POINTS > 1:
         of_y = _of_unmoved_y(of_y, m, along, inside.y)
     if by_c is not None:
-        tl.store(by_c + i, by.c, mask=i < N)
+        tl.store(by_c + i, by.c.to(by_c.dtype.element_ty), mask=i < N)
+    if by_t is not None:
+        tl.store(by_t + i, of_t.to(by_t.dtype.element_ty), mask=i < N)
     for start in range(0, D, BLOCK):
         x = inside.x[:, None] * _entries(X, x_row, x_column, i, start, N, D, BLOCK)
         b, u, g = x, x, x
@@ -325,20 +337,29 @@ def values(
     op: str,
     vectors: Sequence[Tensor],
     c: Tensor | float,
-    min_radius: float = 0.1,
-    aperture_scale: float = 1.0,
+    t: Tensor | None = None,
+    cone: tuple[float, float] = (0.1, 1.0),
 ) -> Tensor:
     """``(N,)`` or ``(N, D)``, in float32.
 
     Args:
         vectors: ``(N, D)`` each, float32 or half, of any strides.
         c: a number, or ``(1,)`` or ``(N,)``.
-        min_radius, aperture_scale: see `ops.entailment_residual`.
+        t: of `ops.geodesic`, ``(1,)`` or ``(N,)``.
+        cone: ``min_radius`` and ``aperture_scale``, see `ops.entailment_residual`.
     """
     x = vectors[0]
     out = x.new_empty(x.shape[: 1 if OPS[op].scalar else 2], dtype=torch.float32)
-    _launch(rows_kernel, op, vectors, c, (min_radius, aperture_scale), (out,))
+    _launch(rows_kernel, op, vectors, c, t, cone, (out,))
     return out
+
+
+class Gradients(NamedTuple):
+    """By the vectors, in their dtypes; by c and t row by row, in float64 if to be summed."""
+
+    vectors: list[Tensor | None]
+    c: Tensor | None
+    t: Tensor | None
 
 
 def gradients(
@@ -347,25 +368,32 @@ def gradients(
     c: Tensor | float,
     at: Tensor,
     needed: Sequence[bool],
-    min_radius: float = 0.1,
-    aperture_scale: float = 1.0,
-) -> tuple[list[Tensor | None], Tensor | None]:
-    """Of ``(at * values).sum()``: by the vectors, in their dtypes, and by c, ``(N,)`` in float64.
+    t: Tensor | None = None,
+    cone: tuple[float, float] = (0.1, 1.0),
+) -> Gradients:
+    """Of ``(at * values).sum()``, row by row: that by one c or t is still to be summed.
 
     Args:
-        needed: which of them, c last; the others are None.
+        needed: which of them, the vectors first, then c and t; the others are None.
     """
-    *by_vectors, by_c = needed
+    *by_vectors, by_c, by_t = needed
     found = [
         torch.empty_like(v, memory_format=torch.contiguous_format) if need else None
         for v, need in zip(vectors, by_vectors, strict=True)
     ]
-    of_c = vectors[0].new_empty(len(at), dtype=torch.float64) if by_c else None
+    of_c, of_t = (
+        _of_number(at, number) if isinstance(number, Tensor) and need else None
+        for number, need in ((c, by_c), (t, by_t))
+    )
     strides = (at.stride(0), 0 if OPS[op].scalar else at.stride(1))
-    missing = [None] * (3 - len(found))
-    outputs = (at, *strides, *found, *missing, of_c)
-    _launch(rows_change_kernel, op, vectors, c, (min_radius, aperture_scale), outputs)
-    return found, of_c
+    outputs = (at, *strides, *found, *[None] * (3 - len(found)), of_c, of_t)
+    _launch(rows_change_kernel, op, vectors, c, t, cone, outputs)
+    return Gradients(found, of_c, of_t)
+
+
+def _of_number(at: Tensor, number: Tensor) -> Tensor:
+    final = len(number) > 1 and number.dtype == torch.float32
+    return at.new_empty(len(at), dtype=torch.float32 if final else torch.float64)
 
 
 def _launch(
@@ -373,21 +401,26 @@ def _launch(
     op: str,
     vectors: Sequence[Tensor],
     c: Tensor | float,
+    t: Tensor | None,
     cone: tuple[float, float],
     outputs: tuple[Any, ...],
 ) -> None:
     (N, D), of = vectors[0].shape, OPS[op]
     rows, block = _sizes(D, vectors)
     operands = [p for v in vectors for p in (v, *v.stride())] + [None, 0, 0] * (3 - len(vectors))
-    one_for_all = not isinstance(c, Tensor)
-    c_row = 0 if isinstance(c, float) or len(c) == 1 else c.stride(0)
+    numbers = [p for number in (c, t) for p in (number, _row_stride(number))]
     device = torch.cuda.device(vectors[0].device) if vectors[0].is_cuda else nullcontext()
     with device:  # Triton launches on the current one
         kernel[(triton.cdiv(N, rows),)](
-            *operands, c, c_row, *_halves(2 * cone[0]), *_halves(cone[1]), *outputs, N, D,
+            *operands, *numbers, *_halves(2 * cone[0]), *_halves(cone[1]), *outputs, N, D,
             OP=op, VECTORS=of.vectors, POINTS=of.points, SCALAR=of.scalar, ANGLE=of.angle,
-            ONE_FOR_ALL=one_for_all, ROWS=rows, BLOCK=block, num_warps=1,
+            ONE_FOR_ALL=isinstance(c, float), ROWS=rows, BLOCK=block, num_warps=1,
         )  # fmt: skip
+
+
+def _row_stride(number: Tensor | float | None) -> int:
+    """0 of one for all rows."""
+    return number.stride(0) if isinstance(number, Tensor) and len(number) > 1 else 0
 
 
 def _sizes(D: int, vectors: Sequence[Tensor]) -> tuple[int, int]:
