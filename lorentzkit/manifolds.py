@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from lorentzkit import ops
-from lorentzkit._geometry import invariants
-from lorentzkit._geometry.arguments import norm_limit, working_dtype
+from lorentzkit._geometry import invariants, maps
+from lorentzkit._geometry.arguments import norm_limit, points_and, working_dtype
 from lorentzkit._geometry.special import dot, log_sinhc, norm
 
 
@@ -131,12 +131,23 @@ class Lorentz(Manifold):
     @__scaling__(ScalingInfo(u=-1))
     def transp_follow_retr(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """Parallel transport of v along the geodesic of initial velocity u."""
-        return self.transp(x, self.expmap(x, u), v)
+        return self.expmap_transp(x, u, v)[1]
 
     @__scaling__(ScalingInfo(u=-1))
     def transp_follow_expmap(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """Parallel transport of v along the geodesic of initial velocity u."""
-        return self.transp(x, self.expmap(x, u), v)
+        return self.expmap_transp(x, u, v)[1]
+
+    @__scaling__(ScalingInfo(u=-1))
+    def expmap_transp(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """The exponential map of u, and the parallel transport of v along it, at once."""
+        x, u, v, c = points_and(self.curv, {"x": x}, {"u": u, "v": v})
+        return maps.expmap_transp(x, u, v, c)
+
+    @__scaling__(ScalingInfo(u=-1))
+    def retr_transp(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """`expmap_transp`, as `retr` is `expmap`."""
+        return self.expmap_transp(x, u, v)
 
     def _check_point_on_manifold(
         self, x: Tensor, *, atol: float = 1e-5, rtol: float = 1e-5

@@ -14,9 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lorentzkit._geometry.invariants import FEW
+from lorentzkit._geometry.special import values_known
 from lorentzkit._geometry.triangle import arctangent
 
 _WORTH_COMPILING = 2**18  # elements
+# In numbers of a row, of which an eager call takes some 4 ns each: compiling takes 20 s or so.
+_EARNS_COMPILING = 2**32
+_CALL, _SCALARS = 2**18, 64  # what a call costs besides its rows, and a row besides its numbers
+_done: dict[tuple[Callable[..., Any], str, torch.dtype], int] = {}
 _CHUNK = 2**17  # elements: two threads share them, in the cache
 _OPTIONS: dict[str, Any] = {
     # Fused multiply-adds round less often, and are a seventh of the time.
@@ -54,6 +60,23 @@ def row_blocks(count: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
+def earned(function: Callable[..., Any], kind: str, x: Tensor) -> Callable[..., Any]:
+    """``function(kind, ...)`` of the rows x: compiled from when it has done as much as compiling costs.
+
+    So a program that calls it a few times never waits for a compiler, and one that calls it often
+    pays for that at most as much again. What is counted is work, not time: a program that is run
+    again compiles at the same call.
+    """
+    columns = x.shape[-1]
+    key = (function, f"{kind}_{columns if columns <= FEW else 0}", x.dtype)
+    if x.device.type != "cpu" or x.dtype == torch.float64 or not values_known(x):
+        return function
+    _done[key] = _done.get(key, 0) + _CALL + len(x) * (columns + _SCALARS)
+    if _done[key] < _EARNS_COMPILING or not _has_compiler():
+        return function
+    return compiled(*key)
+
+
 def compiles(x: Tensor, work: int) -> bool:
     """Whether so much work on tensors like x is compiled: on a CPU with a C++ compiler."""
     return work >= _WORTH_COMPILING and x.device.type == "cpu" and _has_compiler()
@@ -77,4 +100,5 @@ def compiled(function: Callable[..., Any], kind: str, dtype: torch.dtype) -> Cal
     name = f"{function.__name__}_{kind}_{dtype}".replace(".", "_")
     code = function.__code__.replace(co_name=name)
     own = FunctionType(code, function.__globals__, name)
+    own.__kwdefaults__ = function.__kwdefaults__
     return torch.compile(own, dynamic=True, fullgraph=True, options=_OPTIONS)

@@ -22,7 +22,7 @@ from lorentzkit._geometry.special import values_known
 
 _BLOCK = 2**18  # elements of a block of rows: what is made of it fits the cache
 _TINY = 1e-300  # in the place of 0 as a divisor: squares of float32 numbers are larger
-_FEW = 8  # so many columns are worked on one by one: sums of so short rows are slow
+FEW = 8  # so many columns are worked on one by one: sums of so short rows are slow
 
 Parts = Sequence[Tensor]  # a vector as blocks of its columns
 
@@ -105,7 +105,7 @@ def _distinct(args: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def parts(x: Tensor, dtype: torch.dtype) -> Parts:
-    if x.shape[-1] > _FEW:
+    if x.shape[-1] > FEW:
         return (x.to(dtype),)
     return [column.to(dtype) for column in torch.tensor_split(x, x.shape[-1], -1)]
 
@@ -157,14 +157,16 @@ def _exact_measures(x: Parts, y: Parts, needed: bool) -> tuple[Measures, Parts]:
     pp, qq, pq = dot(p, p), dot(q, q), dot(p, q)
     across = subtract_product(q, p, pq / or_one(pp))
     # A second time, lest of aligned vectors more than the noise of the noise is left.
-    across = _less(across, p, dot(p, across) / or_one(pp))
+    along = dot(p, across) / or_one(pp)
+    across = subtract_product(across, p, along) if needed else _less(across, p, along)
     least = 2.0**-200 if pp.dtype == torch.float64 else 2.0**-80
     sine2 = torch.hardshrink(dot(across, across) / or_one(qq), least)
     cosine = pq / or_one(pp.sqrt() * qq.sqrt())
     most = torch.finfo(pp.dtype).max
     rx, ry = (of_x * pp.sqrt()).clamp_max(most), (of_y * qq.sqrt()).clamp_max(most)
     if needed:
-        across = [of_y * w for w in across]
+        # What was along x may have been the larger part, and its rounding is still there.
+        across = [of_y * w for w in _less(across, p, dot(p, across) / or_one(pp))]
     return Measures(rx, ry, _radius_difference(x, y, rx, ry), cosine, sine2), across
 
 
@@ -445,7 +447,7 @@ def expand(
     coefficients = torch.cat([c for row in rows for c in row], 1)
     dtype = x.dtype if _in_range(coefficients, x.dtype) else coefficients.dtype
     sums = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in rows]
-    few = x.shape[-1] <= _FEW
+    few = x.shape[-1] <= FEW
     parts_of_columns = [slice(j, j + 1) for j in range(x.shape[-1])] if few else [slice(None)]
     columns = coefficients.to(dtype).tensor_split(coefficients.shape[1], 1)
     for block in row_blocks(x):

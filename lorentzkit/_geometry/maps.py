@@ -10,6 +10,7 @@ from lorentzkit._geometry.invariants import (
     Measures,
     Products,
     combine,
+    or_one,
     power_of_two,
     product,
     products,
@@ -105,6 +106,37 @@ def egrad2rgrad(x: Tensor, g: Tensor, c: Tensor) -> Tensor:
     return combine([torch.ones_like(along), c.to(along.dtype) * along], [g, x])
 
 
+def expmap_transp(x: Tensor, u: Tensor, v: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """`expmap` of u, and v transported along it."""
+    # Derivatives are those of the two; and what leads beyond the limit ends elsewhere than u says.
+    plain = wide_dtype(x) == x.dtype or differentiable(x, u, v, c)
+    if not plain and within(u, (2 * largest_radius(u.dtype) + 1) / c.sqrt()):
+        y, moved = _along(x, u, v, c)
+        if within(y, norm_limit(c) / 2):
+            return y, moved
+    y = expmap(x, u, c)
+    return y, transp(x, y, v, c)
+
+
+def _along(x: Tensor, u: Tensor, v: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """Values of `expmap_transp`, from the invariants of x, u and v alone.
+
+    With l the length of ``sqrt(c) u``, u becomes ``sinh(l)/l c <u,u> x + cosh(l) u``, and what is
+    across u stays: v becomes ``v + c <u,v> (sinh(l)/l x + (cosh(l) - 1)/l**2 u)``.
+    """
+    p, m, across = products(x, u, v)
+    assert p.xu is not None
+    assert across is not None
+    wide = c.to(p.xx.dtype)
+    square, root = squared_arc(p, m, wide), cosh_root(m.rx, wide)
+    cosh, sinhc, k = cosh_sinhc(square)
+    _, half, half_k = cosh_sinhc(0.25 * square)
+    uv = wide * (across + root.over(m.ry * m.cosine) * root.over(p.xu / or_one(m.rx)))
+    by_x, by_u = uv * (sinhc * k.exp()), 0.5 * uv * (half * half_k.exp()) ** 2
+    moved = combine([torch.ones_like(uv), by_u, by_x], [v, u, x])
+    return _grown(x, u, cosh, sinhc, k, p, m, norm_limit(c), 1.0), moved
+
+
 def _in_range(x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | float]:
     """Vectors and curvature in a larger unit of length, and the unit.
 
@@ -150,20 +182,35 @@ def _grown(
     if not isinstance(unit, float):  # of close points far out, squares of weights overflow
         most = torch.maximum(weight_x.abs(), weight_y.abs()).detach().clamp_min(1.0)
         weight_x, weight_y, growth = weight_x / most, weight_y / most, growth * most
+    longest = weight_x.abs() * m.rx + weight_y.abs() * m.ry
+    if not (values_at_hand(k) and bool((longest * growth <= limit).all())):
+        growth = _within_limit(growth, weight_x, weight_y, longest.detach(), p, m, limit)
+    z = combine([growth * weight_x, growth * weight_y], [x, y])
+    z = z if isinstance(unit, float) else z * unit
+    # Beyond that the weights' derivatives, which may be as large as exp(k), are left out.
+    return _constant(z, k > apart)
+
+
+def _within_limit(
+    growth: Tensor,
+    weight_x: Tensor,
+    weight_y: Tensor,
+    longest: Tensor,
+    p: Products,
+    m: Measures,
+    limit: Tensor,
+) -> Tensor:
+    """The growth, or less, for ``growth (weight_x x + weight_y y)`` to be within the limit."""
     xy = m.rx * m.ry * m.cosine + product_rise(p, m)
     # In an order in which no derivative overflows.
     square = weight_x * (weight_x * p.xx) + weight_y * (weight_y * p.yy + 2 * (weight_x * xy))
     # What cancels leaves no less than its rounding.
-    noise = (weight_x.abs() * m.rx + weight_y.abs() * m.ry) * torch.finfo(k.dtype).eps
+    noise = longest * torch.finfo(growth.dtype).eps
     size = torch.maximum(square.clamp_min(0).sqrt(), noise).detach()
     inside = ~(size * growth > limit)
     size = torch.where(inside, 1.0, size)
     share = torch.where(inside, 1.0, square / size / size).clamp_min(0.5)
-    factor = torch.where(inside, growth, limit / size * share.rsqrt())
-    z = combine([factor * weight_x, factor * weight_y], [x, y])
-    z = z if isinstance(unit, float) else z * unit
-    # Beyond that the weights' derivatives, which may be as large as exp(k), are left out.
-    return _constant(z, k > apart)
+    return torch.where(inside, growth, limit / size * share.rsqrt())
 
 
 def _constant(z: Tensor, rows: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch.autograd import Function
 
 from lorentzkit._geometry import smooth
 from lorentzkit._geometry.arguments import norm_limit
+from lorentzkit._geometry.compilation import earned
 from lorentzkit._geometry.invariants import (
     Measures,
     eager,
@@ -52,7 +53,7 @@ class _OfRows(Function):
 
     @staticmethod
     def forward(ctx: Any, kind: str, x: Tensor, y: Tensor, c: Tensor) -> Tensor:
-        found, measures = of_blocks(kind, x, y, c)
+        found, *measures = earned(of_blocks, kind, x)(kind, x, y, c)
         ctx.kind = kind
         ctx.save_for_backward(x, y, c, *measures)
         return found
@@ -65,11 +66,12 @@ class _OfRows(Function):
             of = smooth.of_rows(ctx.kind, *inputs)
             return (None, *torch.autograd.grad(of, inputs, grad, create_graph=True))
         wanted = ctx.needs_input_grad[3]
-        by_c, *by_points = gradients(ctx.kind, x, y, c, Measures(*measures), grad, by_c=wanted)
+        function = earned(gradients if wanted else point_gradients, ctx.kind, x)
+        by_c, *by_points = function(ctx.kind, x, y, c, grad, *measures)
         return (None, *by_points, by_c.sum_to_size(c.shape).to(c.dtype) if wanted else None)
 
 
-def of_blocks(kind: str, x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+def of_blocks(kind: str, x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, ...]:
     """Of rows ``(N, D)``; and their `Measures`."""
     measures = measured(x, y)
     blocks = []
@@ -78,14 +80,17 @@ def of_blocks(kind: str, x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, tuple
         p = _pair(kind, some, x, _some(c, rows), 0.0)
         of = values(kind, p.h, p.g, p.triangle, p.x, p.y, p.c)
         blocks.append((torch.cat(of, 1) if len(of) > 1 else of[0],))
-    return joined(blocks)[0].to(x.dtype), measures
+    return joined(blocks)[0].to(x.dtype), *measures
 
 
 def gradients(
-    kind: str, x: Tensor, y: Tensor, c: Tensor, measures: Measures, grad: Tensor, *, by_c: bool
+    kind: str, x: Tensor, y: Tensor, c: Tensor, grad: Tensor, *numbers: Tensor, by_c: bool = True
 ) -> tuple[Tensor, ...]:
-    """Derivatives of ``(grad * values).sum()`` by c, row by row, and by the rows of x and y."""
-    blocks = []
+    """Derivatives of ``(grad * values).sum()`` by c, row by row, and by the rows of x and y.
+
+    The numbers are the rows' `Measures`.
+    """
+    measures, blocks = Measures(*numbers), []
     for rows in row_blocks(measures.rx):
         some = Measures(*(m[rows] for m in measures))
         blocks.append(_slopes(kind, some, x, _some(c, rows), grad[rows], by_c))
@@ -94,6 +99,11 @@ def gradients(
         of_x, of_y = _scales(measures, close)
         x, y = x / of_x, y / of_y
     return of_c, *expand([x, y], close, slopes[:2], slopes[2:])
+
+
+def point_gradients(*args: Any) -> tuple[Tensor, ...]:
+    """`gradients` by x and y alone."""
+    return gradients(*args, by_c=False)
 
 
 def _scales(m: Measures, close: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,9 +129,7 @@ def selected_gradients(
     by_c = torch.zeros(1, dtype=wide_dtype(x), device=x.device)
     for some in row_blocks(x, len(i)):
         p, q = x[i[some]], y[j[some]]
-        of_c, *of_points = gradients(
-            kind, p, q, c, Measures(*measured(p, q)), grad[some], by_c=True
-        )
+        of_c, *of_points = gradients(kind, p, q, c, grad[some], *measured(p, q))
         by_c += of_c.sum()
         for total, index, of in zip(totals, (i, j), of_points, strict=True):
             total.index_add_(0, index[some], of)

@@ -29,6 +29,7 @@ from lorentzkit._geometry.invariants import (
 from lorentzkit._geometry.special import (
     arsinh_length,
     carry,
+    differentiable,
     hypot,
     root_one_plus,
     smallest_length,
@@ -111,6 +112,8 @@ def times(xx: Tensor, c: Tensor) -> Roots:
 
 def product_rise(p: Products, m: Measures) -> Tensor:
     """The increment of ``x.y``."""
+    if not differentiable(p.xx, p.yy, p.rise):
+        return p.rise
     return p.rise + torch.where(m.close(), 0.5 * (rise(p.xx) + rise(p.yy)), 0.0)
 
 

@@ -20,7 +20,7 @@ from lorentzkit._geometry.smooth import (
     time_root,
     times,
 )
-from lorentzkit._geometry.special import hypot, smallest_length
+from lorentzkit._geometry.special import differentiable, hypot, smallest_length
 
 
 def inner(x: Tensor, u: Tensor, v: Tensor, c: Tensor) -> Tensor:
@@ -35,10 +35,23 @@ def inner(x: Tensor, u: Tensor, v: Tensor, c: Tensor) -> Tensor:
     value = across + cosh.over(m.ry * m.cosine) * cosh.over(p.xu.detach() / rx)
     if c.dtype == x.dtype:  # so near the origin x.u may have underflown, and does not matter
         value = torch.where(c * r * r < torch.finfo(c.dtype).eps ** 2, p.yu.detach(), value)
+    if not differentiable(p.xx, p.yy, p.rise, p.xu, p.yu, c):
+        return value.to(x.dtype)
     a, a_rises = _time(m.rx * m.ry * m.cosine, product_rise(p, m), x0)
     b, b_rises = _time(p.xu.detach(), rise(p.xu), x0)
     rises = rise(p.yu) - (a_rises * (b + b_rises) + a * b_rises)
     return (value + rises).to(x.dtype)
+
+
+def square(x: Tensor, u: Tensor, c: Tensor) -> Tensor:
+    """``<u, u>``"""
+    x, scale = _scaled(x)
+    p, m, _ = products(x, u)
+    c = c.to(p.xx.dtype)
+    value = m.ry * m.ry * m.sine2 + cosh_root(scale * m.rx, c).over(m.ry * m.cosine) ** 2
+    if differentiable(p.xx, p.yy, p.rise, c):
+        value = value + _square_rise(p, m, _times(p, c, scale))
+    return value.to(x.dtype)
 
 
 def norm(x: Tensor, u: Tensor, c: Tensor) -> Tensor:
@@ -63,6 +76,8 @@ def _norm(x: Tensor, u: Tensor, c: Tensor) -> Tensor:
 def squared_arc(p: Products, m: Measures, c: Tensor) -> Tensor:
     """``c <u, u>``; its derivative in c does not cancel."""
     value = c * (m.ry * m.ry * m.sine2) + time_root(m.rx, c).over(m.ry * m.cosine) ** 2
+    if not differentiable(p.xx, p.yy, p.rise, c):
+        return value
     return value + c * _square_rise(p, m, times(p.xx, c))
 
 

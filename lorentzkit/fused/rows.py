@@ -60,10 +60,9 @@ def rows(
     else:
         curv = float(curvature(curv, torch.float32, torch.device("cpu")))
     if t is not None:
-        number = isinstance(t, Tensor)
-        leading["t"] = t = (
-            t.to(device) if number else tensors[0].new_full((), t, dtype=torch.float32)
-        )
+        x = tensors[0]
+        t = t.to(device) if isinstance(t, Tensor) else x.new_full((), t, dtype=torch.float32)
+        leading["t"] = t
     check_broadcast(**leading)
     shape = torch.broadcast_shapes(*(of.shape for of in leading.values()))  # type: ignore[no-untyped-call]
     flat = [v.expand(*shape, v.shape[-1]).reshape(-1, v.shape[-1]) for v in tensors]

@@ -129,6 +129,8 @@ def tangent_inner(x: Tensor, u: Tensor, v: Tensor, curv: float | Tensor = 1.0) -
     >>> tangent_inner(x, u, u, curv=16 / 9)  # cosh^2 = 17
     tensor(2.4706)
     """
+    if v is u:  # as optimisers ask for it
+        return tangents.square(*points_and(curv, {"x": x}, {"u": u})).squeeze(-1)
     return tangents.inner(*points_and(curv, {"x": x}, {"u": u, "v": v})).squeeze(-1)
 
 

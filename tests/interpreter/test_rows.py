@@ -12,7 +12,7 @@ from mpmath import mp, mpf
 from lorentzkit import ops
 from lorentzkit._geometry.arguments import norm_limit
 from lorentzkit.fused.rows import rows
-from lorentzkit.fused.triton import row_formulas
+from lorentzkit.fused.triton import elementary
 from lorentzkit.fused.triton import rows as kernels
 from lorentzkit.fused.triton.rows import OPS
 
@@ -295,7 +295,8 @@ def test_nan_stays_in_its_row(op):
     vectors = {name: v[:6].clone() for name, v in arguments(op, Draw(5)).items()}
     count = len(vectors)
     for i, v in enumerate(vectors.values()):
-        v[i, ..., -1], v[count, ..., 0] = math.nan, math.inf
+        entries = v.view(6, -1)
+        entries[i, -1], entries[count, 0] = math.nan, math.inf
     at = torch.ones(6) if OPS[op].scalar else torch.ones(6, 5)
     found = run(op, vectors, torch.full((6,), 0.7), at)
     assert found["value"][: count + 1].reshape(count + 1, -1).isnan().any(1).all()
@@ -359,6 +360,14 @@ def test_a_number_is_rounded_like_a_tensor():
     got, expected = (run("dist", vectors, c, at) for c in (0.7, torch.tensor(0.7).double()))
     assert all(torch.equal(got[name], expected[name]) for name in got)
     assert expected["curv"].dtype == torch.float64
+
+
+def test_a_number_as_parameter_of_a_geodesic():
+    x, y = Draw(3).normal(4).float(), Draw(3, 1).normal(4).float()
+    got = rows("geodesic", exact_op("geodesic"), 0.7, t=0.25, x=x, y=y)
+    assert torch.equal(got, run("geodesic", {"t": torch.full((4,), 0.25), "x": x, "y": y}, 0.7,
+                                torch.ones(4, 3))["value"])  # fmt: skip
+    check("geodesic", {"t": torch.tensor(0.25), "x": x, "y": y}, torch.tensor(0.7), typical=100.0)
 
 
 def test_the_dtype_is_that_of_the_vectors():
@@ -494,21 +503,21 @@ def elementary_kernel(z, out, N, OF: tl.constexpr, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
     x = tl.load(z + i, mask=i < N, other=1.0)
     if OF == "log1p":
-        of = row_formulas.log1p(x)
+        of = elementary.log1p(x)
     elif OF == "expm1":
-        of = row_formulas.expm1(x)
+        of = elementary.expm1(x)
     elif OF == "asinh":
-        of = row_formulas.asinh(x)
+        of = elementary.asinh(x)
     elif OF == "sinh":
-        of = row_formulas.sinh(x)
+        of = elementary.sinh(x)
     elif OF == "atan":
-        of = row_formulas.angle_of(x, tl.zeros_like(x) + 1)
+        of = elementary.angle_of(x, tl.zeros_like(x) + 1)
     elif OF == "obtuse":
-        of = row_formulas.angle_of(x, tl.zeros_like(x) - 1)
+        of = elementary.angle_of(x, tl.zeros_like(x) - 1)
     elif OF == "excess":
-        of = row_formulas.arc_excess(2 / (1 + tl.exp(-2 * x)) - 1, x)
+        of = elementary.arc_excess(2 / (1 + tl.exp(-2 * x)) - 1, x)
     else:
-        of = row_formulas.coth_excess(x)
+        of = elementary.coth_excess(x)
     tl.store(out + i, of, mask=i < N)
 
 

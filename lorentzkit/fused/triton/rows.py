@@ -2,7 +2,7 @@
 
 A program has some short rows, or one long one, and goes over their entries three times: once for
 products, once for what is left of y across x, once to write sums of the vectors. Between these are
-the scalars of `row_formulas`. The entries are float32 or half, everything else is float64.
+the scalars of `row_formulas` and `row_maps`. The entries are float32 or half, everything else is float64.
 """
 
 from __future__ import annotations
@@ -17,19 +17,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lorentzkit.fused.triton.elementary import or_one
 from lorentzkit.fused.triton.row_formulas import (
     Along,
     Measures,
     Sum,
-    coefficients,
     length_of,
     norm_limit,
-    or_one,
     sine_square,
-    slopes,
     valid_curvature,
-    value,
 )
+from lorentzkit.fused.triton.row_maps import coefficients, slopes, value
 
 
 class Op(NamedTuple):
