@@ -32,7 +32,7 @@ import tables
 import torch
 from compare import Times
 from measure import DEVICE, THREADS, environment, in_turns
-from suites import KINDS, SIZES, USUAL_SIZES, Row
+from suites import ALSO, KINDS, SIZES, USUAL_SIZES, Row
 
 from lorentzkit import ops
 
@@ -60,6 +60,9 @@ def rows(args: argparse.Namespace) -> Iterator[Row]:
     for kind in args.kinds or KINDS[args.suite]:
         for N in args.sizes or SIZES.get(args.suite, USUAL_SIZES):
             for D in args.dimensions if args.suite != "import" else [0]:
+                yield Row(args.suite, kind, N, D)
+        if not args.sizes:
+            for N, D in ALSO.get((args.suite, kind), []):
                 yield Row(args.suite, kind, N, D)
 
 

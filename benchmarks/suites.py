@@ -41,6 +41,8 @@ KINDS = {
 }
 SIZES = {"elementwise": [64, 4096], "import": [0]}  # and otherwise
 USUAL_SIZES = [512, 2048, 4096]
+# Short rows: of so few columns that the formulas between the sums count.
+ALSO = {("elementwise", "dist"): [(65536, 32), (1_000_000, 2)]}
 IMPORTS = {
     "python": "pass",
     "torch": "import torch",

@@ -61,7 +61,7 @@ class Lorentz(Manifold):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Lorentz:
         # Where there is no float64 the curvature could not move in it.
         narrow = not invariants.has_float64(fn(torch.zeros(1)).device)
-        moved: Lorentz = super()._apply((lambda t: fn(t.float())) if narrow else fn, recurse)  # type: ignore[no-untyped-call]
+        moved: Lorentz = super()._apply((lambda t: fn(t.float())) if narrow else fn, recurse)
         return moved
 
     @property
@@ -131,12 +131,14 @@ class Lorentz(Manifold):
     @__scaling__(ScalingInfo(u=-1))
     def transp_follow_retr(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """Parallel transport of v along the geodesic of initial velocity u."""
-        return self.expmap_transp(x, u, v)[1]
+        moved: Tensor = self.expmap_transp(x, u, v)[1]
+        return moved
 
     @__scaling__(ScalingInfo(u=-1))
     def transp_follow_expmap(self, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
         """Parallel transport of v along the geodesic of initial velocity u."""
-        return self.expmap_transp(x, u, v)[1]
+        moved: Tensor = self.expmap_transp(x, u, v)[1]
+        return moved
 
     @__scaling__(ScalingInfo(u=-1))
     def expmap_transp(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,7 +149,8 @@ class Lorentz(Manifold):
     @__scaling__(ScalingInfo(u=-1))
     def retr_transp(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """`expmap_transp`, as `retr` is `expmap`."""
-        return self.expmap_transp(x, u, v)
+        both: tuple[Tensor, Tensor] = self.expmap_transp(x, u, v)
+        return both
 
     def _check_point_on_manifold(
         self, x: Tensor, *, atol: float = 1e-5, rtol: float = 1e-5

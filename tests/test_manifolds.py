@@ -50,6 +50,54 @@ def test_the_riemannian_gradient_is_dual_to_the_differential():
     torch.testing.assert_close(manifold.inner(x, gradient, u), g @ u, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("radius", [0.0, 1e-3, 1.0, 2.0])
+@pytest.mark.parametrize("length", [1e-3, 1.0, 5.0])
+def test_moved_and_transported_at_once(radius, length):
+    """As RiemannianAdam does: to a few roundings, though the point it goes to is rounded itself."""
+    generator = torch.Generator().manual_seed(0)
+    a, b, d = torch.randn(3, 200, 5, generator=generator, dtype=F64)
+    x = ops.expmap0(radius * torch.nn.functional.normalize(d, dim=-1), 0.7)
+    x, u, v = (t.float() for t in (x, ops.transp0(x, length * a, 0.7), ops.transp0(x, b, 0.7)))
+    manifold = Lorentz(0.7)
+    with torch.no_grad():
+        y, moved = manifold.retr_transp(x, u, v)
+    assert torch.equal(y, manifold.expmap(x, u))
+    exact = x.double(), ops.expmap(x.double(), u.double(), 0.7), v.double()
+    expected = ops.transp(*exact, 0.7)
+    error = (moved - expected).norm(dim=-1) / expected.norm(dim=-1)
+    assert error.max() < 16 * torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize("u", [1e30, 80.0])
+def test_where_the_step_is_clamped_so_is_the_transport(u):
+    manifold, x = Lorentz(0.7), torch.tensor([[0.3, -2.0]])
+    u, v = torch.tensor([[u, 1.0]]), torch.tensor([[0.2, 0.1]])
+    with torch.no_grad():
+        y, moved = manifold.retr_transp(x, u, v)
+    assert torch.equal(y, ops.expmap(x, u, 0.7))
+    assert torch.equal(moved, ops.transp(x, y, v, 0.7))
+
+
+def test_a_step_has_the_derivatives_of_its_ops():
+    (x, y), manifold = far_points(2, 3), Lorentz(0.7)
+    u, v = ops.logmap(x, y, 0.7).requires_grad_(), far_points(1, 3, seed=1)[0]
+    found = torch.autograd.grad(manifold.retr_transp(x, u, v)[1].sum(), u)
+    expected = torch.autograd.grad(ops.transp(x, ops.expmap(x, u, 0.7), v, 0.7).sum(), u)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_the_square_of_a_length_is_the_inner_product_with_itself(dtype):
+    x, u = (t.to(dtype).requires_grad_() for t in far_points(2, 4))
+    manifold = Lorentz(0.7, learnable=True)
+    leaves = [x, u, manifold.log_curv]
+    square, product = manifold.inner(x, u), manifold.inner(x, u, u.view_as(u))
+    torch.testing.assert_close(square, product)
+    torch.testing.assert_close(
+        torch.autograd.grad(square, leaves), torch.autograd.grad(product, leaves)
+    )
+
+
 def plane(curv, std=(0.3, 0.5)):
     """A normal around a point of the plane that is not the origin, and its mass in a grid of
     geodesic polar coordinates around the origin, (radii, angles).

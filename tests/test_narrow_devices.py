@@ -171,8 +171,9 @@ LOSSES = {
         *args
     )[0],
     "entailment": lambda x, y, c, s: s * losses.entailment_loss(x, y, c),
-    "centroid": lambda x, y, c, s: s
-    * losses.centroid_loss(x, y, c, text_radius=0.5, image_radius=1.0),
+    "centroid": lambda x, y, c, s: (
+        s * losses.centroid_loss(x, y, c, text_radius=0.5, image_radius=1.0)
+    ),
 }
 
 

@@ -45,7 +45,7 @@ def expmap(x: Tensor, u: Tensor, c: Tensor) -> Tensor:
     u, beyond = _within_reach(x, u, c)
     x, u, inner_c, unit = _in_range(x, u, c)
     p, m, _ = products(x, u)
-    cosh, sinhc, k = cosh_sinhc(squared_arc(p, m, inner_c.to(p.xx.dtype)))
+    cosh, sinhc, k = cosh_sinhc(squared_arc(p, m, inner_c.to(p.xx.dtype)), p.xx.dtype != x.dtype)
     y = _grown(x, u, cosh, sinhc, k, p, m, norm_limit(c), unit)
     return y if beyond is None else torch.where(beyond, y.detach(), y)
 
@@ -53,7 +53,8 @@ def expmap(x: Tensor, u: Tensor, c: Tensor) -> Tensor:
 def logmap(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
     p, m, _ = products(x, y)
     of = excess(p, m, c.to(p.xx.dtype))
-    return combine([-arc_times_tanh(of), arc_over_sinh(of)], [x, y - x])
+    wide = of.dtype != x.dtype
+    return combine([-arc_times_tanh(of, wide), arc_over_sinh(of, wide)], [x, y - x])
 
 
 def geodesic(t: Tensor, x: Tensor, y: Tensor, c: Tensor) -> Tensor:
@@ -64,7 +65,8 @@ def geodesic(t: Tensor, x: Tensor, y: Tensor, c: Tensor) -> Tensor:
     # Its square must not overflow; t - t turns what is not finite into NaN.
     t = t.to(dtype)
     t = t.clamp(-(2.0**50), 2.0**50) + (t - t)
-    s2 = arc_square(excess(p, m, c.to(dtype)))
+    wide = dtype != x.dtype
+    s2 = arc_square(excess(p, m, c.to(dtype)), wide)
     # The weights' derivatives in s2 grow as t^3: where they would overflow they are left out.
     most = 2.0**-20 * torch.finfo(x.dtype).max / unit
     s2 = torch.where(t.abs() ** 3 * torch.maximum(m.rx, m.ry) > most, s2.detach(), s2)
@@ -73,8 +75,10 @@ def geodesic(t: Tensor, x: Tensor, y: Tensor, c: Tensor) -> Tensor:
     near, arc = torch.where(small, s2, 0.0), torch.where(small, 1.0, s2).sqrt()
     decline = torch.where(small, 0.0, growth)
     far_t = torch.where(small, 0.5, t)
-    weight_x = torch.where(small, sinh_ratio(1 - t, near), sinh_decay(1 - far_t, arc, decline))
-    weight_y = torch.where(small, sinh_ratio(t, near), sinh_decay(far_t, arc, decline))
+    weight_x = torch.where(
+        small, sinh_ratio(1 - t, near, wide), sinh_decay(1 - far_t, arc, decline)
+    )
+    weight_y = torch.where(small, sinh_ratio(t, near, wide), sinh_decay(far_t, arc, decline))
     return _grown(x, y, weight_x, weight_y, decline * arc, p, m, limit, unit)
 
 

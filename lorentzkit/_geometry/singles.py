@@ -91,7 +91,7 @@ def cosh(x: Tensor, c: Tensor) -> Tensor:
 def distance(x: Tensor, c: Tensor) -> Tensor:
     """To the origin."""
     r = length(x)
-    return arsinh_length(r, c.to(r.dtype)).to(x.dtype)
+    return arsinh_length(r, c.to(r.dtype), r.dtype != x.dtype).to(x.dtype)
 
 
 def half_aperture(x: Tensor, c: Tensor, min_radius: float) -> Tensor:
@@ -107,7 +107,7 @@ def half_aperture(x: Tensor, c: Tensor, min_radius: float) -> Tensor:
 
 def expmap0(u: Tensor, c: Tensor) -> Tensor:
     uu, limit = product(u, u), norm_limit(c)
-    _, sinhc, k = cosh_sinhc(c.to(uu.dtype) * uu)
+    _, sinhc, k = cosh_sinhc(c.to(uu.dtype) * uu, uu.dtype != u.dtype)
     # A vector of the greatest length ends at the limit, if rounding does not put it beyond.
     growth = sinhc * k.exp()
     limit = limit.to(uu.dtype)
@@ -118,4 +118,4 @@ def expmap0(u: Tensor, c: Tensor) -> Tensor:
 
 def logmap0(x: Tensor, c: Tensor) -> Tensor:
     xx = product(x, x)
-    return combine([asinhc(c.to(xx.dtype) * xx)], [x])
+    return combine([asinhc(c.to(xx.dtype) * xx, xx.dtype != x.dtype)], [x])

@@ -133,24 +133,33 @@ def _series(coefficients: Sequence[float], z: Tensor) -> Tensor:
     return total
 
 
-def cosh_sinhc(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _near(z: Tensor, wide: bool) -> tuple[Tensor, Tensor, int]:
+    """Where a series is taken, z there and else 0, and how many terms that takes.
+
+    Numbers that are wider than what they are for (`wide`) lose digits without harm: for them the
+    plain form does nearly down to 0, derivatives included.
+    """
+    small = z <= (1e-3 if wide else 1.0)
+    return small, torch.where(small, z, 0.0), 5 if wide else 99
+
+
+def cosh_sinhc(z: Tensor, wide: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """``cosh(t) e**-k``, ``sinh(t)/t e**-k`` and ``k`` for ``t = sqrt(z)``, ``z >= 0``.
 
-    ``k`` is 0 for ``z <= 1`` (there the functions are smooth in ``z``) and ``t`` beyond, so that
+    ``k`` is 0 for small ``z`` (there the functions are smooth in ``z``) and ``t`` beyond, so that
     nothing overflows however large ``z`` is.
     """
-    small = z <= 1
-    near = torch.where(small, z, 0.0)
+    small, near, terms = _near(z, wide)
     t = torch.where(small, 1.0, z).sqrt()
     decay = torch.exp(-2 * t)
-    cosh = torch.where(small, _series(_COSH, near), (1 + decay) / 2)
-    sinhc = torch.where(small, _series(_SINHC, near), (1 - decay) / (2 * t))
+    cosh = torch.where(small, _series(_COSH[-terms:], near), (1 + decay) / 2)
+    sinhc = torch.where(small, _series(_SINHC[-terms:], near), (1 - decay) / (2 * t))
     return cosh, sinhc, torch.where(small, 0.0, t)
 
 
-def log_sinhc(z: Tensor) -> Tensor:
+def log_sinhc(z: Tensor, wide: bool = False) -> Tensor:
     """``log(sinh(sqrt z) / sqrt z)`` for ``z >= 0``; 0 at 0, no overflow."""
-    _, scaled, k = cosh_sinhc(z)
+    _, scaled, k = cosh_sinhc(z, wide)
     return scaled.log() + k
 
 
@@ -164,32 +173,33 @@ def coth_excess(z: Tensor) -> Tensor:
     )
 
 
-def asinhc(z: Tensor) -> Tensor:
+def asinhc(z: Tensor, wide: bool = False) -> Tensor:
     """``asinh(sqrt z) / sqrt z`` for ``z >= 0``; 1 at 0."""
-    small = z <= 1
-    near = torch.where(small, z, 0.0)
+    small, near, terms = _near(z, wide)
+    t = torch.where(small, 1.0, z).sqrt()
+    if wide:
+        return torch.where(small, _series(_ASINHC[-terms:], near), torch.asinh(t) / t)
     # asinh t = 2 asinh(t / sqrt(2 (1 + sqrt(1 + t^2)))), twice: z <= 1 becomes z <= 0.05.
     stretch = torch.ones_like(z)
     for _ in range(2):
         half = (1 + (1 + near).sqrt()) / 2
         near = near / (4 * half)
         stretch = stretch / half.sqrt()
-    t = torch.where(small, 1.0, z).sqrt()
     return torch.where(small, stretch * _series(_ASINHC, near), torch.asinh(t) / t)
 
 
-def arc_square(excess: Tensor) -> Tensor:
+def arc_square(excess: Tensor, wide: bool = False) -> Tensor:
     """``acosh(1 + excess)**2`` for ``excess >= 0``, smooth at 0."""
     half = excess / 2
     small = half <= 1
-    series = 4 * half * asinhc(torch.where(small, half, 0.0)) ** 2
+    series = 4 * half * asinhc(torch.where(small, half, 0.0), wide) ** 2
     return torch.where(small, series, (2 * torch.asinh(torch.where(small, 1.0, half).sqrt())) ** 2)
 
 
-def arc_over_sinh(excess: Tensor) -> Tensor:
+def arc_over_sinh(excess: Tensor, wide: bool = False) -> Tensor:
     """``s / sinh(s)`` from ``excess = cosh(s) - 1``; 1 at 0, smooth."""
     half = excess / 2
-    return asinhc(half) / (1 + half).sqrt()
+    return asinhc(half, wide) / (1 + half).sqrt()
 
 
 def log_arc_over_sinh(excess: Tensor) -> Tensor:
@@ -201,7 +211,7 @@ def log_arc_over_sinh(excess: Tensor) -> Tensor:
     return arc.log() - half.log1p() / 2
 
 
-def arsinh_length(r: Tensor, c: Tensor) -> Tensor:
+def arsinh_length(r: Tensor, c: Tensor, wide: bool = False) -> Tensor:
     """``asinh(sqrt(c) r) / sqrt(c)``: the geodesic distance that goes with the chord ``r``.
 
     Small arguments use ``r * asinhc(c r**2)``, whose derivative in ``c`` does not cancel; large
@@ -211,7 +221,7 @@ def arsinh_length(r: Tensor, c: Tensor) -> Tensor:
     small = z <= 1
     root = c.sqrt()
     plain = torch.asinh(root * torch.where(small, 0.0, r)) / root
-    return torch.where(small, r * asinhc(torch.where(small, z, 0.0)), plain)
+    return torch.where(small, r * asinhc(torch.where(small, z, 0.0), wide), plain)
 
 
 def onto_sphere(x: Tensor, radius: Tensor, factor: Tensor, unit: Tensor) -> Tensor:
@@ -223,12 +233,12 @@ def onto_sphere(x: Tensor, radius: Tensor, factor: Tensor, unit: Tensor) -> Tens
     return moved + unit.detach() * (radius - dot(unit.detach(), moved))
 
 
-def sinh_ratio(t: Tensor, s2: Tensor) -> Tensor:
+def sinh_ratio(t: Tensor, s2: Tensor, wide: bool) -> Tensor:
     """``sinh(t s) / sinh(s)`` for ``s2 = s**2 <= 1`` and ``(t s)**2 <= 1``.
 
     By logarithms: their derivatives in s cancel exactly at t = 1, which those of a quotient do not.
     """
-    return t * torch.exp(log_sinhc(t**2 * s2) - log_sinhc(s2))
+    return t * torch.exp(log_sinhc(t**2 * s2, wide) - log_sinhc(s2, wide))
 
 
 def sinh_decay(t: Tensor, s: Tensor, decline: Tensor) -> Tensor:
@@ -248,10 +258,10 @@ def _expm1_ratio(t: Tensor, s: Tensor) -> Tensor:
     return torch.where(t > 0.5, near_one, torch.expm1(t * s) / whole)
 
 
-def arc_times_tanh(excess: Tensor) -> Tensor:
+def arc_times_tanh(excess: Tensor, wide: bool) -> Tensor:
     """``s tanh(s/2) = excess * s / sinh(s)``, as a product where its derivative does not cancel."""
     half = excess / 2
     small = half <= 1
     far = torch.where(small, 1.0, half)
     arc = 2 * torch.asinh(far.sqrt())
-    return torch.where(small, excess * arc_over_sinh(excess), arc * (1 + 1 / far).rsqrt())
+    return torch.where(small, excess * arc_over_sinh(excess, wide), arc * (1 + 1 / far).rsqrt())

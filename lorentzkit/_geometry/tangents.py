@@ -82,7 +82,7 @@ def squared_arc(p: Products, m: Measures, c: Tensor) -> Tensor:
 
 
 def _scaled(x: Tensor) -> tuple[Tensor, Tensor | float]:
-    """Far points without a wider type over their size, for ``1/x0**2`` would underflow; the size."""
+    """Far points without a wider type over their size, lest ``1/x0**2`` underflow; the size."""
     if wide_dtype(x) != x.dtype:
         return x, 1.0
     scale = power_of_two([x]).clamp_min(1.0)
