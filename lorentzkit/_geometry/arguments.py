@@ -23,6 +23,7 @@ from lorentzkit._geometry.special import (
 )
 
 SMALLEST_CURV, LARGEST_CURV = 1e-8, 1e8
+_LEAST_CURV = SMALLEST_CURV * (1 - 2**-24)  # a float32 of the smallest is a hair less
 
 
 def floating(name: str, value: object) -> Tensor:
@@ -69,8 +70,12 @@ def curvature(curv: object, dtype: torch.dtype, device: torch.device) -> Tensor:
     if isinstance(curv, Tensor):
         c = floating("curv", curv).to(device if curv.dim() == 0 else curv.device, dtype)
         c = c.unsqueeze(-1)
-        # A float32 of the smallest curvature is a hair less.
-        valid = (c >= SMALLEST_CURV * (1 - 2**-24)) & (c <= LARGEST_CURV)
+        if _one_at_hand(c):
+            value = float(c.detach())
+            if not _LEAST_CURV <= value <= LARGEST_CURV and not math.isnan(value):
+                raise ValueError(_bad_curvature(f"a tensor with the value {value:g}"))
+            return c
+        valid = (c >= _LEAST_CURV) & (c <= LARGEST_CURV)
         # On an accelerator the check would stop the queue at every op: invalid values are NaN.
         if values_at_hand(c) and not bool((valid | c.isnan()).all()):
             raise ValueError(_bad_curvature(f"a tensor with minimum {float(curv.min()):g}"))
@@ -117,7 +122,10 @@ def points_and(
     leading = {name: tensor[..., 0] for name, tensor in zip(named, tensors, strict=True)}
     check_broadcast(**leading, curv=c[..., 0])
     count = len(points)
-    return [*(clamp_norm(x, norm_limit(c.detach())) for x in tensors[:count]), *tensors[count:], c]
+    if count:
+        limit = norm_limit(c.detach())
+        tensors = [*(clamp_norm(x, limit) for x in tensors[:count]), *tensors[count:]]
+    return [*tensors, c]
 
 
 def check_broadcast(**tensors: Tensor) -> None:
@@ -143,6 +151,9 @@ def norm_limit(c: Tensor) -> Tensor:
     """
     radius = math.sinh(largest_radius(c.dtype)) * (1 + 2.0**-12)
     cube = 2.0**500 if c.dtype == torch.float64 else 2.0**62
+    if _one_at_hand(c) and not c.requires_grad:  # numbers are quicker than tensors of one
+        value = float(c)
+        return c.new_full(c.shape, min(radius / math.sqrt(value), cube * value**0.25))
     return torch.minimum(radius / c.sqrt(), cube * c.sqrt().sqrt())
 
 
@@ -165,3 +176,7 @@ def within(x: Tensor, limit: Tensor) -> bool:
     least, most = x.detach().aminmax()
     largest = max(-float(least), float(most)) * math.sqrt(x.shape[-1])
     return largest * (1 + 2.0**-20) <= float(limit.detach().min())
+
+
+def _one_at_hand(c: Tensor) -> bool:
+    return c.numel() == 1 and values_at_hand(c)

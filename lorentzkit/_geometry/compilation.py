@@ -61,7 +61,7 @@ def row_blocks(count: int, size: int) -> Iterator[slice]:
 
 
 def earned(function: Callable[..., Any], kind: str, x: Tensor) -> Callable[..., Any]:
-    """``function(kind, ...)`` of the rows x: compiled from when it has done as much as compiling costs.
+    """``function(kind, ...)`` of rows x: compiled once it has done as much as compiling costs.
 
     So a program that calls it a few times never waits for a compiler, and one that calls it often
     pays for that at most as much again. What is counted is work, not time: a program that is run

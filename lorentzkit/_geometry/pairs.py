@@ -49,7 +49,8 @@ def of_rows(kind: str, x: Tensor, y: Tensor, c: Tensor) -> Tensor:
 class _OfRows(Function):
     @staticmethod
     def compute(kind: str, x: Tensor, y: Tensor, c: Tensor) -> Tensor:
-        return of_blocks(kind, x, y, c)[0]
+        found: Tensor = of_blocks(kind, x, y, c)[0]
+        return found
 
     @staticmethod
     def forward(ctx: Any, kind: str, x: Tensor, y: Tensor, c: Tensor) -> Tensor:
