@@ -48,7 +48,7 @@ class NarrowDevice(TorchDispatchMode):
 
 @pytest.fixture
 def without_float64(monkeypatch):
-    """Nothing is wider than float32. What is to be looked at is no CPU tensor: nothing waits."""
+    """Nothing is wider than float32."""
     monkeypatch.setattr(invariants, "has_float64", lambda device: False)
 
 

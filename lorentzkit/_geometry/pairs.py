@@ -54,6 +54,7 @@ class _OfRows(Function):
 
     @staticmethod
     def forward(ctx: Any, kind: str, x: Tensor, y: Tensor, c: Tensor) -> Tensor:
+        found: Tensor
         found, *measures = earned(of_blocks, kind, x)(kind, x, y, c)
         ctx.kind = kind
         ctx.save_for_backward(x, y, c, *measures)
