@@ -100,7 +100,8 @@ def _by_kernel(numbers: list[float | Tensor], tensors: list[Tensor]) -> bool:
 
 @cache
 def _triton_is_there() -> bool:
-    return find_spec("triton") is not None
+    # Versions before 3.4 have no knobs, which `fused.triton` takes.
+    return find_spec("triton") is not None and find_spec("triton.knobs") is not None
 
 
 def _kernels() -> ModuleType:
