@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from lorentzkit import ops
-from lorentzkit._geometry import invariants, maps
+from lorentzkit._geometry import maps, vectors
 from lorentzkit._geometry.arguments import norm_limit, points_and, working_dtype
 from lorentzkit._geometry.special import dot, log_sinhc, norm
 
@@ -60,7 +60,7 @@ class Lorentz(Manifold):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Lorentz:
         # Where there is no float64 the curvature could not move in it.
-        narrow = not invariants.has_float64(fn(torch.zeros(1)).device)
+        narrow = not vectors.has_float64(fn(torch.zeros(1)).device)
         moved: Lorentz = super()._apply((lambda t: fn(t.float())) if narrow else fn, recurse)
         return moved
 

@@ -20,7 +20,7 @@ from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorentzkit import losses, nn, ops
-from lorentzkit._geometry import invariants, special
+from lorentzkit._geometry import special, vectors
 from lorentzkit.compat import meru
 from lorentzkit.manifolds import Lorentz, WrappedNormal
 
@@ -49,7 +49,7 @@ class NarrowDevice(TorchDispatchMode):
 @pytest.fixture
 def without_float64(monkeypatch):
     """Nothing is wider than float32."""
-    monkeypatch.setattr(invariants, "has_float64", lambda device: False)
+    monkeypatch.setattr(vectors, "has_float64", lambda device: False)
 
 
 @pytest.fixture(params=["eager", "plain"])

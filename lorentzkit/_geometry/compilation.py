@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorentzkit._geometry.invariants import FEW
 from lorentzkit._geometry.special import values_known
 from lorentzkit._geometry.triangle import arctangent
+from lorentzkit._geometry.vectors import FEW
 
 _WORTH_COMPILING = 2**18  # elements
 # In numbers of a row, of which an eager call takes some 4 ns each: compiling takes 20 s or so.

@@ -1,30 +1,33 @@
-"""What no rotation changes, of vectors side by side; and sums of vectors with such coefficients.
+"""What no rotation changes of vectors side by side: their lengths and the angles between them.
 
-The two are each other's derivative: that of a product is a sum of vectors, that of a coefficient a
-product. All numbers are ``(..., 1)``, and of float32 vectors float64: 29 more bits than the vectors
-have take the place of compensated arithmetic. float64 vectors have no wider type; their products
-are split into exact parts where something cancels.
-
-Each step exists twice. Eager calls run in blocks of rows that fit the cache, as autograd Functions;
-`torch.func`, forward mode, compilers and tracers get the same formulas as plain operations.
+Of float32 vectors they are measured in float64. float64 vectors have no wider type: what cancels of
+their products is split into exact parts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 
-from lorentzkit._geometry.special import values_known
+from lorentzkit._geometry.vectors import (
+    Parts,
+    dot,
+    eager,
+    expand,
+    flat,
+    joined,
+    or_one,
+    parts,
+    power_of_two,
+    row_blocks,
+    run,
+    wide_dtype,
+)
 
-_BLOCK = 2**18  # elements of a block of rows: what is made of it fits the cache
 _TINY = 1e-300  # in the place of 0 as a divisor: squares of float32 numbers are larger
-FEW = 8  # so many columns are worked on one by one: sums of so short rows are slow
-
-Parts = Sequence[Tensor]  # a vector as blocks of its columns
 
 
 class Measures(NamedTuple):
@@ -65,61 +68,7 @@ class Products(NamedTuple):
     uu: Tensor | None = None
 
 
-def has_float64(device: torch.device) -> bool:
-    """Apple's GPUs have none."""
-    return device.type != "mps"
-
-
-def wide_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of the numbers that vectors like x are measured in."""
-    return torch.float64 if has_float64(x.device) else x.dtype
-
-
-def eager(x: Tensor) -> bool:
-    """Whether autograd Functions will do: no transform, tracer, export or forward mode."""
-    if torch.compiler.is_compiling():
-        return not torch.compiler.is_exporting()
-    return forward_ad._current_level < 0 and values_known(x)
-
-
-def run(function: type[Function], *args: Any) -> Any:
-    """The Function of these arguments; its forward alone where Dynamo sees no gradient wanted."""
-    if torch.compiler.is_compiling():
-        wanted = any(isinstance(a, Tensor) and a.requires_grad for a in args)
-        if not (wanted and torch.is_grad_enabled()):
-            return function.compute(*args)  # type: ignore[attr-defined]
-        args = _distinct(args)
-    return function.apply(*args)  # type: ignore[no-untyped-call]
-
-
-def _distinct(args: Sequence[Any]) -> tuple[Any, ...]:
-    """A tensor given twice becomes two views: Dynamo fails where an argument is repeated."""
-    found: list[Any] = []
-    for a in args:
-        again = isinstance(a, Tensor) and any(a is b for b in found)
-        found.append(a.view_as(a) if again else a)
-    return tuple(found)
-
-
-# --- Products of vectors --------------------------------------------------------------------------
-
-
-def parts(x: Tensor, dtype: torch.dtype) -> Parts:
-    if x.shape[-1] > FEW:
-        return (x.to(dtype),)
-    return [column.to(dtype) for column in torch.tensor_split(x, x.shape[-1], -1)]
-
-
-def dot(x: Parts, y: Parts) -> Tensor:
-    """``(..., 1)``"""
-    total: Tensor | None = None
-    for p, q in zip(x, y, strict=True):
-        product = p * q
-        if product.shape[-1] > 1:
-            product = product.sum(-1, keepdim=True)
-        total = product if total is None else total + product
-    assert total is not None
-    return total
+# --- Measures -------------------------------------------------------------------------------------
 
 
 def _sweep(x: Tensor, y: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
@@ -175,11 +124,6 @@ def _less(y: Parts, x: Parts, k: Tensor) -> Parts:
     return [torch.addcmul(q, p, k, value=-1) for p, q in zip(x, y, strict=True)]
 
 
-def or_one(x: Tensor) -> Tensor:
-    """A divisor: 1 in the place of 0."""
-    return torch.where(x == 0, 1.0, x)
-
-
 def _radius_difference(x: Parts, y: Parts, rx: Tensor, ry: Tensor) -> Tensor:
     near = (rx < 2 * ry) & (ry < 2 * rx)
     # x - y is exact enough where the radii are within a factor of two (Sterbenz).
@@ -215,20 +159,7 @@ def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
     return high, x - high
 
 
-def power_of_two(x: Parts) -> Tensor:
-    """The power of two ``(..., 1)`` at or under the largest entry of x; 1 where x is 0."""
-    each = [torch.linalg.vector_norm(p.detach(), torch.inf, -1, keepdim=True) for p in x]
-    largest = each[0]
-    for other in each[1:]:
-        largest = torch.maximum(largest, other)
-    double = largest.dtype == torch.float64
-    integer, exponent = (torch.int64, 0x7FF << 52) if double else (torch.int32, 0xFF << 23)
-    normal = largest.clamp_min(torch.finfo(largest.dtype).tiny)
-    power = (normal.view(integer) & exponent).view(largest.dtype)
-    return torch.where(largest > 0, power, torch.where(largest == 0, 1.0, largest))
-
-
-# --- The same, differentiable ---------------------------------------------------------------------
+# --- Products and measures, differentiable --------------------------------------------------------
 
 
 def products(x: Tensor, y: Tensor, *others: Tensor) -> tuple[Products, Measures, Tensor | None]:
@@ -293,196 +224,6 @@ class _Products(Function):
         return expand(vectors, close, [*of_x, by_xu], [*of_y, by_yu], of_u)
 
 
-def product(x: Tensor, y: Tensor) -> Tensor:
-    """``x.y``, ``(..., 1)``."""
-    if not eager(x):
-        return _plain_product(x, y)
-    if x is y:
-        square: Tensor = run(_Square, flat(x))
-        return square.view(*x.shape[:-1], 1)
-    x, y = torch.broadcast_tensors(x, y)  # type: ignore[no-untyped-call]
-    found: Tensor = run(_Product, flat(x), flat(y))
-    return found.view(*x.shape[:-1], 1)
-
-
-def _plain_product(x: Tensor, y: Tensor) -> Tensor:
-    p = parts(x, wide_dtype(x))
-    return dot(p, p if y is x else parts(y, wide_dtype(y)))
-
-
-class _Product(Function):
-    """`_plain_product` in blocks of rows."""
-
-    @staticmethod
-    def compute(x: Tensor, y: Tensor) -> Tensor:
-        return _dots(x, [y])[0]
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
-        ctx.save_for_backward(x, y)
-        return _Product.compute(x, y)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, y = ctx.saved_tensors
-        by_x, by_y = ctx.needs_input_grad
-        return (
-            expand([y], None, [grad])[0] if by_x else None,
-            expand([x], None, [grad])[0] if by_y else None,
-        )
-
-
-class _Square(Function):
-    """`_Product` of a vector with itself."""
-
-    @staticmethod
-    def compute(x: Tensor) -> Tensor:
-        return _dots(x, [x])[0]
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return _Square.compute(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return expand(ctx.saved_tensors, None, [2 * grad])[0]
-
-
-def combine(coefficients: Sequence[Tensor], vectors: Sequence[Tensor]) -> Tensor:
-    """``sum_i coefficients[i] vectors[i]``, in the vectors' dtype, ``(..., D)``."""
-    if not eager(vectors[0]):
-        return _plain_sum(coefficients, vectors)
-    shape = torch.broadcast_shapes(*(v.shape for v in (*coefficients, *vectors)))  # type: ignore[no-untyped-call]
-    columns = [c.expand(*shape[:-1], 1).reshape(-1, 1) for c in coefficients]
-    rows = [flat(v.expand(shape)) for v in vectors]
-    total: Tensor = run(_Combination, len(rows), *columns, *rows)
-    return total.view(shape)
-
-
-def _plain_sum(coefficients: Sequence[Tensor], vectors: Sequence[Tensor]) -> Tensor:
-    total: Tensor | None = None
-    for c, v in zip(coefficients, vectors, strict=True):
-        term = c * v.to(c.dtype)
-        total = term if total is None else total + term
-    assert total is not None
-    return total.to(vectors[0].dtype)
-
-
-class _Combination(Function):
-    """`_plain_sum` in blocks of rows."""
-
-    @staticmethod
-    def compute(count: int, *tensors: Tensor) -> Tensor:
-        return expand(tensors[count:], None, tensors[:count])[0]
-
-    @staticmethod
-    def forward(ctx: Any, count: int, *tensors: Tensor) -> Tensor:
-        ctx.count = count
-        ctx.save_for_backward(*tensors)
-        return _Combination.compute(count, *tensors)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        coefficients, vectors = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
-        needed = ctx.needs_input_grad[1:]
-        wanted = [v for v, want in zip(vectors, needed[: ctx.count], strict=True) if want]
-        of = [[c] for c, want in zip(coefficients, needed[ctx.count :], strict=True) if want]
-        found = [
-            *(_dots(grad, wanted) if wanted else ()),
-            *(expand([grad], None, *of) if of else ()),
-        ]
-        gradients = iter(found)
-        return (None, *(next(gradients) if want else None for want in needed))
-
-
-# --- Rows, in blocks ------------------------------------------------------------------------------
-
-
-def flat(x: Tensor) -> Tensor:
-    """``(..., D)`` as rows ``(N, D)``."""
-    return x.reshape(-1, x.shape[-1])
-
-
-def row_blocks(x: Tensor, count: int | None = None) -> Iterator[slice]:
-    """Of ``(N, D)``, or `count` rows like these: a block fits the cache. All at once on a GPU."""
-    if torch.compiler.is_compiling():
-        return iter([slice(None)])
-    count = len(x) if count is None else count
-    rows = max(1, _BLOCK // max(x.shape[-1], 4)) if x.device.type == "cpu" else max(1, count)
-    return (slice(start, start + rows) for start in range(0, max(1, count), rows))
-
-
-def joined(blocks: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    return blocks[0] if len(blocks) == 1 else tuple(map(torch.cat, zip(*blocks, strict=True)))
-
-
 def measured(*vectors: Tensor) -> tuple[Tensor, ...]:
     """`_sweep` of the rows of ``(N, D)``."""
     return joined([_sweep(*(v[rows] for v in vectors)) for rows in row_blocks(vectors[0])])
-
-
-def _dots(x: Tensor, others: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Products of the rows of x with those of others."""
-    # In a backward pass that is differentiated or mapped itself.
-    if torch.is_grad_enabled() or not values_known(x):
-        return tuple(_plain_product(x, y) for y in others)
-    dtype, blocks = wide_dtype(x), []
-    for rows in row_blocks(x):
-        p = parts(x[rows], dtype)
-        blocks.append(tuple(dot(p, p if y is x else parts(y[rows], dtype)) for y in others))
-    return joined(blocks)
-
-
-def expand(
-    vectors: Sequence[Tensor],
-    close: Tensor | None,
-    *rows: Sequence[Tensor],
-) -> tuple[Tensor, ...]:
-    """For each row of coefficients a sum: of x, of y (less x, where they are close), and others."""
-    x = vectors[0]
-    if torch.is_grad_enabled() or not values_known(rows[0][0]):  # as in `_dots`
-        basis = _basis([v.to(wide_dtype(x)) for v in vectors], close)
-        return tuple(_plain_sum(row, basis).to(x.dtype) for row in rows)
-    coefficients = torch.cat([c for row in rows for c in row], 1)
-    dtype = x.dtype if _in_range(coefficients, x.dtype) else coefficients.dtype
-    sums = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in rows]
-    few = x.shape[-1] <= FEW
-    parts_of_columns = [slice(j, j + 1) for j in range(x.shape[-1])] if few else [slice(None)]
-    columns = coefficients.to(dtype).tensor_split(coefficients.shape[1], 1)
-    for block in row_blocks(x):
-        is_close = None if close is None else close[block]
-        basis = _basis([v[block].to(dtype) for v in vectors], is_close)
-        terms = iter(columns)
-        for total, row in zip(sums, rows, strict=True):
-            own = [next(terms)[block] for _ in row]
-            for at in parts_of_columns:
-                _write_sum(total[block, at], own, [v[:, at] for v in basis])
-    return tuple(sums)
-
-
-def _basis(vectors: Sequence[Tensor], close: Tensor | None) -> Sequence[Tensor]:
-    if close is None:
-        return vectors
-    x, y, *others = vectors
-    return [x, torch.addcmul(y, x, close.to(x.dtype), value=-1), *others]
-
-
-def _write_sum(out: Tensor, coefficients: Sequence[Tensor], vectors: Sequence[Tensor]) -> None:
-    total = out if out.dtype == vectors[0].dtype else torch.empty_like(vectors[0])
-    torch.mul(vectors[0], coefficients[0], out=total)
-    for c, v in zip(coefficients[1:], vectors[1:], strict=True):
-        total.addcmul_(v, c)
-    if total is not out:
-        out.copy_(total)
-
-
-def _in_range(coefficients: Tensor, dtype: torch.dtype) -> bool:
-    """Whether they may be rounded to the dtype: none is near the ends of its range."""
-    if coefficients.dtype == dtype or coefficients.numel() == 0:
-        return True
-    if coefficients.device.type != "cpu":  # where one would wait for the answer
-        return False
-    sizes = coefficients.abs()
-    least, most = torch.where(sizes == 0, 1.0, sizes).aminmax()
-    return float(least) > 1e-30 and float(most) < 1e30

@@ -6,16 +6,7 @@ import torch
 from torch import Tensor
 
 from lorentzkit._geometry.arguments import norm_limit, within
-from lorentzkit._geometry.invariants import (
-    Measures,
-    Products,
-    combine,
-    or_one,
-    power_of_two,
-    product,
-    products,
-    wide_dtype,
-)
+from lorentzkit._geometry.invariants import Measures, Products, products
 from lorentzkit._geometry.smooth import (
     cosh_root,
     excess,
@@ -39,6 +30,7 @@ from lorentzkit._geometry.special import (
     values_at_hand,
 )
 from lorentzkit._geometry.tangents import squared_arc
+from lorentzkit._geometry.vectors import combine, or_one, power_of_two, product, wide_dtype
 
 
 def expmap(x: Tensor, u: Tensor, c: Tensor) -> Tensor:

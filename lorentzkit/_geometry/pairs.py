@@ -15,20 +15,19 @@ from torch.autograd import Function
 from lorentzkit._geometry import smooth
 from lorentzkit._geometry.arguments import norm_limit
 from lorentzkit._geometry.compilation import earned
-from lorentzkit._geometry.invariants import (
-    Measures,
+from lorentzkit._geometry.invariants import Measures, measured
+from lorentzkit._geometry.special import values_at_hand
+from lorentzkit._geometry.triangle import Radial, Triangle, change, exact_triangle, radial, values
+from lorentzkit._geometry.vectors import (
     eager,
     expand,
     flat,
     joined,
-    measured,
     power_of_two,
     row_blocks,
     run,
     wide_dtype,
 )
-from lorentzkit._geometry.special import values_at_hand
-from lorentzkit._geometry.triangle import Radial, Triangle, change, exact_triangle, radial, values
 
 # Radii under this one count as the origin's, in whose place derivatives take their limit.
 TINY = {torch.float32: 2.0**-66, torch.float64: 2.0**-330}

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from lorentzkit._geometry.arguments import norm_limit
-from lorentzkit._geometry.invariants import (
+from lorentzkit._geometry.special import arsinh_length, asinhc, cosh_sinhc, norm
+from lorentzkit._geometry.vectors import (
     combine,
     dot,
     eager,
@@ -24,7 +25,6 @@ from lorentzkit._geometry.invariants import (
     run,
     wide_dtype,
 )
-from lorentzkit._geometry.special import arsinh_length, asinhc, cosh_sinhc, norm
 
 
 def length(x: Tensor) -> Tensor:

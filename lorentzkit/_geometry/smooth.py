@@ -18,14 +18,7 @@ import torch
 from torch import Tensor
 
 from lorentzkit._geometry.arguments import clamp_norm, norm_limit
-from lorentzkit._geometry.invariants import (
-    Measures,
-    Products,
-    or_one,
-    power_of_two,
-    products,
-    wide_dtype,
-)
+from lorentzkit._geometry.invariants import Measures, Products, products
 from lorentzkit._geometry.special import (
     arsinh_length,
     carry,
@@ -34,6 +27,7 @@ from lorentzkit._geometry.special import (
     root_one_plus,
     smallest_length,
 )
+from lorentzkit._geometry.vectors import or_one, power_of_two, wide_dtype
 
 
 class Root(NamedTuple):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lorentzkit._geometry.invariants import Measures, Products, power_of_two, products, wide_dtype
+from lorentzkit._geometry.invariants import Measures, Products, products
 from lorentzkit._geometry.smooth import (
     Roots,
     cosh_root,
@@ -21,6 +21,7 @@ from lorentzkit._geometry.smooth import (
     times,
 )
 from lorentzkit._geometry.special import differentiable, hypot, smallest_length
+from lorentzkit._geometry.vectors import power_of_two, wide_dtype
 
 
 def inner(x: Tensor, u: Tensor, v: Tensor, c: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lorentzkit._geometry.invariants import or_one
+from lorentzkit._geometry.vectors import or_one
 
 
 class Radial(NamedTuple):

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from lorentzkit._geometry import smooth
 from lorentzkit._geometry.arguments import clamp_norm, norm_limit
-from lorentzkit._geometry.invariants import Measures, Products, wide_dtype
+from lorentzkit._geometry.invariants import Measures, Products
 from lorentzkit._geometry.singles import length
 from lorentzkit._geometry.special import dot, values_known
+from lorentzkit._geometry.vectors import wide_dtype
 from lorentzkit.fused.clouds import FEW_DIMENSIONS, mend_below
 from lorentzkit.fused.pointwise import SIGNS
 

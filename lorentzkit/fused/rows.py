@@ -25,7 +25,7 @@ from lorentzkit._geometry.arguments import (
     vectors,
     working_dtype,
 )
-from lorentzkit._geometry.invariants import eager
+from lorentzkit._geometry.vectors import eager
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and not torch.cuda.is_available()
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -85,6 +85,7 @@ def _by_kernel(numbers: list[float | Tensor], tensors: list[Tensor]) -> bool:
     for z in numbers:
         if isinstance(z, Tensor) and (
             not z.is_floating_point()
+            or z.numel() == 0
             or working_dtype(*tensors, z) != torch.float32
             or (z.device != device and z.dim() > 0)
         ):

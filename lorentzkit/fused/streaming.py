@@ -15,8 +15,8 @@ from torch import Tensor
 
 from lorentzkit._geometry import compilation
 from lorentzkit._geometry.compilation import by_rows, row_blocks
-from lorentzkit._geometry.invariants import wide_dtype
 from lorentzkit._geometry.special import dot
+from lorentzkit._geometry.vectors import wide_dtype
 from lorentzkit.fused import pointwise
 from lorentzkit.fused.clouds import (
     Cloud,

@@ -20,7 +20,7 @@ from torch.autograd.forward_ad import unpack_dual
 from torch.nn.functional import pad
 
 from lorentzkit._geometry.arguments import points_and, require
-from lorentzkit._geometry.invariants import products, wide_dtype
+from lorentzkit._geometry.invariants import products
 from lorentzkit._geometry.smooth import excess
 from lorentzkit._geometry.special import (
     arc_over_sinh,
@@ -35,6 +35,7 @@ from lorentzkit._geometry.special import (
     smallest_length,
     values_known,
 )
+from lorentzkit._geometry.vectors import wide_dtype
 
 # So many points at most go by their pairs; the second is for a dtype that has no wider one.
 _FEW, _FEW_OF_WIDEST = 8, 64

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from lorentzkit._geometry import singles
 from lorentzkit._geometry.arguments import clamp_norm, norm_limit, points_and, require
-from lorentzkit._geometry.invariants import combine, product
 from lorentzkit._geometry.special import carry, hypot
+from lorentzkit._geometry.vectors import combine, product
 
 
 def to_klein(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
