@@ -217,7 +217,8 @@ class _Combination(Function):
 
     @staticmethod
     def compute(count: int, *tensors: Tensor) -> Tensor:
-        return expand(tensors[count:], None, tensors[:count])[0]
+        # What cancels of several vectors is not left to their own dtype's rounding.
+        return expand(tensors[count:], None, tensors[:count], wide=count > 1)[0]
 
     @staticmethod
     def forward(ctx: Any, count: int, *tensors: Tensor) -> Tensor:
@@ -243,6 +244,7 @@ def expand(
     vectors: Sequence[Tensor],
     close: Tensor | None,
     *rows: Sequence[Tensor],
+    wide: bool = False,
 ) -> tuple[Tensor, ...]:
     """For each row of coefficients a sum: of x, of y (less x, where they are close), and others."""
     x = vectors[0]
@@ -250,7 +252,7 @@ def expand(
         basis = _basis([v.to(wide_dtype(x)) for v in vectors], close)
         return tuple(_plain_sum(row, basis).to(x.dtype) for row in rows)
     coefficients = torch.cat([c for row in rows for c in row], 1)
-    dtype = x.dtype if _in_range(coefficients, x.dtype) else coefficients.dtype
+    dtype = x.dtype if not wide and _in_range(coefficients, x.dtype) else coefficients.dtype
     sums = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in rows]
     few = x.shape[-1] <= FEW
     parts_of_columns = [slice(j, j + 1) for j in range(x.shape[-1])] if few else [slice(None)]

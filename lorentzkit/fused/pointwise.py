@@ -3,8 +3,8 @@
 A block is given by its folded ``h`` (`triangle.unfold`), the scalars of its rows ``(8, n, 1)`` and
 columns ``(8, 1, m)``, those of `Radial` and `Exponentials` in their order, and the curvature ``c``
 ``(1,)``. Sums by rows are returned. What is to be summed by columns is left in buffers: a compiler
-makes one loop of it only if there are no sums in two directions, and memory that is used again stays
-in the cache.
+makes one loop of it only if there are no sums in two directions, and memory that is used again
+stays in the cache.
 """
 
 from __future__ import annotations

@@ -77,7 +77,9 @@ def rows(
 
 
 def _by_kernel(numbers: list[float | Tensor], tensors: list[Tensor]) -> bool:
-    if not all(isinstance(v, Tensor) for v in tensors) or not eager(tensors[0]):
+    if torch.compiler.is_compiling() or not all(isinstance(v, Tensor) for v in tensors):
+        return False
+    if not eager(tensors[0]):
         return False
     device = tensors[0].device
     if device.type != ("cpu" if _INTERPRETED else "cuda") or not _triton_is_there():

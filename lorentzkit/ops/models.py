@@ -9,6 +9,7 @@ from lorentzkit._geometry import singles
 from lorentzkit._geometry.arguments import clamp_norm, norm_limit, points_and, require
 from lorentzkit._geometry.special import carry, hypot
 from lorentzkit._geometry.vectors import combine, product
+from lorentzkit.fused.rows import rows
 
 
 def to_klein(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -30,8 +31,7 @@ def to_klein(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     >>> to_klein(torch.tensor([3.0, 0.0]), curv=16 / 9)
     tensor([0.7276, 0.0000])
     """
-    x, c = points_and(curv, {"x": x})
-    return combine([_inside(1 / singles.cosh(x, c), x, c)], [x])
+    return rows("to_klein", _to_klein, curv, x=x)
 
 
 def from_klein(k: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -46,15 +46,14 @@ def from_klein(k: Tensor, curv: float | Tensor = 1.0) -> Tensor:
 
     Raises:
         ValueError: if a point is on or outside the sphere (under ``torch.compile`` and
-            ``torch.func``: NaN).
+            ``torch.func``, and on a GPU: NaN).
 
     Source: as `to_klein`.
 
     >>> from_klein(torch.tensor([0.6, 0.0]))
     tensor([0.7500, 0.0000])
     """
-    k, c = points_and(curv, {}, {"k": k})
-    return combine([_gap("k", k, c).rsqrt()], [k])
+    return rows("from_klein", _from_klein, curv, k=k)
 
 
 def to_poincare(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -75,8 +74,7 @@ def to_poincare(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     >>> to_poincare(torch.tensor([0.75, 0.0]))
     tensor([0.3333, 0.0000])
     """
-    x, c = points_and(curv, {"x": x})
-    return combine([_inside(1 / (1 + singles.cosh(x, c)), x, c)], [x])
+    return rows("to_poincare", _to_poincare, curv, x=x)
 
 
 def from_poincare(p: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -91,15 +89,14 @@ def from_poincare(p: Tensor, curv: float | Tensor = 1.0) -> Tensor:
 
     Raises:
         ValueError: if a point is on or outside the sphere (under ``torch.compile`` and
-            ``torch.func``: NaN).
+            ``torch.func``, and on a GPU: NaN).
 
     Source: Nickel & Kiela 2018, eq. 11.
 
     >>> from_poincare(torch.tensor([0.5, 0.0]))
     tensor([1.3333, 0.0000])
     """
-    p, c = points_and(curv, {}, {"p": p})
-    return combine([2 / _gap("p", p, c)], [p])
+    return rows("from_poincare", _from_poincare, curv, p=p)
 
 
 def to_halfspace(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -197,6 +194,29 @@ def _inside(factor: Tensor, x: Tensor, c: Tensor) -> Tensor:
     size = factor.detach() * singles.length(x.detach())
     touching = c.detach().to(size.dtype) * size * size > 1 - margin
     return torch.where(touching, factor * (1 - margin), factor)
+
+
+# --- In torch -------------------------------------------------------------------------------------
+
+
+def _to_klein(x: Tensor, curv: float | Tensor) -> Tensor:
+    x, c = points_and(curv, {"x": x})
+    return combine([_inside(1 / singles.cosh(x, c), x, c)], [x])
+
+
+def _from_klein(k: Tensor, curv: float | Tensor) -> Tensor:
+    k, c = points_and(curv, {}, {"k": k})
+    return combine([_gap("k", k, c).rsqrt()], [k])
+
+
+def _to_poincare(x: Tensor, curv: float | Tensor) -> Tensor:
+    x, c = points_and(curv, {"x": x})
+    return combine([_inside(1 / (1 + singles.cosh(x, c)), x, c)], [x])
+
+
+def _from_poincare(p: Tensor, curv: float | Tensor) -> Tensor:
+    p, c = points_and(curv, {}, {"p": p})
+    return combine([2 / _gap("p", p, c)], [p])
 
 
 __all__ = [

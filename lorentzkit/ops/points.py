@@ -8,6 +8,7 @@ from torch import Tensor
 from lorentzkit._geometry import pairs, singles, tangents
 from lorentzkit._geometry.arguments import floating, points_and
 from lorentzkit._geometry.special import largest_radius
+from lorentzkit.fused.rows import rows
 
 
 def max_radius(dtype: torch.dtype) -> float:
@@ -46,8 +47,7 @@ def time(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     >>> time(torch.tensor([3.0, 0.0]), curv=1 / 16)
     tensor(5.)
     """
-    x, c = points_and(curv, {"x": x})
-    return singles.time(x, c).squeeze(-1).to(x.dtype)
+    return rows("time", _time, curv, x=x)
 
 
 def add_time(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -105,7 +105,7 @@ def inner(x: Tensor, y: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     >>> inner(x, x), inner(x, -x)
     (tensor(-1.), tensor(-19.))
     """
-    return pairs.of_rows("inner", *points_and(curv, {}, {"x": x, "y": y})).squeeze(-1)
+    return rows("inner", _inner, curv, x=x, y=y)
 
 
 def tangent_inner(x: Tensor, u: Tensor, v: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -131,7 +131,7 @@ def tangent_inner(x: Tensor, u: Tensor, v: Tensor, curv: float | Tensor = 1.0) -
     """
     if v is u:  # as optimisers ask for it
         return tangents.square(*points_and(curv, {"x": x}, {"u": u})).squeeze(-1)
-    return tangents.inner(*points_and(curv, {"x": x}, {"u": u, "v": v})).squeeze(-1)
+    return rows("tangent_inner", _tangent_inner, curv, x=x, u=u, v=v)
 
 
 def tangent_norm(x: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -148,6 +148,26 @@ def tangent_norm(x: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     >>> tangent_norm(torch.tensor([3.0, 0.0]), torch.tensor([0.0, 2.0]))  # across
     tensor(2.)
     """
+    return rows("tangent_norm", _tangent_norm, curv, x=x, u=u)
+
+
+# --- In torch -------------------------------------------------------------------------------------
+
+
+def _inner(x: Tensor, y: Tensor, curv: float | Tensor) -> Tensor:
+    return pairs.of_rows("inner", *points_and(curv, {}, {"x": x, "y": y})).squeeze(-1)
+
+
+def _time(x: Tensor, curv: float | Tensor) -> Tensor:
+    x, c = points_and(curv, {"x": x})
+    return singles.time(x, c).squeeze(-1).to(x.dtype)
+
+
+def _tangent_inner(x: Tensor, u: Tensor, v: Tensor, curv: float | Tensor) -> Tensor:
+    return tangents.inner(*points_and(curv, {"x": x}, {"u": u, "v": v})).squeeze(-1)
+
+
+def _tangent_norm(x: Tensor, u: Tensor, curv: float | Tensor) -> Tensor:
     return tangents.norm(*points_and(curv, {"x": x}, {"u": u})).squeeze(-1)
 
 
