@@ -9,7 +9,7 @@ import torch
 from calls import SIGNATURES, arguments
 
 from lorentzkit import ops
-from lorentzkit.ops import means
+from lorentzkit._geometry import means
 from lorentzkit.testing import assert_lorentz_invariant
 
 every_op = pytest.mark.parametrize("op", SIGNATURES)

@@ -17,7 +17,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, vmap
 
 from lorentzkit import ops
-from lorentzkit.ops import means
+from lorentzkit._geometry import means, places
 
 MEANS = ["einstein_midpoint", "frechet_mean"]
 each_mean = pytest.mark.parametrize("op", MEANS)
@@ -34,7 +34,7 @@ def many(monkeypatch):
 @pytest.fixture(params=["at once", "row by row"])
 def rows(request, monkeypatch, many):
     if request.param == "row by row":
-        monkeypatch.setattr(means, "_CHUNK", 0)
+        monkeypatch.setattr(places, "_CHUNK", 0)
 
 
 @st.composite

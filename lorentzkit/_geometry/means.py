@@ -1,0 +1,267 @@
+"""The Einstein midpoint and the Frechet mean, the same with other weights, each by two ways.
+
+*From a place* (`places`): O(N D), in a type wider than the points'. *From the pairs*: the distances
+between the points alone give the weights of the mean, and no coordinates of a place enter. This
+takes O(N^2 D), for few points, and is exact even where a place has too few digits to look from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from lorentzkit._geometry import places
+from lorentzkit._geometry.invariants import products
+from lorentzkit._geometry.places import (
+    Place,
+    measures,
+    place_of_midpoint,
+    split,
+    squared,
+    step_to_midpoint,
+    summed,
+)
+from lorentzkit._geometry.smooth import excess
+from lorentzkit._geometry.special import (
+    arc_over_sinh,
+    arc_square,
+    carry,
+    coth_excess,
+    differentiable,
+    dot,
+    log_arc_over_sinh,
+)
+from lorentzkit._geometry.vectors import wide_dtype
+
+# So many points at most go by their pairs; the second is for a dtype that has no wider one.
+_FEW, _FEW_OF_WIDEST = 8, 64
+_STEPS, _PATIENT_STEPS = 100, 20
+# Newton's method squares the error: of so little, nothing is left after one more step.
+_CLOSE = {torch.float64: 2.0**-32, torch.float32: 2.0**-12}
+# The rounding of the objective.
+_SAME = {torch.float64: 2.0**-40, torch.float32: 2.0**-18}
+
+
+def einstein_midpoint(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
+    """Of points ``(..., N, D)`` and weights ``(..., N, 1)`` of sum 1; all but the points wide."""
+    return (_midpoint_from_pairs if _few(x) else places.midpoint)(x, w, c)
+
+
+def frechet_mean(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
+    """As `einstein_midpoint`."""
+    return (_mean_from_pairs if _few(x) else _mean_from_place)(x, w, c)
+
+
+def _few(x: Tensor) -> bool:
+    return x.shape[-2] <= (_FEW_OF_WIDEST if x.dtype == wide_dtype(x) else _FEW)
+
+
+# --- The Frechet mean -------------------------------------------------------------------------
+
+
+class _Look(NamedTuple):
+    """At the midpoint of some weights: ``cosh(s_i) - 1`` from there, and how exact the place is."""
+
+    excess: Tensor
+    noise: Tensor | float
+    newton: Callable[[], tuple[Tensor, Tensor]]
+    """The ``s_i/sinh(s_i)`` after a step of Newton's method, and a matrix for its derivative."""
+
+
+@torch.no_grad()
+def _minimise(w: Tensor, look: Callable[[Tensor], _Look]) -> tuple[Tensor, Tensor]:
+    """Where ``pull = s/sinh(s)``, s from the midpoint of the weights ``w pull``; Newton's matrix.
+
+    The simple step, to what is seen, is that of Lou et al. 2020: it never increases the objective
+    ``sum w s^2``. Where it is slow Newton's is tried, and taken back if that does. So it converges.
+    """
+    pull, close = torch.ones_like(w), _CLOSE[w.dtype]
+    simple = pull
+    least = previous = torch.full_like(w[..., :1, :], torch.inf)
+    for count in range(_STEPS):
+        excess, noise, newton = look(pull)
+        seen = arc_over_sinh(excess)
+        # The logarithms alone are as large as s.
+        residual = (seen / pull).log().abs().amax(-2, keepdim=True)
+        done = not bool((residual > (close if count < _PATIENT_STEPS else noise + close)).any())
+        objective = (w * arc_square(excess)).sum(-2, keepdim=True)
+        worse = objective > least * (1 + _SAME[w.dtype])
+        step, matrix = seen, w
+        if done or bool((residual > previous / 8).any()):
+            step, matrix = newton()
+        if done:
+            return step, matrix
+        pull = torch.where(worse, simple, step)
+        simple, least = torch.where(worse, simple, seen), torch.where(worse, least, objective)
+        previous = residual
+    raise RuntimeError(
+        f"frechet_mean: not converged in {_STEPS} steps, residual {float(residual.max()):.2e}, "
+        f"expected at most {close:.2e} (of the logarithms of the weights); use "
+        f"einstein_midpoint, which has a closed form"
+    )
+
+
+def _mean_from_place(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
+    x_, w_, c_ = x.detach(), w.detach(), c.detach()
+    pull, bend = _minimise(w_, partial(_look_around, x_, w_, c_))
+    place = place_of_midpoint(x_, w_ * pull, c_)
+    if not differentiable(x, w, c):
+        return place.point()
+    # A Newton step from the optimum, with a constant matrix, has the first derivatives of the
+    # optimum; two steps have the second ones, too.
+    step = torch.zeros_like(place.unit)
+    for _ in range(2):
+        excess, there = _excesses(x, w, place, c, place.upright(step, c))
+        pulled = w * arc_over_sinh(there)
+        total = measures(x, pulled, place.unit, step).total
+        rest = (
+            step_to_midpoint((pulled * (1 + excess)).sum(-2, keepdim=True), total, place, c) - step
+        )
+        step = step + rest + place.tangent(place.upright(rest, c) @ bend, c)
+    return carry(place.point(), place.beyond(step, c))
+
+
+def _excesses(x: Tensor, w: Tensor, place: Place, c: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """``cosh(s) - 1``, s from the place and from where the step z, upright and sinh long, leads."""
+    z_radial = dot(place.unit, z)
+    along, square, product, _ = measures(x, w, place.unit, z - z_radial * place.unit)
+    excess, radial = place.seen(along, square, c)
+    rise = dot(z, z) / (1 + (1 + dot(z, z)).sqrt())
+    there = excess + rise * (1 + excess) - z_radial * radial - c.sqrt() * product
+    return excess, there.clamp_min(0)
+
+
+def _look_around(x: Tensor, w: Tensor, c: Tensor, pull: Tensor) -> _Look:
+    place = place_of_midpoint(x, w * pull, c)
+
+    def newton() -> tuple[Tensor, Tensor]:
+        # The Hessian of s^2/2 is 1 along the geodesic and s coth(s) across: mass I - bend.
+        mass, total, bend = summed(_second_moments, x, w, place, c)
+        eye = torch.eye(x.shape[-1], dtype=w.dtype, device=w.device)
+        inverse = torch.linalg.inv(mass * eye - bend)
+        return arc_over_sinh(_excesses(x, w, place, c, total @ inverse)[1]), inverse @ bend
+
+    excess, _ = _excesses(x, w, place, c, torch.zeros_like(place.unit))
+    noise = 64 * torch.finfo(w.dtype).eps * c.sqrt() * place.radius
+    return _Look(excess, noise, newton)
+
+
+def _second_moments(x: Tensor, w: Tensor, place: Place, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``sum w s coth(s)``, ``sum w s e`` and ``sum w (s coth(s) - 1) e e``."""
+    along, across, apart = split(x, place.unit)
+    across = torch.where(apart, across, 0.0)
+    excess, radial = place.seen(along, squared(across), c)
+    z, pull = c.sqrt() * across + radial * place.unit, arc_over_sinh(excess)
+    bend = w * pull**2 * coth_excess(arc_square(excess))
+    w = w * pull
+    return (w * (1 + excess)).sum(-2, keepdim=True), w.mT @ z, (bend * z).mT @ z
+
+
+# --- From the pairs ---------------------------------------------------------------------------
+
+
+def _midpoint_from_pairs(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
+    pull, excess = torch.ones_like(w), _pair_excess(x, c)
+    return _midpoint(x, w, pull, _balance(w, pull, excess).pairs)
+
+
+def _mean_from_pairs(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
+    excess = _pair_excess(x, c)
+    pull, inverse = _minimise(w.detach(), partial(_look_at_pairs, w.detach(), excess.detach()))
+    change = torch.zeros_like(pull)
+    for _ in range(2):  # as from a place
+        change = change + inverse @ (_residual(w * change.exp(), pull, excess) - change)
+    w = w * change.exp()
+    pull = pull / (w * pull).sum(-2, keepdim=True).detach()
+    return _midpoint(x, w, pull, _balance(w, pull, excess).pairs)
+
+
+def _look_at_pairs(w: Tensor, excess: Tensor, pull: Tensor) -> _Look:
+    def newton() -> tuple[Tensor, Tensor]:
+        inverse = torch.linalg.inv(_newton_matrix(w, pull, excess))
+        # What weighs nothing moves nothing else, not even by the rounding of the inverse.
+        itself = torch.eye(w.shape[-2], device=w.device) > 0
+        inverse = torch.where((w.mT > 0) | itself, inverse, 0.0)
+        step = pull * (inverse @ _residual(w, pull, excess)).exp()
+        # The mean is within the convex hull of the points: nearer to x_i than the farthest of them.
+        least = arc_over_sinh(excess.amax(-1, keepdim=True))
+        return step.clamp(least, torch.ones_like(w)), inverse
+
+    return _Look(_balance(w, pull, excess).excess, 0.0, newton)
+
+
+def _pair_excess(x: Tensor, c: Tensor) -> Tensor:
+    """``cosh(sqrt(c) dist(x_i, x_j)) - 1``, ``(..., N, N)``."""
+    n = x.shape[-2]
+    i, j = torch.triu_indices(n, n, 1, device=x.device)
+    pairs = excess(*products(x[..., i, :], x[..., j, :])[:2], c).squeeze(-1)
+    place = torch.full((n, n), len(i), device=x.device)  # the diagonal: what is padded, 0
+    place[i, j] = place[j, i] = torch.arange(len(i), device=x.device)
+    return pad(pairs, (0, 1))[..., place]
+
+
+class _Balance(NamedTuple):
+    """``S = sum w pull (x_0, x)``: its length, and the midpoint at its end."""
+
+    total: Tensor
+    """``sum w pull``, ``(..., 1, 1)``"""
+    pairs: Tensor
+    """``mass^2 - total^2``, ``(..., 1, 1)``"""
+    mass: Tensor
+    """``sqrt(c (S_0^2 - |S|^2))``, ``(..., 1, 1)``"""
+    excess: Tensor
+    """``cosh(s_i) - 1``, s_i from x_i to the midpoint, ``(..., N, 1)``"""
+
+
+def _balance(w: Tensor, pull: Tensor, excess: Tensor) -> _Balance:
+    """Sums over all pairs: ``mass^2 = (sum w)^2 + sum_ij w_i w_j (cosh(s_ij) - 1)``.
+
+    Of the forms of this difference it is the one without any cancellation. The weights are
+    ``w pull``, in two factors: their derivatives may overflow where those in ``w`` do not.
+    """
+    to_others = (w.mT * (pull.mT * excess)).sum(-1, keepdim=True)
+    total = (w * pull).sum(-2, keepdim=True)
+    pairs = (w * (pull * to_others)).sum(-2, keepdim=True)
+    mass = (total**2 + pairs).sqrt()
+    return _Balance(total, pairs, mass, (to_others - pairs / (total + mass)) / mass)
+
+
+def _midpoint(x: Tensor, w: Tensor, pull: Tensor, pairs: Tensor) -> Tensor:
+    """Einstein midpoint over dimension -2, of the weights ``w pull``: ``(..., 1, D)``."""
+    total = (w * pull).sum(-2, keepdim=True)
+    mass = (total**2 + pairs).sqrt()
+    # Derivatives in w are differences to the midpoint: close points from their differences.
+    average = (w * pull * x).sum(-2, keepdim=True).detach()
+    centre = torch.where(pairs < 1, average, 0.0)
+    rest = (w * (pull * (x - centre))).sum(-2, keepdim=True)
+    return centre / (1 + pairs / total**2).sqrt() + rest / mass
+
+
+def _residual(w: Tensor, pull: Tensor, excess: Tensor) -> Tensor:
+    """``log(s_i/sinh(s_i) / pull_i)``, s_i from x_i to the midpoint of the weights ``w pull``."""
+    seen = _balance(w, pull, excess).excess
+    # The logarithms alone are as large as s.
+    return carry((arc_over_sinh(seen) / pull).log(), log_arc_over_sinh(seen))
+
+
+def _newton_matrix(w: Tensor, pull: Tensor, excess: Tensor) -> Tensor:
+    """Minus the derivative of `_residual` in ``log(pull)``, ``(..., N, N)``.
+
+    ``I - h_i p_j (cosh(s_ij) / (cosh(s_i) cosh(s_j)) - 1)``, with h the derivative of
+    ``log(s / sinh(s))`` in ``log(cosh(s))`` and p_j the share of x_j in the mass. The bracket is
+    ``-tanh(s_i) tanh(s_j) cos(angle at the mean)``, so nothing overflows, and h is in (-1, -1/3]:
+    the matrix is never singular.
+    """
+    _, _, mass, seen = _balance(w, pull, excess)
+    cosh = 1 + seen
+    share = w * pull * cosh / mass
+    square = arc_square(seen)
+    bend = coth_excess(square)
+    h = -bend * (1 + bend * square)
+    eye = torch.eye(w.shape[-2], dtype=w.dtype, device=w.device)
+    return eye - h * share.mT * ((1 + excess) / cosh / cosh.mT - 1)
