@@ -10,7 +10,7 @@ that fit the cache; `torch.func`, forward mode and tracers get the same as plain
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,9 @@ _BLOCK = 2**18  # elements of a block of rows: what is made of it fits the cache
 FEW = 8  # so many columns are worked on one by one: sums of so short rows are slow
 
 Parts = Sequence[Tensor]  # a vector as blocks of its columns
+
+# torch 2.6 cannot tell.
+_is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 def has_float64(device: torch.device) -> bool:
@@ -38,7 +41,7 @@ def wide_dtype(x: Tensor) -> torch.dtype:
 def eager(x: Tensor) -> bool:
     """Whether autograd Functions will do: no transform, tracer, export or forward mode."""
     if torch.compiler.is_compiling():
-        return not torch.compiler.is_exporting()
+        return not _is_exporting()
     return forward_ad._current_level < 0 and values_known(x)
 
 
