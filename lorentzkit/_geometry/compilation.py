@@ -74,7 +74,7 @@ def earned(function: Callable[..., Any], kind: str, x: Tensor) -> Callable[..., 
     _done[key] = _done.get(key, 0) + _CALL + len(x) * (columns + _SCALARS)
     if _done[key] < _EARNS_COMPILING or not _has_compiler():
         return function
-    return compiled(*key)
+    return compiled(*key, rows=True)
 
 
 def compiles(x: Tensor, work: int) -> bool:
@@ -94,11 +94,14 @@ def _has_compiler() -> bool:
 
 
 @cache
-def compiled(function: Callable[..., Any], kind: str, dtype: torch.dtype) -> Callable[..., Any]:
+def compiled(
+    function: Callable[..., Any], kind: str, dtype: torch.dtype, rows: bool = False
+) -> Callable[..., Any]:
     torch.compiler.assume_constant_result(arctangent)  # type: ignore[no-untyped-call]  # marks it
     # Its own code for each kind: of one code, torch compiles 8 variants and then fails.
     name = f"{function.__name__}_{kind}_{dtype}".replace(".", "_")
     code = function.__code__.replace(co_name=name)
+    options = None if rows else _OPTIONS  # sums over rows are loops of their own
     own = FunctionType(code, function.__globals__, name)
     own.__kwdefaults__ = function.__kwdefaults__
-    return torch.compile(own, dynamic=True, fullgraph=True, options=_OPTIONS)
+    return torch.compile(own, dynamic=True, fullgraph=True, options=options)
