@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lorentzkit._geometry.arguments import norm_limit, within
 from lorentzkit._geometry.invariants import Measures, Products, products
+from lorentzkit._geometry.singles import length
 from lorentzkit._geometry.smooth import (
     cosh_root,
     excess,
@@ -27,6 +28,7 @@ from lorentzkit._geometry.special import (
     root_one_plus,
     sinh_decay,
     sinh_ratio,
+    smallest_length,
     values_at_hand,
 )
 from lorentzkit._geometry.tangents import squared_arc
@@ -75,31 +77,47 @@ def geodesic(t: Tensor, x: Tensor, y: Tensor, c: Tensor) -> Tensor:
 
 
 def transp(x: Tensor, y: Tensor, u: Tensor, c: Tensor) -> Tensor:
+    u, scale = _over_size(u)
     p, m, across = products(x, y, u)
     assert across is not None
-    slope = _transp_slope(p, m, across, c.to(p.xx.dtype))
-    return combine([torch.ones_like(slope), slope, slope], [u, x, y])
+    slope = _transp_slope(p, m, _component(x, u, p, m), across, c.to(p.xx.dtype))
+    return _times(scale, combine([torch.ones_like(slope), slope, slope], [u, x, y]))
 
 
 def transp0(y: Tensor, u: Tensor, c: Tensor) -> Tensor:
+    u, scale = _over_size(u)
     along, yy = product(y, u), product(y, y)
     c = c.to(yy.dtype)
     slope = c * (along / (1 + (1 + c * yy).sqrt()))
-    return combine([torch.ones_like(slope), slope], [u, y])
+    return _times(scale, combine([torch.ones_like(slope), slope], [u, y]))
 
 
 def transp0back(x: Tensor, u: Tensor, c: Tensor) -> Tensor:
+    u, scale = _over_size(u)
     along, xx = product(x, u), product(x, x)
     c = c.to(xx.dtype)
     # 1/(x0 (x0 + 1/sqrt c)) is c/(cosh (1 + cosh)), with a derivative in c that does not cancel.
     x0 = (1 / c + xx).sqrt()
     slope = -(along / x0) / (x0 + c.rsqrt())
-    return combine([torch.ones_like(slope), slope], [u, x])
+    return _times(scale, combine([torch.ones_like(slope), slope], [u, x]))
 
 
 def egrad2rgrad(x: Tensor, g: Tensor, c: Tensor) -> Tensor:
     along = product(x, g)
     return combine([torch.ones_like(along), c.to(along.dtype) * along], [g, x])
+
+
+def _over_size(u: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What is linear in u, of u over its size, where short ones' products would underflow."""
+    if wide_dtype(u) != u.dtype:
+        return u, None
+    # No less: gradients, of size 1, pass through it.
+    scale = power_of_two([u]).clamp_min(smallest_length(u.dtype) ** 0.5)
+    return u / scale, scale
+
+
+def _times(scale: Tensor | None, u: Tensor) -> Tensor:
+    return u if scale is None else scale * u
 
 
 def expmap_transp(x: Tensor, u: Tensor, v: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
@@ -216,11 +234,21 @@ def _constant(z: Tensor, rows: Tensor) -> Tensor:
     return torch.where(rows, z.detach(), z)
 
 
-def _transp_slope(p: Products, m: Measures, across: Tensor, c: Tensor) -> Tensor:
+def _component(x: Tensor, u: Tensor, p: Products, m: Measures) -> Tensor:
+    """The component of u along x, a constant; that of a denormal x from x over its size."""
+    assert p.xu is not None
+    if wide_dtype(x) != x.dtype:
+        return p.xu.detach() / or_one(m.rx)
+    x, u = x.detach(), u.detach()
+    scale = power_of_two([x])
+    return product(x / scale, u) / or_one(length(x / scale))
+
+
+def _transp_slope(p: Products, m: Measures, radial: Tensor, across: Tensor, c: Tensor) -> Tensor:
     """``c <y, u> / (1 - c <x, y>)`` of points x, y and a tangent vector u at x."""
     assert p.xu is not None
     assert p.yu is not None
-    value, whole = _transp_slope_value(m, p.xu.detach(), across, c)
+    value, whole = _transp_slope_value(m, radial, across, c)
     if not differentiable(*(q for q in p if q is not None)):
         return -value
     # Increments of -<y, u> = (y0/x0) x.u - y.u by the product rule, and of the denominator.
@@ -235,7 +263,7 @@ def _transp_slope(p: Products, m: Measures, across: Tensor, c: Tensor) -> Tensor
 
 
 def _transp_slope_value(
-    m: Measures, xu: Tensor, across: Tensor, c: Tensor
+    m: Measures, radial: Tensor, across: Tensor, c: Tensor
 ) -> tuple[Tensor, Tensor]:
     """``-c <y, u> / (1 - c <x, y>)`` for its value and its derivative in c; and the denominator.
 
@@ -269,5 +297,4 @@ def _transp_slope_value(
     inward = (h * lift) * (1 + m.rx / x0) - rest / x0
     flat = x_root.over(t_s / whole_s) + h * lift
     along = torch.where(t > 1, outward, torch.where(t < -1, inward, flat))
-    radial = xu / torch.where(m.rx > 0, m.rx, 1.0)
     return radial * along - across / root / root, whole
