@@ -208,9 +208,8 @@ def _slopes(
     # By h, x moves against the part of y across it, which is y less a multiple of x; of close
     # points that is their difference less a small multiple.
     across_x, across_y = by.h / rx, by.h / ry
-    h = m.h()
-    less_x = torch.where(close, -(m.dr / ry + h), m.cosine)
-    less_y = torch.where(close, m.dr / rx - h, m.cosine)
+    less_x = torch.where(close, -(m.dr / ry + pair.h), m.cosine)
+    less_y = torch.where(close, m.dr / rx - pair.h, m.cosine)
     of_x = torch.addcmul(along_x, across_x, less_x) / near_x
     of_y = torch.addcmul(along_y, across_y, less_y) / near_y
     back_x, back_y = across_y / near_x, across_x / near_y

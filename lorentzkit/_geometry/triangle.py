@@ -122,9 +122,6 @@ def sines(h: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     return sine, torch.where(apart, 1 / torch.where(apart, sine, 1.0), 0.0)
 
 
-KINDS = ("inner", "distance", "angle", "cosine")
-
-
 class Change(NamedTuple):
     """Derivative of a sum over pairs, term by term: in h, in both radii, and in c times ``2 c``."""
 
