@@ -11,12 +11,16 @@ that fit the cache; `torch.func`, forward mode and tracers get the same as plain
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
+from operator import itemgetter
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
+from lorentzkit._geometry.arrays import Numbers, as_tensor
 from lorentzkit._geometry.special import values_known
 
 _BLOCK = 2**18  # elements of a block of rows: what is made of it fits the cache
@@ -83,6 +87,13 @@ def dot(x: Parts, y: Parts) -> Tensor:
         total = product if total is None else total + product
     assert total is not None
     return total
+
+
+def square(x: Parts) -> Tensor:
+    """``dot(x, x)``, without derivatives: in one pass."""
+    if len(x) > 1:
+        return dot(x, x)
+    return torch.linalg.vector_norm(x[0], 2, -1, keepdim=True).square()
 
 
 def or_one(x: Tensor) -> Tensor:
@@ -252,43 +263,96 @@ def expand(
     """For each row of coefficients a sum: of x, of y (less x, where they are close), and others."""
     x = vectors[0]
     if torch.is_grad_enabled() or not values_known(rows[0][0]):  # as in `_dots`
-        basis = _basis([v.to(wide_dtype(x)) for v in vectors], close)
+        basis = [v.to(wide_dtype(x)) for v in vectors]
+        basis = basis if close is None else _basis(basis, close)
         return tuple(_plain_sum(row, basis).to(x.dtype) for row in rows)
-    coefficients = torch.cat([c for row in rows for c in row], 1)
-    dtype = x.dtype if not wide and _in_range(coefficients, x.dtype) else coefficients.dtype
-    sums = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in rows]
-    few = x.shape[-1] <= FEW
-    parts_of_columns = [slice(j, j + 1) for j in range(x.shape[-1])] if few else [slice(None)]
-    columns = coefficients.to(dtype).tensor_split(coefficients.shape[1], 1)
-    for block in row_blocks(x):
-        is_close = None if close is None else close[block]
-        basis = _basis([v[block].to(dtype) for v in vectors], is_close)
-        terms = iter(columns)
-        for total, row in zip(sums, rows, strict=True):
-            own = [next(terms)[block] for _ in row]
-            for at in parts_of_columns:
-                _write_sum(total[block, at], own, [v[:, at] for v in basis])
-    return tuple(sums)
+    return tuple(sums(vectors, rows, False if close is None else close, wide))
 
 
-def _basis(vectors: Sequence[Tensor], close: Tensor | None) -> Sequence[Tensor]:
-    if close is None:
-        return vectors
+def sums(
+    vectors: Sequence[Tensor | None],
+    coefficients: Sequence[Sequence[Numbers]],
+    close: Tensor | bool = False,
+    wide: bool = False,
+) -> list[Tensor]:
+    """For each row of coefficients the sum of the vectors, less those without a coefficient.
+
+    ``close``: whether the second vector is to be taken less the first.
+    """
+    x = vectors[0]
+    stacked = _stacked([c for row in coefficients for c in row if _varies(c)], x)
+    dtype = x.dtype if not wide and _in_range(stacked, x.dtype) else wide_dtype(x)
+    columns = iter(as_tensor(stacked).to(dtype).split(1, 1))
+    rows = [[next(columns) if _varies(c) else c for c in row] for row in coefficients]
+    every = zip(vectors, zip_longest(*rows))
+    used = [v if any(c is not None for c in of) else None for v, of in every]
+    blocks = list(row_blocks(x))
+    if len(blocks) == 1 and x.shape[-1] > FEW:
+        return [total.to(x.dtype) for total in _block_sums(used, rows, close, dtype)]
+    totals = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in rows]
+    for block in blocks:
+        some = [v if v is None else v[block] for v in used]
+        own = [[c[block] if isinstance(c, Tensor) else c for c in row] for row in rows]
+        near = close if isinstance(close, bool) else close[block]
+        _block_sums(some, own, near, dtype, [total[block] for total in totals])
+    return totals
+
+
+def _block_sums(
+    vectors: Sequence[Tensor | None],
+    rows: Sequence[Sequence[Tensor | float | None]],
+    close: Tensor | bool,
+    dtype: torch.dtype,
+    out: Sequence[Tensor] | None = None,
+) -> list[Tensor]:
+    basis = [v if v is None else v.to(dtype) for v in vectors]
+    if close is not False and basis[1] is not None:
+        basis = _basis(basis, close)
+    each = [[(c, v) for c, v in zip(row, basis) if c is not None] for row in rows]
+    if out is None:
+        return [_sum(terms) for terms in each]
+    return [_sum(terms, total) for terms, total in zip(each, out, strict=True)]
+
+
+def _varies(c: Numbers) -> bool:
+    return c is not None and not isinstance(c, float)
+
+
+def _stacked(numbers: Sequence[Numbers], like: Tensor) -> Numbers:
+    """Side by side, ``(N, K)``."""
+    if not numbers:
+        return like.new_empty((len(like), 0), dtype=wide_dtype(like))
+    if isinstance(numbers[0], Tensor):
+        return torch.cat(list(numbers), 1)
+    return np.concatenate(numbers, 1)
+
+
+def _basis(vectors: Sequence[Tensor], close: Tensor | bool) -> list[Tensor]:
     x, y, *others = vectors
+    if close is True:
+        return [x, y - x, *others]
     return [x, torch.addcmul(y, x, close.to(x.dtype), value=-1), *others]
 
 
-def _write_sum(out: Tensor, coefficients: Sequence[Tensor], vectors: Sequence[Tensor]) -> None:
-    total = out if out.dtype == vectors[0].dtype else torch.empty_like(vectors[0])
-    torch.mul(vectors[0], coefficients[0], out=total)
-    for c, v in zip(coefficients[1:], vectors[1:], strict=True):
-        total.addcmul_(v, c)
-    if total is not out:
+def _sum(terms: Sequence[tuple[Tensor | float, Tensor]], out: Tensor | None = None) -> Tensor:
+    if out is not None and 1 < out.shape[-1] <= FEW:  # sums over short rows are slow
+        for j in range(out.shape[-1]):
+            _sum([(c, v[:, j : j + 1]) for c, v in terms], out[:, j : j + 1])
+        return out
+    (c, v), *others = terms
+    total = torch.mul(v, c, out=out if out is not None and out.dtype == v.dtype else None)
+    for c, v in others:
+        total = total.add_(v, alpha=c) if isinstance(c, float) else total.addcmul_(v, c)
+    if out is not None and total is not out:
         out.copy_(total)
+    return total
 
 
-def _in_range(coefficients: Tensor, dtype: torch.dtype) -> bool:
+def _in_range(coefficients: Numbers, dtype: torch.dtype) -> bool:
     """Whether they may be rounded to the dtype: none is near the ends of its range."""
+    if isinstance(coefficients, np.ndarray):
+        sizes = np.abs(coefficients)
+        return bool(sizes.max() < 1e30 and np.where(sizes == 0, 1.0, sizes).min() > 1e-30)
     if coefficients.dtype == dtype or coefficients.numel() == 0:
         return True
     if coefficients.device.type != "cpu":  # where one would wait for the answer

@@ -25,6 +25,7 @@ from lorentzkit._geometry.arguments import (
     vectors,
     working_dtype,
 )
+from lorentzkit._geometry.rowwise import near_rows
 from lorentzkit._geometry.vectors import eager
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and not torch.cuda.is_available()
@@ -51,6 +52,10 @@ def rows(
         named: the vectors ``(..., D)`` in the op's order, by the names that errors give them.
     """
     if not _by_kernel([curv, *([] if t is None else [t])], list(named.values())):
+        if isinstance(first := next(iter(named.values())), Tensor) and eager(first):
+            of = near_rows(op, plain, curv, t, cone[0], named)
+            if of is not None:
+                return of
         return plain(*([] if t is None else [t]), *named.values(), curv)
     tensors = vectors(**named)
     device = tensors[0].device

@@ -1,0 +1,443 @@
+"""Ops by the Gram numbers of their vectors: values and written-out derivatives, in float64.
+
+No rotation changes what an op does, so its value is a function of the products of its vectors, and
+a resulting vector is a sum of them with such functions as coefficients. Near the origin, where
+``cosh(a)**2 <= 2**20``, float64 numbers lose no digit of float32 points by it. Farther out, and of
+float64 points, `pairs`, `tangents` and `maps` take lengths and angles instead.
+
+The first vector is x. The second, b, is a tangent vector, or ``y - x`` if it is a point y: so that
+nothing cancels of close points. The third, u, is a tangent vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from lorentzkit._geometry.arrays import (
+    Numbers,
+    arcsinh,
+    arctan2,
+    cosh,
+    log1p,
+    inverse,
+    or_one,
+    polynomial,
+    quotient,
+    sinh,
+    sqrt,
+    where,
+)
+
+NEAR = 2.0**20  # of c |x|**2
+SHORT = 2.0**8  # of c |u|**2, of tangent vectors whose exponential is taken
+
+
+class Gram(NamedTuple):
+    """Products ``(N, 1)`` of x, b and u; None of those that an op does not need."""
+
+    xx: Numbers
+    xb: Numbers = None
+    bb: Numbers = None
+    xu: Numbers = None
+    bu: Numbers = None
+
+
+class Sum(NamedTuple):
+    """Coefficients of x, b and u."""
+
+    x: Numbers
+    b: Numbers = None
+    u: Numbers = None
+
+
+class Slopes(NamedTuple):
+    """Partial derivatives of a sum over the rows, by the Gram numbers, by c, and by t."""
+
+    xx: Numbers
+    xb: Numbers = None
+    bb: Numbers = None
+    xu: Numbers = None
+    bu: Numbers = None
+    c: Numbers = None
+    t: Numbers = None
+
+
+class Side(NamedTuple):
+    """The third side of the triangle O, x, y: ``D = sqrt(c) d(x, y)``."""
+
+    x_cosh: Numbers
+    y_cosh: Numbers
+    gap: Numbers
+    """``cosh(a) - cosh(b)``"""
+    T: Numbers
+    """``sinh(D/2)**2``"""
+    R: Numbers
+    """``sinh D``"""
+
+    def c_slope(self) -> Numbers:
+        """The derivative of T by ``log c``"""
+        return self.T - 0.25 * self.gap * self.gap / (self.x_cosh * self.y_cosh)
+
+
+class Settings(NamedTuple):
+    """What else an op depends on."""
+
+    c: Numbers
+    side: Side | None = None
+    """Of two points"""
+    t: Numbers = None
+    """Of "geodesic", in [0, 1]"""
+    min_radius: float = 0.1
+
+
+class Op(NamedTuple):
+    """An op, or what `rowwise` needs to know of it.
+
+    ``value(gram, settings)`` is the op's number or a `Sum`. ``slopes(gram, settings, grad)`` are
+    the derivatives of ``(grad * value).sum()`` or, of a vector, those of ``along.x * value.x +
+    along.b * value.b + along.u * value.u``, with ``along`` the products of x, b and u with grad.
+    """
+
+    value: Callable[[Gram, Settings], Any]
+    slopes: Callable[[Gram, Settings, Any], Slopes]
+    numbers: tuple[str, ...]
+    """Which Gram numbers it takes"""
+    points: int
+    """How many of its vectors are points, the first ones"""
+    along: str = ""
+    """Of a vector: those of x and b whose products with grad the slopes take"""
+    reach: tuple[float, float] = (NEAR, NEAR)
+    """The most of ``c |x|**2`` and of ``c |b|**2`` that it is exact for"""
+
+
+# --- One-dimensional functions --------------------------------------------------------------------
+
+
+def sinhc(t: Numbers) -> Numbers:
+    """``sinh(t)/t``"""
+    return quotient(sinh(t), t)
+
+
+def coth_excess(t: Numbers) -> Numbers:
+    """``(t coth t - 1)/t**2``"""
+    z = t * t
+    small = z < 1e-2
+    far = where(small, 1.0, t)
+    near = polynomial(where(small, z, 0.0), 1 / 3, -1 / 45, 2 / 945, -1 / 4725, 2 / 93555)
+    return where(small, near, (far * cosh(far) / sinh(far) - 1) / (far * far))
+
+
+def arc_excess(t: Numbers, arc: Numbers) -> Numbers:
+    """``arc - t`` for ``t = tanh(arc)``"""
+    z = t * t
+    return where(z < 1e-2, t * z * polynomial(z, 1 / 3, 1 / 5, 1 / 7, 1 / 9, 1 / 11), arc - t)
+
+
+# --- One vector, made longer ----------------------------------------------------------------------
+
+
+def _grown(growth: Callable[[Numbers], Numbers], slope: Callable[..., Numbers]) -> Any:
+    """``growth(z) x`` with ``z = c |x|**2``; its slope is a function of z and its value."""
+
+    def value(gram: Gram, of: Settings) -> Sum:
+        return Sum(growth(of.c * gram.xx))
+
+    def slopes(gram: Gram, of: Settings, along: Sum) -> Slopes:
+        z = of.c * gram.xx
+        by_z = along.x * slope(z, growth(z))
+        return Slopes(xx=by_z * of.c, c=by_z * gram.xx)
+
+    return value, slopes
+
+
+def _log_growth(z: Numbers) -> Numbers:
+    s = sqrt(z)
+    return quotient(arcsinh(s), s)
+
+
+def _log_slope(z: Numbers, of: Numbers) -> Numbers:
+    s = sqrt(z)
+    excess = arc_excess(s / sqrt(1 + z), arcsinh(s))
+    return where(s == 0, -1 / 6, -0.5 * excess / or_one(s * z))
+
+
+EXPMAP0 = _grown(lambda z: sinhc(sqrt(z)), lambda z, of: 0.5 * of * coth_excess(sqrt(z)))
+LOGMAP0 = _grown(_log_growth, _log_slope)
+TO_KLEIN = _grown(lambda z: 1 / sqrt(1 + z), lambda z, of: -0.5 * of / (1 + z))
+TO_POINCARE = _grown(
+    lambda z: 1 / (1 + sqrt(1 + z)), lambda z, of: -0.5 * of * of / sqrt(1 + z)
+)
+FROM_KLEIN = _grown(lambda z: 1 / sqrt(1 - z), lambda z, of: 0.5 * of * of * of)
+FROM_POINCARE = _grown(lambda z: 2 / (1 - z), lambda z, of: 0.5 * of * of)
+
+
+# --- Numbers of one point -------------------------------------------------------------------------
+
+
+def time(gram: Gram, of: Settings) -> Numbers:
+    return sqrt(1 / of.c + gram.xx)
+
+
+def time_slopes(gram: Gram, of: Settings, grad: Numbers) -> Slopes:
+    by_square = 0.5 * grad / time(gram, of)
+    return Slopes(xx=by_square, c=-by_square / (of.c * of.c))
+
+
+def dist0(gram: Gram, of: Settings) -> Numbers:
+    root = sqrt(of.c)
+    return arcsinh(root * sqrt(gram.xx)) / root
+
+
+def dist0_slopes(gram: Gram, of: Settings, grad: Numbers) -> Slopes:
+    root, r = sqrt(of.c), sqrt(gram.xx)
+    s, cosh_a = root * r, sqrt(1 + of.c * gram.xx)
+    by_c = -0.5 * grad * arc_excess(s / cosh_a, arcsinh(s)) / (of.c * root)
+    return Slopes(xx=0.5 * grad * inverse(r * cosh_a), c=by_c)
+
+
+def half_aperture(gram: Gram, of: Settings) -> Numbers:
+    k, s = 2 * of.min_radius, sqrt(of.c * gram.xx)
+    far = where(s > k, s, 2 * k)
+    angle = arctan2(k + 0 * far, sqrt(far - k) * sqrt(far + k))
+    return where(s > k, angle, 0.5 * _PI)
+
+
+def half_aperture_slopes(gram: Gram, of: Settings, grad: Numbers) -> Slopes:
+    k, z = 2 * of.min_radius, of.c * gram.xx
+    s = sqrt(z)
+    far = where(s > k, s, 2 * k)
+    by_z = where(s > k, -0.5 * grad * k / (far * far * sqrt(far - k) * sqrt(far + k)), 0.0)
+    return Slopes(xx=by_z * of.c, c=by_z * gram.xx)
+
+
+_PI = 3.141592653589793
+
+
+# --- Two points -----------------------------------------------------------------------------------
+
+
+def side(gram: Gram, c: Numbers) -> Side:
+    longer = 2 * gram.xb + gram.bb  # |y|^2 - |x|^2
+    x_cosh, y_cosh = sqrt(1 + c * gram.xx), sqrt(1 + c * (gram.xx + longer))
+    gap = -c * longer / (x_cosh + y_cosh)
+    T = 0.25 * (c * gram.bb - gap * gap)
+    return Side(x_cosh, y_cosh, gap, T, 2 * sqrt(T * (1 + T)))
+
+
+def side_slopes(of: Side, c: Numbers, by: Numbers) -> Slopes:
+    """Of ``by * T``."""
+    quarter = 0.25 * c * by / of.y_cosh
+    return Slopes(
+        xx=quarter * of.gap * of.gap / of.x_cosh,
+        xb=2 * quarter * of.gap,
+        bb=quarter * of.x_cosh,
+        c=by * of.c_slope() / c,
+    )
+
+
+def distance(of: Side) -> Numbers:
+    """D"""
+    return log1p(2 * of.T + of.R)
+
+
+def dist(gram: Gram, of: Settings) -> Numbers:
+    return distance(of.side) / sqrt(of.c)
+
+
+def dist_slopes(gram: Gram, of: Settings, grad: Numbers) -> Slopes:
+    s = of.side
+    root, inverse_R = sqrt(of.c), inverse(s.R)
+    slopes = side_slopes(s, of.c, 2 * grad * inverse_R / root)
+    spread = s.gap * s.gap * inverse_R / (s.x_cosh * s.y_cosh)
+    excess = 2 * arc_excess(2 * s.T * inverse_R, 0.5 * distance(s)) + spread
+    return slopes._replace(c=-0.5 * grad * excess / (of.c * root))
+
+
+def inner(gram: Gram, of: Settings) -> Numbers:
+    return -(1 + 2 * of.side.T) / of.c
+
+
+def inner_slopes(gram: Gram, of: Settings, grad: Numbers) -> Slopes:
+    s = of.side
+    slopes = side_slopes(s, of.c, -2 * grad / of.c)
+    spread = 0.5 * s.gap * s.gap / (s.x_cosh * s.y_cosh)
+    return slopes._replace(c=grad * (1 + spread) / (of.c * of.c))
+
+
+def arc_over_sinh(s: Side) -> Numbers:
+    """``D / sinh(D)``"""
+    return quotient(distance(s), s.R)
+
+
+def logmap(gram: Gram, of: Settings) -> Sum:
+    s = of.side
+    ratio = arc_over_sinh(s)
+    return Sum(-2 * s.T * ratio, ratio)
+
+
+def logmap_slopes(gram: Gram, of: Settings, along: Sum) -> Slopes:
+    s = of.side
+    ratio = arc_over_sinh(s)
+    by_b = -2 * coth_excess(distance(s)) * ratio * ratio
+    by_x = -(1 + ratio) / (1 + s.T)
+    return side_slopes(s, of.c, by_b * along.b + by_x * along.x)
+
+
+def geodesic(gram: Gram, of: Settings) -> Sum:
+    x, y = _weights(distance(of.side), of.t)
+    return Sum(x + y, y)
+
+
+def _weights(D: Numbers, t: Numbers) -> tuple[Numbers, Numbers]:
+    """``sinh((1 - t) D)/sinh(D)`` and ``sinh(t D)/sinh(D)``"""
+    rest, whole = 1 - t, inverse(sinh(D))
+    none = D == 0
+    return sinh(rest * D) * whole + none * rest, sinh(t * D) * whole + none * t
+
+
+def geodesic_slopes(gram: Gram, of: Settings, along: Sum) -> Slopes:
+    s = of.side
+    D, t, rest = distance(s), of.t, 1 - of.t
+    x, y = _weights(D, t)
+    to_y = along.x + along.b
+    whole = coth_excess(D)
+    by = along.x * x * (rest * rest * coth_excess(rest * D) - whole)
+    by = by + to_y * y * (t * t * coth_excess(t * D) - whole)
+    ratio = arc_over_sinh(s)
+    by_t = ratio * (to_y * cosh(t * D) - along.x * cosh(rest * D))
+    return side_slopes(s, of.c, 2 * ratio * by)._replace(t=by_t)
+
+
+def transp(gram: Gram, of: Settings) -> Sum:
+    slope = _transp_slope(of.side, gram, of.c)
+    return Sum(2 * slope, slope, 1.0)
+
+
+def _transp_slope(s: Side, gram: Gram, c: Numbers) -> Numbers:
+    """``c <y, u> / (1 - c <x, y>)``"""
+    return 0.5 * c * (gram.bu + gram.xu * s.gap / s.x_cosh) / (1 + s.T)
+
+
+def transp_slopes(gram: Gram, of: Settings, along: Sum) -> Slopes:
+    c, s = of.c, of.side
+    by = 2 * along.x + along.b  # the product with x + y
+    slope, lift = _transp_slope(s, gram, c), 0.5 * c * by / (1 + s.T)
+    by_T = side_slopes(s, c, -by * slope / (1 + s.T))
+    # By the ratio Y/X of the coshes, of which gap/X is 1 - Y/X.
+    x2, y2 = s.x_cosh * s.x_cosh, s.y_cosh * s.y_cosh
+    by_log = -0.5 * lift * gram.xu * s.y_cosh / s.x_cosh
+    wider = (s.gap / x2) * (s.x_cosh + s.y_cosh) / y2
+    by_c = by * slope - by_log * wider + c * by_T.c
+    return Slopes(
+        xx=by_T.xx + c * by_log * wider,
+        xb=by_T.xb + 2 * c * by_log / y2,
+        bb=by_T.bb + c * by_log / y2,
+        xu=lift * s.gap / s.x_cosh,
+        bu=lift,
+        c=by_c / c,
+    )
+
+
+# --- Tangent vectors ------------------------------------------------------------------------------
+
+
+def tangent_inner(gram: Gram, of: Settings) -> Numbers:
+    return gram.bu - of.c * gram.xb * gram.xu / (1 + of.c * gram.xx)
+
+
+def tangent_inner_slopes(gram: Gram, of: Settings, grad: Numbers) -> Slopes:
+    inverse_square = 1 / (1 + of.c * gram.xx)
+    slant = of.c * inverse_square * grad
+    product = gram.xb * gram.xu * inverse_square
+    return Slopes(
+        xx=of.c * slant * product,
+        xb=-slant * gram.xu,
+        xu=-slant * gram.xb,
+        bu=grad,
+        c=-grad * product * inverse_square,
+    )
+
+
+def tangent_square(gram: Gram, of: Settings) -> Numbers:
+    return gram.bb - of.c * gram.xb * gram.xb / (1 + of.c * gram.xx)
+
+
+def tangent_square_slopes(gram: Gram, of: Settings, grad: Numbers) -> Slopes:
+    radial = gram.xb / (1 + of.c * gram.xx)
+    slant = of.c * radial
+    return Slopes(
+        xx=grad * slant * slant, xb=-2 * grad * slant, bb=grad, c=-grad * radial * radial
+    )
+
+
+def tangent_norm(gram: Gram, of: Settings) -> Numbers:
+    return sqrt(tangent_square(gram, of))
+
+
+def tangent_norm_slopes(gram: Gram, of: Settings, grad: Numbers) -> Slopes:
+    return tangent_square_slopes(gram, of, 0.5 * grad * inverse(tangent_norm(gram, of)))
+
+
+def expmap(gram: Gram, of: Settings) -> Sum:
+    arc = sqrt(of.c * tangent_square(gram, of))
+    return Sum(cosh(arc), sinhc(arc))
+
+
+def expmap_slopes(gram: Gram, of: Settings, along: Sum) -> Slopes:
+    square = tangent_square(gram, of)
+    arc = sqrt(of.c * square)
+    by_z = 0.5 * sinhc(arc) * (along.x + coth_excess(arc) * along.b)
+    slopes = tangent_square_slopes(gram, of, of.c * by_z)
+    return slopes._replace(c=slopes.c + by_z * square)
+
+
+def _slanted(
+    coefficient: Callable[[Numbers, Numbers], Numbers], slope: Callable[..., tuple[Any, Any]]
+) -> Any:
+    """``b + k (x.b) x``, k a function of ``cosh(a)`` and c; its derivatives by |x|**2 and c."""
+
+    def value(gram: Gram, of: Settings) -> Sum:
+        return Sum(coefficient(sqrt(1 + of.c * gram.xx), of.c) * gram.xb, 1.0)
+
+    def slopes(gram: Gram, of: Settings, along: Sum) -> Slopes:
+        cosh_a = sqrt(1 + of.c * gram.xx)
+        k = coefficient(cosh_a, of.c)
+        by_square, by_c = slope(cosh_a, k)
+        by = along.x * gram.xb
+        return Slopes(xx=by * by_square, xb=along.x * k, c=by * by_c)
+
+    return value, slopes
+
+
+TRANSP0 = _slanted(lambda C, c: c / (1 + C), lambda C, k: (-0.5 * k * k / C, 0.5 / C))
+TRANSP0BACK = _slanted(
+    lambda C, c: -c / (C * (1 + C)),
+    lambda C, k: (0.5 * k * k * (1 + 2 * C) / C, -0.5 / (C * C * C)),
+)
+EGRAD2RGRAD = _slanted(lambda C, c: c, lambda C, k: (0 * C, 1.0))
+
+
+OPS = {
+    "time": Op(time, time_slopes, ("xx",), 1),
+    "dist0": Op(dist0, dist0_slopes, ("xx",), 1),
+    "half_aperture": Op(half_aperture, half_aperture_slopes, ("xx",), 1),
+    "expmap0": Op(*EXPMAP0, ("xx",), 0, "x", reach=(SHORT, 0)),
+    "logmap0": Op(*LOGMAP0, ("xx",), 1, "x"),
+    "to_klein": Op(*TO_KLEIN, ("xx",), 1, "x"),
+    "to_poincare": Op(*TO_POINCARE, ("xx",), 1, "x"),
+    "from_klein": Op(*FROM_KLEIN, ("xx",), 0, "x", reach=(1 - 1 / NEAR, 0)),
+    "from_poincare": Op(*FROM_POINCARE, ("xx",), 0, "x", reach=(1 - 1 / NEAR, 0)),
+    "dist": Op(dist, dist_slopes, ("xx", "xb", "bb"), 2),
+    "inner": Op(inner, inner_slopes, ("xx", "xb", "bb"), 2),
+    "logmap": Op(logmap, logmap_slopes, ("xx", "xb", "bb"), 2, "xb"),
+    "geodesic": Op(geodesic, geodesic_slopes, ("xx", "xb", "bb"), 2, "xb"),
+    "transp": Op(transp, transp_slopes, ("xx", "xb", "bb", "xu", "bu"), 2, "xb"),
+    "tangent_inner": Op(tangent_inner, tangent_inner_slopes, ("xx", "xb", "xu", "bu"), 1),
+    "tangent_square": Op(tangent_square, tangent_square_slopes, ("xx", "xb", "bb"), 1),
+    "tangent_norm": Op(tangent_norm, tangent_norm_slopes, ("xx", "xb", "bb"), 1),
+    "expmap": Op(expmap, expmap_slopes, ("xx", "xb", "bb"), 1, "xb", (NEAR, SHORT)),
+    "transp0": Op(*TRANSP0, ("xx", "xb"), 1, "x"),
+    "transp0back": Op(*TRANSP0BACK, ("xx", "xb"), 1, "x"),
+    "egrad2rgrad": Op(*EGRAD2RGRAD, ("xx", "xb"), 1, "x"),
+}
