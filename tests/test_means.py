@@ -49,9 +49,12 @@ def clouds_within(draw, radius, dtype, smooth):
     return case._replace(args=[points, weights])
 
 
+@pytest.mark.parametrize("near", [True, False])
 @each_mean
-def test_the_means_of_many_float32_points_are_exact(op, rows):
-    """Values anywhere, gradients within radius 10."""
+def test_the_means_of_many_float32_points_are_exact(op, near, rows, monkeypatch):
+    """Values anywhere, gradients within radius 10; near: plain sums wherever they will do."""
+    if not near:
+        monkeypatch.setattr(places.Near, "is_exact", lambda self: False)
 
     @examples(op)
     @given(st.data())
@@ -135,6 +138,27 @@ def test_each_point_a_thousand_times(op, dtype):
     eps = torch.finfo(dtype).eps
     for few, many in zip(*results, strict=True):
         torch.testing.assert_close(many, few, rtol=1e3 * eps, atol=1e2 * eps)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("D", [3, 33])
+def test_plain_sums_are_as_exact(place, D, rows, monkeypatch):
+    """Of float32 points near the origin: the midpoint, its first and its second derivatives."""
+    results = []
+    for near in (True, False):
+        if not near:
+            monkeypatch.setattr(places.Near, "is_exact", lambda self: False)
+        leaves = [t.float().requires_grad_() for t in arguments(place, D=D)]
+        m = ops.einstein_midpoint(leaves[0], leaves[1], leaves[2])
+        first = torch.autograd.grad(m.sin().sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(f.cos().sum() for f in first), leaves)
+        each = torch.eye(D)
+        m = ops.einstein_midpoint(*leaves)
+        rows_of = torch.autograd.grad(m, leaves, each, is_grads_batched=True)
+        results.append([m, *first, *second, *rows_of])
+    for plain, expected in zip(*results, strict=True):
+        size = expected.detach().abs().max().item()
+        torch.testing.assert_close(plain, expected, rtol=1e-5, atol=1e-5 * size + 1e-12)
 
 
 @each_mean

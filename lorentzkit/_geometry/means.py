@@ -1,6 +1,7 @@
 """The Einstein midpoint and the Frechet mean, the same with other weights, each by two ways.
 
-*From a place* (`places`): O(N D), in a type wider than the points'. *From the pairs*: the distances
+*From a place* (`places`): O(N D), in a type wider than the points'; not far out, the midpoint of
+float32 points takes plain sums, one pass over them each way. *From the pairs*: the distances
 between the points alone give the weights of the mean, and no coordinates of a place enter. This
 takes O(N^2 D), for few points, and is exact even where a place has too few digits to look from.
 """
@@ -35,8 +36,9 @@ from lorentzkit._geometry.special import (
     differentiable,
     dot,
     log_arc_over_sinh,
+    values_at_hand,
 )
-from lorentzkit._geometry.vectors import wide_dtype
+from lorentzkit._geometry.vectors import eager, wide_dtype
 
 # So many points at most go by their pairs; the second is for a dtype that has no wider one.
 _FEW, _FEW_OF_WIDEST = 8, 64
@@ -49,7 +51,17 @@ _SAME = {torch.float64: 2.0**-40, torch.float32: 2.0**-18}
 
 def einstein_midpoint(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
     """Of points ``(..., N, D)`` and weights ``(..., N, 1)`` of sum 1; all but the points wide."""
-    return (_midpoint_from_pairs if _few(x) else places.midpoint)(x, w, c)
+    plain = _midpoint_from_pairs if _few(x) else places.midpoint
+    if x.dtype == w.dtype or not (eager(x) and values_at_hand(x)):
+        return plain(x, w, c)
+    sets = torch.broadcast_shapes(x.shape[:-2], c.shape[:-2])  # type: ignore[no-untyped-call]
+    x, w = (t.expand(*sets, *t.shape[-2:]) for t in (x, w))
+    c = c.expand(*sets, 1, 1)
+    near = places.near_sums(x.detach(), w.detach(), c.detach())
+    if not near.is_exact():
+        return plain(x, w, c)
+    mean: Tensor = places.NearMidpoint.apply(plain, x, w, c, *near)  # type: ignore[no-untyped-call]
+    return mean
 
 
 def frechet_mean(x: Tensor, w: Tensor, c: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ itself nothing cancels. All sums over the points are here: O(N D), in blocks of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
+from lorentzkit._geometry import vectors
 from lorentzkit._geometry.special import (
     carry,
     differentiable,
@@ -96,12 +97,8 @@ class _MeasuresByRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *by: Tensor) -> tuple[Tensor | None, ...]:
         x, w, unit, z = args = ctx.saved_tensors
-        if torch.is_grad_enabled():  # for second derivatives
-            args = tuple(t.view_as(t) for t in args)  # w and z may depend on x: not here
-            wanted = [t for t, needed in zip(args, ctx.needs_input_grad, strict=True) if needed]
-            grads = torch.autograd.grad(_measures_at_once(*args), wanted, by, create_graph=True)
-            found = iter(grads)
-            return tuple(next(found) if needed else None for needed in ctx.needs_input_grad)
+        if _differentiated(by[0]):
+            return tuple(gradients(_measures_at_once, args, ctx.needs_input_grad, by))
         of_x, of_w, of_z = torch.empty_like(x), torch.empty_like(w), torch.zeros_like(z)
         vectors = torch.cat([unit, z, by[3]], -2)
         for r in _rows(x):
@@ -206,3 +203,108 @@ def step_to_midpoint(mass: Tensor, total: Tensor, place: Place, c: Tensor) -> Te
     pull = pull - pull.detach()
     z = place.upright(pull, c)
     return pull / (mass**2 - dot(z, z)).sqrt()
+
+
+# --- Near the origin --------------------------------------------------------------------------
+
+
+class Near(NamedTuple):
+    """Plain sums in float64 over float32 points, of which the midpoint takes no others."""
+
+    cosh: Tensor
+    """C, of the radius of each point, ``(..., N, 1)``"""
+    total: Tensor
+    """``S = sum w x``, ``(..., 1, D)``"""
+    mean_cosh: Tensor
+    """``sum w C``, ``(..., 1, 1)``"""
+    spread: Tensor
+    """``mass^2 - sum w C sum w / C``: how much the mass depends on the curvature"""
+    mass: Tensor
+    """``sqrt((sum w C)^2 - c |S|^2)``"""
+
+    def is_exact(self) -> bool:
+        """As many digits cancel as the square of the midpoint's cosh has: 20 bits of 29 spare."""
+        return bool(((self.mean_cosh / self.mass) ** 2 <= 2.0**20).all())
+
+
+def near_sums(x: Tensor, w: Tensor, c: Tensor) -> Near:
+    squares, total = [], torch.zeros_like(c)
+    for r in _rows(x):
+        points = vectors.parts(x[r], w.dtype)
+        squares.append(vectors.dot(points, points))
+        total = total + torch.cat([w[r].mT @ p for p in points], -1)
+    z = c * torch.cat(squares, -2)
+    cosh = (1 + z).sqrt()
+    # Of sum w C, the part that is small near the origin, where the spread is.
+    rise, flat = w.mT @ (z / cosh), w.mT @ (1 / cosh)
+    mean_cosh = rise + flat
+    spread = (mean_cosh * rise - c * dot(total, total)).clamp_min(0)
+    return Near(cosh, total, mean_cosh, spread, (mean_cosh * flat + spread).sqrt())
+
+
+class NearMidpoint(torch.autograd.Function):
+    """The midpoint from `Near`: one pass over the points each way; c is ``(..., 1, 1)``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, plain: Callable[..., Tensor], x: Tensor, w: Tensor, c: Tensor, *near: Tensor
+    ) -> Tensor:
+        ctx.plain = plain
+        ctx.save_for_backward(x, w, c, *near)
+        _, total, _, _, mass = near
+        return total / mass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, w, c, *near = ctx.saved_tensors
+        unused, needed = (None,) * len(near), ctx.needs_input_grad[1:4]
+        if _differentiated(grad):
+            found = gradients(ctx.plain, (x, w, c), needed, (grad,))
+            return (None, *found, *unused)
+        cosh, total, mean_cosh, spread, mass = near
+        mean = total / mass
+        along = dot(grad, mean)
+        pull = (grad + c * along * mean) / mass
+        bend = along * mean_cosh / mass**2
+        of_x = _near_pulled(x, -w * c * bend / cosh, w, pull) if needed[0] else None
+        of_w = _near_products(x, pull) - bend * cosh if needed[1] else None
+        of_c = -along * spread / (2 * c * mass**2) if needed[2] else None
+        return (None, of_x, of_w, of_c, *unused)
+
+
+def _near_pulled(x: Tensor, a: Tensor, w: Tensor, v: Tensor) -> Tensor:
+    """``a x + w v``, in the dtype of x"""
+    found = torch.empty_like(x)
+    few = x.shape[-1] <= vectors.FEW
+    columns = [slice(j, j + 1) for j in range(x.shape[-1])] if few else [slice(None)]
+    for r in _rows(x):
+        for at in columns:
+            points = x[r][..., at].to(a.dtype).mul_(a[r])
+            found[r][..., at] = points.addcmul_(w[r], v[..., at])
+    return found
+
+
+def _near_products(x: Tensor, v: Tensor) -> Tensor:
+    return torch.cat([x[r].to(v.dtype) @ v.mT for r in _rows(x)], -2)
+
+
+def _differentiated(grad: Tensor) -> bool:
+    """Whether the backward pass is one of differentiable operations: it is differentiated, or
+    mapped over many gradients.
+    """
+    return torch.is_grad_enabled() or not values_known(grad)
+
+
+def gradients(
+    function: Callable[..., Tensor | tuple[Tensor, ...]],
+    args: Sequence[Tensor],
+    needed: Sequence[bool],
+    by: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """Of the function in those arguments that need one, by plain operations."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        args = [t.view_as(t) for t in args]  # one may depend on another: not here
+        wanted = [t for t, need in zip(args, needed, strict=True) if need]
+        found = iter(torch.autograd.grad(function(*args), wanted, by, create_graph=again))
+    return [next(found) if need else None for need in needed]
