@@ -14,18 +14,20 @@ from test_triton import Elsewhere  # noqa: E402
 from lorentzkit.fused.triton import rows  # noqa: E402
 from lorentzkit.fused.triton.rows import OPS  # noqa: E402
 
-MOST_SCALARS = ("dist", "entailment_residual", "expmap", "logmap")
+MOST_SCALARS = ("dist", "angle", "entailment_residual", "expmap", "logmap")
 
 
 @pytest.fixture
 def compiled(monkeypatch):
-    def run(capability, op, D=512, curv=0.7, dtype=torch.float32, at=None):
+    def run(capability, op, D=512, curv=0.7, dtype=torch.float32, of_sum=False):
         driver, of = Elsewhere(capability), OPS[op]
         monkeypatch.setattr(triton.runtime.driver, "_active", driver)
         monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", driver.compile)
         vectors = [torch.ones(64, D, dtype=dtype) for _ in range(of.vectors)]
-        if at is None:
-            at = torch.ones(64) if of.scalar else torch.ones(64, D)
+        width = rows.width(op, D)
+        at = torch.ones((64, width) if width else 64)
+        if of_sum:
+            at = torch.ones(()).expand(at.shape)
         t = torch.ones(64) if op == "geodesic" else None
         rows.values(op, vectors, curv, t)
         rows.gradients(op, vectors, curv, at, [True] * (of.vectors + 2), t)
@@ -43,7 +45,9 @@ def test_kernels_compile_and_spill_no_register(compiled, op, capability):
         assert list(stacks.values()) == [0, 0], D
 
 
-@pytest.mark.parametrize("op", ["dist", "expmap", "tangent_inner", "to_klein"])
+@pytest.mark.parametrize(
+    "op", ["dist", "angle", "expmap", "tangent_inner", "to_klein", "from_halfspace", "add_time"]
+)
 def test_kernels_of_other_arguments_compile_and_spill_no_register(compiled, op):
     for how in (
         {"D": 1},
@@ -52,7 +56,7 @@ def test_kernels_of_other_arguments_compile_and_spill_no_register(compiled, op):
         {"dtype": torch.bfloat16},
         {"curv": torch.ones(64)},
         {"curv": torch.ones(1, dtype=torch.float64)},
-        {"D": 32, "at": torch.ones(()).expand(64 if OPS[op].scalar else (64, 32))},
+        {"D": 32, "of_sum": True},
     ):
         stacks = compiled(90, op, **how)
         assert list(stacks.values()) == [0, 0], how

@@ -18,11 +18,11 @@ Numbers = Any  # Tensor, np.ndarray or float
 FEW_ROWS = 2**13  # whose scalars are NumPy's
 
 
-def as_arrays(numbers: tuple[Tensor, ...]) -> tuple[Numbers, ...]:
-    """As NumPy's where that is quicker: few numbers, on a CPU."""
-    if numbers[0].device.type != "cpu" or len(numbers[0]) > FEW_ROWS:
-        return numbers
-    return tuple(n.numpy() for n in numbers)
+def as_arrays(*numbers: Numbers) -> list[Numbers]:
+    """Tensors as NumPy's arrays where those are quicker: of few rows, not compiled."""
+    if torch.compiler.is_compiling() or len(numbers[0]) > FEW_ROWS:
+        return list(numbers)
+    return [n.numpy() if isinstance(n, Tensor) else n for n in numbers]
 
 
 def as_tensor(numbers: Numbers) -> Tensor:

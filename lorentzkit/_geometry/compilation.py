@@ -22,7 +22,7 @@ _WORTH_COMPILING = 2**18  # elements
 # In numbers of a row, of which an eager call takes some 4 ns each: compiling takes 20 s or so.
 _EARNS_COMPILING = 2**32
 _CALL, _SCALARS = 2**18, 64  # what a call costs besides its rows, and a row besides its numbers
-_done: dict[tuple[Callable[..., Any], str, torch.dtype], int] = {}
+_done: dict[tuple[Callable[..., Any], str], int] = {}
 _CHUNK = 2**17  # elements: two threads share them, in the cache
 _OPTIONS: dict[str, Any] = {
     # Fused multiply-adds round less often, and are a seventh of the time.
@@ -67,14 +67,22 @@ def earned(function: Callable[..., Any], kind: str, x: Tensor) -> Callable[..., 
     pays for that at most as much again. What is counted is work, not time: a program that is run
     again compiles at the same call.
     """
-    columns = x.shape[-1]
-    key = (function, f"{kind}_{columns if columns <= FEW else 0}", x.dtype)
     if x.device.type != "cpu" or x.dtype == torch.float64 or not values_known(x):
         return function
-    _done[key] = _done.get(key, 0) + _CALL + len(x) * (columns + _SCALARS)
+    key = (function, _kind_of_rows(kind, x))
+    _done[key] = _done.get(key, 0) + _CALL + len(x) * (x.shape[-1] + _SCALARS)
     if _done[key] < _EARNS_COMPILING or not _has_compiler():
         return function
-    return compiled(*key, rows=True)
+    return compiled_rows(function, kind, x)
+
+
+def compiled_rows(function: Callable[..., Any], kind: str, x: Tensor) -> Callable[..., Any]:
+    return compiled(function, _kind_of_rows(kind, x), x.dtype, rows=True)
+
+
+def _kind_of_rows(kind: str, x: Tensor) -> str:
+    """Short rows are code of their own."""
+    return f"{kind}_{x.shape[-1] if x.shape[-1] <= FEW else 0}"
 
 
 def compiles(x: Tensor, work: int) -> bool:

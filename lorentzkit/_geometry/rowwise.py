@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,21 +12,23 @@ from torch.autograd import Function
 from lorentzkit._geometry import sweeps
 from lorentzkit._geometry.arguments import check_broadcast, curvature, vectors, working_dtype
 from lorentzkit._geometry.arrays import FEW_ROWS, as_tensor
-from lorentzkit._geometry.compilation import earned
-from lorentzkit._geometry.gram import OPS, Op
+from lorentzkit._geometry.compilation import compiled_rows, earned
+from lorentzkit._geometry.gram import OPS
 from lorentzkit._geometry.special import values_known
-from lorentzkit._geometry.sweeps import Gradients, Measured
-from lorentzkit._geometry.vectors import flat, row_blocks
+from lorentzkit._geometry.vectors import flat
 
 
 class _Rows(NamedTuple):
     """An op of rows ``(N, D)``, computed."""
 
-    op: Op
+    kind: str
     shape: torch.Size
     """The leading dimensions"""
-    measured: list[Measured]
-    """Of some rows after the other"""
+    parameters: tuple[Any, ...]
+    """c, t and ``min_radius``; the first two are floats, or ``(N, 1)``"""
+    numbers: list[tuple[Any, ...]]
+    """The Gram numbers, of some rows after the other"""
+    compiled: bool
     values: Tensor
 
 
@@ -49,7 +51,7 @@ def near_rows(
         return None
     if not all(v.device.type == "cpu" and v.numel() > 0 for v in (*tensors, *numbers)):
         return None
-    rows = _computed(OPS[name], tensors, curv, t, min_radius, named)
+    rows = _computed(name, tensors, curv, t, min_radius, named)
     if rows is None or not torch.is_grad_enabled():
         return rows and rows.values
     if any(z.requires_grad for z in (*tensors, *numbers)):
@@ -60,7 +62,7 @@ def near_rows(
 
 @torch.no_grad()
 def _computed(
-    op: Op,
+    kind: str,
     tensors: Sequence[Tensor],
     curv: float | Tensor,
     t: float | Tensor | None,
@@ -72,18 +74,27 @@ def _computed(
         t = torch.as_tensor(t, dtype=torch.float32)
     shape = _shape(tensors, c, t, named)
     rows = [_flat(v, shape) for v in tensors]
-    numbers = [None if z is None else _number(z, shape) for z in (c, None if t is None else t.unsqueeze(-1))]
-    of, values = [], []
-    for chunk in _chunks(rows[0]):
-        some = [v[chunk] for v in rows]
-        own = [z[chunk] if isinstance(z, Tensor) else z for z in numbers]
-        measured = sweeps.measured(op, some, *own, min_radius)
-        if not measured.within(op):
+    c, t = (None if z is None else _number(z, shape) for z in (c, t if t is None else t[..., None]))
+    forward = earned(sweeps.forward, kind, rows[0])
+    compiled, found = forward is not sweeps.forward, []
+    parameters = (_traced(c), _traced(t), min_radius) if compiled else (c, t, min_radius)
+    for chunk in _chunks(rows[0], compiled):
+        some = forward(kind, *_some(parameters, chunk), *(v[chunk] for v in rows))
+        if some is None or (compiled and not sweeps.within(OPS[kind], some[1], c, t)):
             return None
-        of.append(measured)
-        values.append(sweeps.values(op, measured, some))
-    value = values[0] if len(values) == 1 else torch.cat(values)
-    return _Rows(op, shape, of, value.view(*shape, -1) if op.along else value.view(shape))
+        found.append(some)
+    values = _joined([value for value, _ in found])
+    values = values.view(*shape, -1) if OPS[kind].along else values.view(shape)
+    return _Rows(kind, shape, parameters, [numbers for _, numbers in found], compiled, values)
+
+
+def _traced(z: Tensor | float | None) -> Tensor | None:
+    """A number as a tensor: as a number it would be compiled in."""
+    return torch.tensor(z, dtype=torch.float64) if isinstance(z, float) else z
+
+
+def _some(parameters: Sequence[Any], chunk: slice) -> list[Any]:
+    return [z[chunk] if isinstance(z, Tensor) and z.dim() else z for z in parameters]
 
 
 _CPU = torch.device("cpu")
@@ -115,10 +126,12 @@ def _number(z: Tensor, shape: Sequence[int]) -> Tensor | float:
     return float(z) if z.numel() == 1 else z.double().expand(*shape, 1).reshape(-1, 1)
 
 
-def _chunks(x: Tensor) -> Iterator[slice]:
+def _chunks(x: Tensor, whole: bool) -> list[slice]:
     """So many rows that their numbers fit the cache as well."""
+    if whole:
+        return [slice(None)]
     rows = max(FEW_ROWS, 2**18 // max(x.shape[-1], 4))
-    return (slice(start, start + rows) for start in range(0, len(x), rows))
+    return [slice(start, start + rows) for start in range(0, len(x), rows)]
 
 
 class _Near(Function):
@@ -157,15 +170,19 @@ def _gradients(
     """By curv, t and the tensors."""
     by_curv, by_t, *by_tensors = needed
     rows = [_flat(v, of.shape) for v in tensors]
-    grad = _flat(grad if of.op.along else grad.unsqueeze(-1), of.shape)
-    found: list[Gradients] = []
-    for chunk, measured in zip(_chunks(rows[0]), of.measured, strict=True):
+    grad = _flat(grad if OPS[of.kind].along else grad.unsqueeze(-1), of.shape)
+    backward = sweeps.backward
+    if of.compiled:
+        backward = compiled_rows(backward, of.kind, rows[0])
+    found = []
+    for chunk, numbers in zip(_chunks(rows[0], of.compiled), of.numbers, strict=True):
+        parameters = _some(of.parameters, chunk)
         some = [v[chunk] for v in rows]
-        found.append(sweeps.gradients(of.op, measured, some, grad[chunk], by_tensors))
+        found.append(backward(of.kind, *parameters, numbers, grad[chunk], by_tensors, *some))
     of_vectors = iter(map(_joined, zip(*(g.vectors for g in found), strict=True)))
-    numbers = (by_curv, curv, [g.c for g in found]), (by_t, t, [g.t for g in found])
+    of_numbers = (by_curv, curv, [g.c for g in found]), (by_t, t, [g.t for g in found])
     return [
-        *(_of_number(by, z, of.shape) if need else None for need, z, by in numbers),
+        *(_of_number(by, z, of.shape) if need else None for need, z, by in of_numbers),
         *(
             _like(next(of_vectors), v, of.shape) if need else None
             for v, need in zip(tensors, by_tensors, strict=True)

@@ -24,37 +24,49 @@ from lorentzkit._geometry.vectors import (
 )
 
 
-class Measured(NamedTuple):
-    """The numbers of rows ``(N, D)``."""
+def within(op: Op, numbers: Sequence[Numbers], c: Numbers, t: Numbers) -> bool:
+    """Whether Gram numbers are exact enough."""
+    gram = _gram(op, numbers)
+    most_x, most_b = op.reach
+    if t is not None and not _all((t >= 0) & (t <= 1)):
+        return False
+    if not float((c * gram.xx).max()) <= most_x:
+        return False
+    return gram.bb is None or float((c * gram.bb).max()) <= most_b
 
-    gram: Gram
-    settings: Settings
 
-    def within(self, op: Op) -> bool:
-        """Whether float64 is enough for all of them."""
-        gram, (c, _, t, _) = self
-        most_x, most_b = op.reach
-        if t is not None and not _all((t >= 0) & (t <= 1)):
-            return False
-        if not float((c * gram.xx).max()) <= most_x:
-            return False
-        return gram.bb is None or float((c * gram.bb).max()) <= most_b
+def _gram(op: Op, numbers: Sequence[Numbers]) -> Gram:
+    return Gram(**dict(zip(op.numbers, numbers, strict=True)))
 
 
 def _all(holds: Any) -> bool:
     return holds if isinstance(holds, bool) else bool(holds.all())
 
 
-def measured(
-    op: Op, vectors: Sequence[Tensor], c: Numbers, t: Numbers, min_radius: float
-) -> Measured:
-    """c and t are floats, or ``(N, 1)``."""
-    numbers = as_arrays((*_products(op, vectors), *(z for z in (c, t) if isinstance(z, Tensor))))
-    gram = Gram(**dict(zip(op.numbers, numbers, strict=False)))
-    rest = iter(numbers[len(op.numbers) :])
-    c, t = (next(rest) if isinstance(z, Tensor) else z for z in (c, t))
-    third = side(gram, c) if op.points == 2 else None
-    return Measured(gram, Settings(c, third, t, min_radius))
+def forward(
+    kind: str, c: Numbers, t: Numbers, min_radius: float, *vectors: Tensor
+) -> tuple[Tensor, tuple[Numbers, ...]] | None:
+    """The values ``(N, 1)`` or ``(N, D)``, and Gram numbers; None if those are not exact enough.
+
+    Compiled code does not see whether they are. c and t are floats, or ``(N, 1)``.
+    """
+    op = OPS[kind]
+    *numbers, c, t = as_arrays(*_products(op, vectors), c, t)
+    if not torch.compiler.is_compiling() and not within(op, numbers, c, t):
+        return None
+    gram, settings = _measured(op, numbers, c, t, min_radius)
+    value = op.value(gram, settings)
+    if op.along:
+        # What cancels of several vectors is not left to their own dtype's rounding.
+        value = _sums(op, gram, vectors, [value], wide=len(vectors) > 1)[0]
+    return as_tensor(value).to(torch.float32), tuple(numbers)
+
+
+def _measured(
+    op: Op, numbers: Sequence[Numbers], c: Numbers, t: Numbers, min_radius: float
+) -> tuple[Gram, Settings]:
+    gram = _gram(op, numbers)
+    return gram, Settings(c, side(gram, c) if op.points == 2 else None, t, min_radius)
 
 
 def _products(op: Op, vectors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -74,36 +86,37 @@ def _wide(op: Op, vectors: Sequence[Tensor]) -> list[Parts]:
     return p
 
 
-def values(op: Op, of: Measured, vectors: Sequence[Tensor]) -> Tensor:
-    """``(N, 1)`` or ``(N, D)``"""
-    value = op.value(*of)
-    if not op.along:
-        return as_tensor(value).to(torch.float32)
-    # What cancels of several vectors is not left to their own dtype's rounding.
-    return _sums(op, of, vectors, [value], wide=len(vectors) > 1)[0]
-
-
 class Gradients(NamedTuple):
+    """By c and t row by row, and by the vectors."""
+
     c: Numbers
     t: Numbers
     vectors: list[Tensor]
 
 
-def gradients(
-    op: Op, of: Measured, vectors: Sequence[Tensor], grad: Tensor, needed: Sequence[bool]
+def backward(
+    kind: str,
+    c: Numbers,
+    t: Numbers,
+    min_radius: float,
+    numbers: Sequence[Numbers],
+    grad: Tensor,
+    needed: Sequence[bool],
+    *vectors: Tensor,
 ) -> Gradients:
-    """Derivatives of ``(grad * values).sum()``: by c and t row by row, by the vectors needed."""
-    value, every = Sum(None), vectors
+    """Derivatives of ``(grad * values).sum()``, of the vectors those needed."""
+    op, value, every = OPS[kind], Sum(None), vectors
+    gram, settings = _measured(op, numbers, *as_arrays(numbers[0], c, t)[1:], min_radius)
     if op.along:
-        along: Any = Sum(*as_arrays(_along(op, vectors, grad)))
-        value = op.value(*of)
-        every = [*vectors, *[None] * (3 - len(vectors)), grad]
+        along: Any = Sum(*as_arrays(*_along(op, vectors, grad)))
+        value = op.value(gram, settings)
+        every = (*vectors, *[None] * (3 - len(vectors)), grad)
     else:
-        (along,) = as_arrays((grad.double(),))
-    by = op.slopes(*of, along)
+        (along,) = as_arrays(grad.double())
+    by = op.slopes(gram, settings, along)
     rows = _by_vector(op, by, value)
     wanted = [row for row, need in zip(rows, needed, strict=False) if need]
-    return Gradients(by.c, by.t, _sums(op, of, every, wanted) if wanted else [])
+    return Gradients(by.c, by.t, _sums(op, gram, every, wanted) if wanted else [])
 
 
 def _along(op: Op, vectors: Sequence[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
@@ -137,7 +150,7 @@ def _less(x: Numbers, y: Numbers) -> Numbers:
 
 def _sums(
     op: Op,
-    of: Measured,
+    gram: Gram,
     vectors: Sequence[Tensor | None],
     rows: Sequence[Sequence[Numbers]],
     wide: bool = False,
@@ -146,7 +159,7 @@ def _sums(
     if op.points < 2:
         return sums(vectors, rows, wide=wide)
     # y - x where it is no larger than half of x, else y
-    close = 4 * of.gram.bb <= of.gram.xx
+    close = 4 * gram.bb <= gram.xx
     if not torch.compiler.is_compiling():
         if close.all():
             return sums(vectors, rows, True, wide)
@@ -154,23 +167,3 @@ def _sums(
             return sums(vectors, [[_less(x, b), b, *z] for x, b, *z in rows], wide=wide)
     apart = [[_less(x, where(close, 0.0, b)), b, *z] for x, b, *z in rows]
     return sums(vectors, apart, as_tensor(close), wide)
-
-
-# --- To be compiled: the same in one pass ---------------------------------------------------------
-
-
-def forward(kind: str, c: Tensor, t: Numbers, min_radius: float, *vectors: Tensor) -> Any:
-    """`values`, and the Gram numbers."""
-    op = OPS[kind]
-    of = measured(op, vectors, c, t, min_radius)
-    return values(op, of, vectors), [n for n in of.gram if n is not None]
-
-
-def backward(
-    kind: str, c: Tensor, t: Numbers, min_radius: float, numbers: Any, grad: Tensor, *vectors: Tensor
-) -> Any:
-    op = OPS[kind]
-    gram = Gram(**dict(zip(op.numbers, numbers, strict=True)))
-    third = side(gram, c) if op.points == 2 else None
-    of = Measured(gram, Settings(c, third, t, min_radius))
-    return gradients(op, of, vectors, grad, [True] * len(vectors))

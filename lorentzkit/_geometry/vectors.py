@@ -280,6 +280,9 @@ def sums(
     ``close``: whether the second vector is to be taken less the first.
     """
     x = vectors[0]
+    if torch.compiler.is_compiling():
+        found = _block_sums(vectors, coefficients, close, wide_dtype(x))
+        return [total.to(x.dtype) for total in found]
     stacked = _stacked([c for row in coefficients for c in row if _varies(c)], x)
     dtype = x.dtype if not wide and _in_range(stacked, x.dtype) else wide_dtype(x)
     columns = iter(as_tensor(stacked).to(dtype).split(1, 1))

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from lorentzkit._geometry import pairs
-from lorentzkit.fused import reference, streaming
+from lorentzkit.fused import reference, rows, streaming
 
 MOST_SELECTED = 128  # by Triton's top-k, which keeps them in registers
 IMPLEMENTATIONS = ("auto", "reference", "streaming", "triton")
@@ -165,13 +165,21 @@ def _log_sums_gradients(
 
 
 def _selected(x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor, kind: str) -> Tensor:
-    return pairs.selected(kind, x, y, c, i, j)
+    of: Tensor = _of_chosen(x, y, c, i).selected(kind, x, y, c, i, j)
+    return of
 
 
 def _selected_gradients(
     x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor, at: Tensor, kind: str
 ) -> tuple[Tensor, ...]:
-    return pairs.selected_gradients(kind, x, y, c, i, j, at)
+    run = _of_chosen(x, y, c, i).selected_gradients
+    by: tuple[Tensor, ...] = run(kind, x, y, c, i, j, at)
+    return by
+
+
+def _of_chosen(x: Tensor, y: Tensor, c: Tensor, i: Tensor) -> ModuleType:
+    by_kernel = len(i) > 0 and rows._by_kernel([c], [x, y])
+    return import_module("lorentzkit.fused.triton.chosen") if by_kernel else pairs
 
 
 def _stacked(rows: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:

@@ -118,17 +118,7 @@ def to_halfspace(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     >>> to_halfspace(torch.tensor([0.0, 0.75]))
     tensor([0., 2.])
     """
-    x, c = points_and(curv, {"x": x})
-    rest, last = x[..., :-1], x[..., -1:]
-    time = singles.time(x, c)
-    time = time + (time - time)  # of infinity, NaN
-    c, last = c.to(time.dtype), last.to(time.dtype)
-    # t/sqrt(c) = 1/(x0 - last), where that difference cancels from the other light-like coordinate.
-    up = last > 0
-    sum_ = time + torch.where(up, last, -last)
-    cosh = singles.cosh(torch.cat([rest, torch.zeros_like(x[..., :1])], -1), c)
-    height = torch.where(up, sum_ / cosh / cosh, 1 / (c * sum_))
-    return _joined([c.sqrt() * height], rest, height.to(x.dtype))
+    return rows("to_halfspace", _to_halfspace, curv, x=x)
 
 
 def from_halfspace(p: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -144,28 +134,15 @@ def from_halfspace(p: Tensor, curv: float | Tensor = 1.0) -> Tensor:
         ``(..., D)``, moved to `max_radius` where it is beyond. Smooth for ``t > 0``.
 
     Raises:
-        ValueError: if a height is not positive (under ``torch.compile`` and ``torch.func``: NaN).
+        ValueError: if a height is not positive (under ``torch.compile`` and ``torch.func``, and
+            on a GPU: NaN).
 
     Source: as `to_halfspace`.
 
     >>> from_halfspace(torch.tensor([0.0, 2.0]))
     tensor([0.0000, 0.7500])
     """
-    p, c = points_and(curv, {}, {"p": p})
-    require(~(p[..., -1:] <= 0), "p: expected heights (last coordinate) > 0, got one that is not")
-    limit = norm_limit(c)
-    valid = p[..., -1:] > 0
-    p = clamp_norm(p, 2 * limit)  # farther out is beyond max_radius
-    z, t = p[..., :-1], p[..., -1:].clamp_min(torch.finfo(p.dtype).tiny)
-    side = singles.length(torch.cat([z, torch.zeros_like(t)], -1))
-    limit, c = limit.to(side.dtype), c.to(side.dtype)
-    t, s = torch.where(valid, t, torch.nan).to(side.dtype), c.rsqrt()
-    last = (carry((t - s) * (t + s), t * t - 1 / c) + side * side) / 2
-    size = hypot(s * side, last)
-    beyond = size > limit * t
-    inside = 1 / torch.where(beyond, 1.0, t)
-    factor = torch.where(beyond, limit / torch.where(beyond, size, 1.0), inside)
-    return _joined([s * factor], z, (last * factor).to(p.dtype))
+    return rows("from_halfspace", _from_halfspace, curv, p=p)
 
 
 def _joined(coefficient: list[Tensor], rest: Tensor, last: Tensor) -> Tensor:
@@ -217,6 +194,38 @@ def _to_poincare(x: Tensor, curv: float | Tensor) -> Tensor:
 def _from_poincare(p: Tensor, curv: float | Tensor) -> Tensor:
     p, c = points_and(curv, {}, {"p": p})
     return combine([2 / _gap("p", p, c)], [p])
+
+
+def _to_halfspace(x: Tensor, curv: float | Tensor) -> Tensor:
+    x, c = points_and(curv, {"x": x})
+    rest, last = x[..., :-1], x[..., -1:]
+    time = singles.time(x, c)
+    time = time + (time - time)  # of infinity, NaN
+    c, last = c.to(time.dtype), last.to(time.dtype)
+    # t/sqrt(c) = 1/(x0 - last), where that difference cancels from the other light-like coordinate.
+    up = last > 0
+    sum_ = time + torch.where(up, last, -last)
+    cosh = singles.cosh(torch.cat([rest, torch.zeros_like(x[..., :1])], -1), c)
+    height = torch.where(up, sum_ / cosh / cosh, 1 / (c * sum_))
+    return _joined([c.sqrt() * height], rest, height.to(x.dtype))
+
+
+def _from_halfspace(p: Tensor, curv: float | Tensor) -> Tensor:
+    p, c = points_and(curv, {}, {"p": p})
+    require(~(p[..., -1:] <= 0), "p: expected heights (last coordinate) > 0, got one that is not")
+    limit = norm_limit(c)
+    valid = p[..., -1:] > 0
+    p = clamp_norm(p, 2 * limit)  # farther out is beyond max_radius
+    z, t = p[..., :-1], p[..., -1:].clamp_min(torch.finfo(p.dtype).tiny)
+    side = singles.length(torch.cat([z, torch.zeros_like(t)], -1))
+    limit, c = limit.to(side.dtype), c.to(side.dtype)
+    t, s = torch.where(valid, t, torch.nan).to(side.dtype), c.rsqrt()
+    last = (carry((t - s) * (t + s), t * t - 1 / c) + side * side) / 2
+    size = hypot(s * side, last)
+    beyond = size > limit * t
+    inside = 1 / torch.where(beyond, 1.0, t)
+    factor = torch.where(beyond, limit / torch.where(beyond, size, 1.0), inside)
+    return _joined([s * factor], z, (last * factor).to(p.dtype))
 
 
 __all__ = [

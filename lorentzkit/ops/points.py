@@ -63,9 +63,7 @@ def add_time(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     >>> add_time(torch.tensor([3.0, 0.0]), curv=1 / 16)
     tensor([5., 3., 0.])
     """
-    x, c = points_and(curv, {"x": x})
-    t = singles.time(x, c).to(x.dtype)
-    return torch.cat([t, x.expand(*t.shape[:-1], x.shape[-1])], -1)
+    return rows("add_time", _add_time, curv, x=x)
 
 
 def drop_time(p: Tensor) -> Tensor:
@@ -161,6 +159,12 @@ def _inner(x: Tensor, y: Tensor, curv: float | Tensor) -> Tensor:
 def _time(x: Tensor, curv: float | Tensor) -> Tensor:
     x, c = points_and(curv, {"x": x})
     return singles.time(x, c).squeeze(-1).to(x.dtype)
+
+
+def _add_time(x: Tensor, curv: float | Tensor) -> Tensor:
+    x, c = points_and(curv, {"x": x})
+    t = singles.time(x, c).to(x.dtype)
+    return torch.cat([t, x.expand(*t.shape[:-1], x.shape[-1])], -1)
 
 
 def _tangent_inner(x: Tensor, u: Tensor, v: Tensor, curv: float | Tensor) -> Tensor:

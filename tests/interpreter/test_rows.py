@@ -2,14 +2,16 @@
 
 import math
 
+import oracle
 import pytest
 import torch
 import triton
 import triton.language as tl
-from calls import SIGNATURES
+from calls import SIGNATURES as PUBLIC
 from mpmath import mp, mpf
 
 from lorentzkit import ops
+from lorentzkit._geometry import pairs as of_pairs
 from lorentzkit._geometry.arguments import norm_limit
 from lorentzkit.fused.rows import rows
 from lorentzkit.fused.triton import elementary
@@ -22,6 +24,10 @@ KEYWORDS = {
     "half_aperture": {"min_radius": 0.15},
     "entailment_residual": {"min_radius": 0.15, "aperture_scale": 0.75},
 }
+# What a loss or a search takes of its pairs, and no op gives alone
+KINDS = {"angle": "angle", "cosine": "cosine"}
+SIGNATURES = PUBLIC | {kind: ["x", "y"] for kind in KINDS}
+BALLS = ("to_klein", "to_poincare")
 every_op = pytest.mark.parametrize("op", OPS)
 
 
@@ -94,7 +100,7 @@ def tangent(draw, x, c, longest=10.0):
 
 def arguments(op, draw, c=0.7, farthest=30.0):
     """The op's vectors, by name."""
-    if op.startswith("to_"):  # where float64 and float32 leave the same margin to the sphere: none
+    if op in BALLS:  # where float64 and float32 leave the same margin to the sphere: none
         farthest = min(farthest, 7.0)
     x, y = pairs(draw, c, farthest)
     N = len(x)
@@ -104,6 +110,7 @@ def arguments(op, draw, c=0.7, farthest=30.0):
     longest = 2.0 if op != "expmap" else torch.where(x.norm(dim=-1, keepdim=True) > 1e6, 1e-4, 2.0)
     by_name = {
         "x": x, "y": y, "k": in_the_ball, "p": in_the_ball, "g": draw.normal(N),
+        "h": ops.to_halfspace(x.double(), c),
         "u": steps if op == "expmap0" else tangent(draw, x, c, longest), "v": tangent(draw, x, c),
     }  # fmt: skip
     if op == "transp0":
@@ -113,6 +120,12 @@ def arguments(op, draw, c=0.7, farthest=30.0):
     t[::7], t[1::7] = 0.0, 1.0
     by_name["t"] = torch.where(far, t.clamp(0, 1), t)
     return {name: by_name[name].float() for name in SIGNATURES[op]}
+
+
+def numbers(op, D, *shape):
+    """The shape of the op's result."""
+    width = kernels.width(op, D)
+    return (*shape, width) if width else shape
 
 
 # --- Measures -------------------------------------------------------------------------------------
@@ -144,6 +157,9 @@ def exact_value(op, tensors, c):
     first = op == "geodesic"  # before the points, t
     last = first + OPS[op].points
     tensors = [moved(v, limit) if first <= i < last else v for i, v in enumerate(tensors)]
+    if op in KINDS:
+        of = of_pairs.of_rows(KINDS[op], *tensors, c.unsqueeze(-1))
+        return of if op == "angle" else of.squeeze(-1)
     return getattr(ops, op)(*tensors, c, **KEYWORDS.get(op, {}))
 
 
@@ -170,7 +186,7 @@ def check(op, vectors, curv, typical=0.6):
     draw = Draw(last.shape[-1], seed=1)
     leading = (v.shape if name == "t" else v.shape[:-1] for name, v in vectors.items())
     shape = torch.broadcast_shapes(*leading, curv.shape)
-    at = torch.randn(shape) if OPS[op].scalar else draw.normal(*shape).float()
+    at = torch.randn(numbers(op, draw.D, *shape), generator=draw.generator)
     got = run(op, vectors, curv, at)
     expected = exact(op, vectors, curv, at)
 
@@ -202,6 +218,8 @@ def test_values_and_gradients(op):
 
 
 SIZES = [(op, *size) for op in OPS for size in [(7, 1), (1, 3), (2, 130)]]
+SIZES += [(op, *size) for op, of in OPS.items() if of.apart or op in KINDS
+          for size in [(9, 2), (33, 17), (3, 512)]]  # fmt: skip
 # All ops go over their entries in the same loops.
 SIZES += [("dist", 1, 2), ("dist", 7, 31), ("logmap", 3, 64), ("tangent_inner", 1, 2)]
 
@@ -220,7 +238,7 @@ def test_several_programs(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "op", [op for op, of in OPS.items() if of.points and op[:3] not in ("to_", "exp")]
+    "op", [op for op, of in OPS.items() if of.points and op not in (*BALLS, "expmap")]
 )
 def test_points_beyond_the_largest_radius(op):
     vectors = arguments(op, Draw(6), farthest=1.0)
@@ -289,6 +307,66 @@ def test_points_outside_the_ball_are_nan(op):
     assert found["value"][1].isnan().all()
 
 
+def exact_from_halfspace(h, c):
+    """Of lists of mpf; kept to float32's largest radius."""
+    limit = min(mp.sinh(40) * (1 + mpf(2) ** -12) / mp.sqrt(c), 2**62 * mp.root(c, 4))
+    high = min(1, 2 * limit / mp.norm(h))
+    x = oracle.from_halfspace([high * z for z in h], c)
+    return [min(1, limit / mp.norm(x)) * z for z in x]
+
+
+def slope(function, numbers, k):
+    """The derivative by the k-th of them, of a function that gives a list."""
+    step = mpf(10) ** -60 * (abs(numbers[k]) or 1)
+    moved = [z + step * (i == k) for i, z in enumerate(numbers)]
+    return [(a - b) / step for a, b in zip(function(moved), function(numbers), strict=True)]
+
+
+@pytest.mark.parametrize("curv", [1.0, 2.0**-10])
+def test_half_space_coordinates_beyond_the_largest_radius(curv):
+    """Near the boundary, aside, high up and too high up; inside last."""
+    s = 1 / math.sqrt(curv)
+    z = torch.tensor([[0.0, 0.0], [0.6, 0.8], [3e8, 4e8], [1e3, 0.0], [0.0, 0.0], [3e10, -4e10],
+                      [1.0, 0.0], [3e19, 4e19], [1e17, 0.0], [0.0, 0.0], [6.0, 8.0]])  # fmt: skip
+    t = torch.tensor([1e-19, 1e-19, 1e-3, 1e-14, 4e17, 1e17, 1e19, 2e19, 1e-30, 1e-37, 1e-9])
+    h, at = s * torch.cat([z, t[:, None]], 1), Draw(3).normal(len(t)).float()
+    got = run("from_halfspace", {"h": h}, torch.tensor([curv]).expand(len(t)), at)
+    with mp.workdps(200):
+        for i, (row, weights) in enumerate(zip(h.tolist(), at.tolist(), strict=True)):
+            arguments = [mpf(z) for z in (*row, curv)]
+
+            def value(arguments):
+                return exact_from_halfspace(arguments[:-1], arguments[-1])
+
+            slopes = [slope(value, arguments, k) for k in range(4)]
+            by = [float(sum(w * d for w, d in zip(weights, of, strict=True))) for of in slopes]
+            expected = {"value": [float(z) for z in value(arguments)], "h": by[:3], "curv": by[3]}
+            for name, of in expected.items():
+                of = torch.tensor(of, dtype=torch.float64)
+                # Of what is taken off radially a rounding is left, in float64.
+                noise = (
+                    1e-15 * float(got["value"][i].double().norm() / h[i].double().norm())
+                    if name == "h"
+                    else 0
+                )
+                error = (got[name][i].double() - of).norm()
+                assert error <= 1e-6 * of.norm() + noise, (i, name)
+
+
+def test_heights_that_are_not_positive_are_nan():
+    found = run("from_halfspace", {"h": torch.tensor([[0.6, 1.0], [0.6, 0.0], [0.6, -1.0]])},
+                1.0, torch.ones(3, 2))  # fmt: skip
+    assert found["value"][0].isfinite().all()
+    assert found["value"][1:].isnan().all()
+
+
+def test_the_vector_with_its_time_is_the_vector():
+    x = Draw(5).normal(7).float()
+    found = rows("add_time", exact_op("add_time"), 0.7, x=x)
+    assert torch.equal(found[:, 1:], x)
+    assert torch.equal(found[:, 0], rows("time", exact_op("time"), 0.7, x=x))
+
+
 @every_op
 def test_nan_stays_in_its_row(op):
     """NaN in each vector's own row; infinity in the row after them."""
@@ -297,7 +375,7 @@ def test_nan_stays_in_its_row(op):
     for i, v in enumerate(vectors.values()):
         entries = v.view(6, -1)
         entries[i, -1], entries[count, 0] = math.nan, math.inf
-    at = torch.ones(6) if OPS[op].scalar else torch.ones(6, 5)
+    at = torch.ones(numbers(op, 5, 6))
     found = run(op, vectors, torch.full((6,), 0.7), at)
     assert found["value"][: count + 1].reshape(count + 1, -1).isnan().any(1).all()
     for of in found.values():
@@ -307,7 +385,7 @@ def test_nan_stays_in_its_row(op):
 @every_op
 def test_invalid_curvature_is_nan(op):
     vectors = {name: v[:3] for name, v in arguments(op, Draw(2)).items()}
-    at = torch.ones(3) if OPS[op].scalar else torch.ones(3, 2)
+    at = torch.ones(numbers(op, 2, 3))
     found = run(op, vectors, torch.tensor([0.5, -1.0, 0.0]), at)
     assert found["value"][0].isfinite().all()
     assert found["value"][1:].isnan().all()
@@ -326,25 +404,29 @@ def test_broadcasting():
     check("logmap", row, torch.tensor(0.7), typical=4.0)
 
 
-@pytest.mark.parametrize("op", ["dist", "expmap"])
+@pytest.mark.parametrize("op", ["dist", "expmap", "angle", *(op for op in OPS if OPS[op].apart)])
 def test_rows_of_any_strides(op):
     draw = Draw(8)
-    x, y = draw.normal(5).float(), draw.normal(5).float()
-    at = torch.ones(()).expand(5 if OPS[op].scalar else (5, 8))
+    x, y = draw.normal(5).float(), draw.normal(5).abs().float()
+    at = torch.ones(()).expand(numbers(op, 8, 5))
     turned = x.mT.contiguous().mT, y.repeat_interleave(2, dim=1)[:, ::2]
+    names = SIGNATURES[op]
     expected, got = (
-        run(op, dict(zip(SIGNATURES[op], of, strict=True)), 0.7, at) for of in ((x, y), turned)
+        run(op, dict(zip(names, of[-len(names) :], strict=True)), 0.7, at)
+        for of in ((x, y), turned)
     )
     for name, of in expected.items():
         assert torch.equal(got[name], of)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("op", ["dist", "logmap", "tangent_inner"])
+@pytest.mark.parametrize(
+    "op", ["dist", "logmap", "tangent_inner", "angle", *(op for op in OPS if OPS[op].apart)]
+)
 def test_half_precision_is_computed_in_float32(op, dtype):
     vectors = {name: v[:9].to(dtype) for name, v in arguments(op, Draw(5), farthest=1.0).items()}
     wide = {name: v.float() for name, v in vectors.items()}
-    at = torch.ones(9) if OPS[op].scalar else torch.ones(9, 5)
+    at = torch.ones(numbers(op, 5, 9))
     got, expected = (run(op, v, torch.tensor(0.7), at) for v in (vectors, wide))
     assert got["value"].dtype == torch.float32
     assert torch.equal(got["value"], expected["value"])
@@ -423,7 +505,7 @@ def launches(monkeypatch):
         def __getitem__(self, grid):
             return lambda *args, **kwargs: names.append(self.name)
 
-    for name in ("rows_kernel", "rows_change_kernel"):
+    for name in ("rows_kernel", "rows_change_kernel", "apart_kernel", "apart_change_kernel"):
         monkeypatch.setattr(kernels, name, Counted(name))
     return names
 
@@ -457,13 +539,13 @@ def test_launches(op, launches):
     torch.use_deterministic_algorithms(False)  # which fills what is allocated
     vectors = {name: v[:2].requires_grad_() for name, v in arguments(op, Draw(2)).items()}
     curv = torch.tensor(0.7, requires_grad=True)
-    at = torch.ones(2) if OPS[op].scalar else torch.ones(2, 2)
+    at, kind = torch.ones(numbers(op, 2, 2)), "apart" if OPS[op].apart else "rows"
     value, others = launched_by_torch(lambda: rows(op, exact_op(op), curv, **vectors))
-    assert (launches, others) == (["rows_kernel"], [])
+    assert (launches, others) == ([f"{kind}_kernel"], [])
     launches.clear()
     of = [*vectors.values(), curv]
     _, others = launched_by_torch(lambda: torch.autograd.grad(value, of, at))
-    assert (launches, others) == (["rows_change_kernel"], ["aten::sum", "aten::copy_"])
+    assert (launches, others) == ([f"{kind}_change_kernel"], ["aten::sum", "aten::copy_"])
 
 
 @pytest.mark.parametrize("change", ["float64", "empty", "curvature", "torch.func"])

@@ -193,7 +193,26 @@ def half_aperture(s, k):
 
 
 @triton.jit
+def exchanged(tri):
+    """The triangle with x in the place of y."""
+    return Triangle(
+        tri.y_sinh, tri.x_sinh, tri.y_cosh, tri.x_cosh, -tri.turn, -tri.gap, tri.T, tri.R
+    )
+
+
+@triton.jit
+def exterior_angles(m, c):
+    """At x and at y."""
+    tri = triangle(m.rx, m.ry, m.dr, m.h, tl.sqrt(c))
+    x_sine, x_cosine = exterior_legs(m, tri)
+    y_sine, y_cosine = exterior_legs(m, exchanged(tri))
+    return angle_of(x_sine, x_cosine), angle_of(y_sine, y_cosine)
+
+
+@triton.jit
 def pair_value(OP: tl.constexpr, m, c, k, scale):
+    if OP == "cosine":
+        return m.cosine + (c - c)
     root = tl.sqrt(c)
     tri = triangle(m.rx, m.ry, m.dr, m.h, root)
     if OP == "dist":
@@ -229,6 +248,25 @@ def angle_change(m, tri, at):
 
 
 @triton.jit
+def angles_change(m, tri, at_x, at_y):
+    """`angle_change` of both angles; what they share is not left to the compiler to find."""
+    square = m.h * m.g
+    sine = tl.sqrt(square)
+    inverse_sine = tl.where(square == 0, 0.0, 1 / or_one(sine))
+    inverse, both = inverse_of(tri.R), apex(m)
+    n_x, n_y = tri.y_sinh * both * inverse, tri.x_sinh * both * inverse
+    product, tilt = tri.x_sinh * tri.y_sinh * m.h * inverse, tri.turn * inverse
+    m_x, m_y = -tilt - tri.x_cosh * n_x * m.h, tilt - tri.y_cosh * n_y * m.h
+    by_h = -(at_x * n_x * m_y + at_y * n_y * m_x) * inverse_sine
+    coth = (1 + 2 * tri.T) * inverse
+    sine_x, sine_y = n_x * sine, n_y * sine
+    by_a, by_b = sine_x * (at_x * coth - at_y * inverse), sine_y * (at_y * coth - at_x * inverse)
+    x_tanh, y_tanh = tri.x_sinh / tri.x_cosh, tri.y_sinh / tri.y_cosh
+    of_x = at_x * sine_x * x_tanh * (product - tilt * y_tanh)
+    return by_h, by_a, by_b, of_x + at_y * sine_y * y_tanh * (product + tilt * x_tanh)
+
+
+@triton.jit
 def distance_change(tri, h, inverse, at):
     spread = (tri.gap / tri.x_cosh) * (tri.gap / tri.y_cosh)
     excess = 2 * arc_excess(2 * tri.T * inverse, 0.5 * distance(tri)) + spread * inverse
@@ -247,8 +285,8 @@ def inner_change(tri, h, at):
 
 
 @triton.jit
-def pair_slopes(OP: tl.constexpr, m, c, k, scale, at):
-    """See `pairs._slopes`."""
+def pair_slopes(OP: tl.constexpr, m, c, k, scale, at, at_y):
+    """See `pairs._slopes`. ``at_y`` is of the angle at y, where that is a value, too."""
     root, none = tl.sqrt(c), tl.zeros_like(c)
     if OP == "entailment_residual":
         at = tl.where(pair_value(OP, m, c, k, scale) > 0, at, 0.0)
@@ -260,6 +298,10 @@ def pair_slopes(OP: tl.constexpr, m, c, k, scale, at):
         by_h, by_a, by_b, by_c = distance_change(tri, h, inverse_of(tri.R), at / root)
     elif OP == "inner":
         by_h, by_a, by_b, by_c = inner_change(tri, h, -at / c)
+    elif OP == "cosine":
+        by_h, by_a, by_b, by_c = -at * apex(m), none, none, none
+    elif OP == "angle":
+        by_h, by_a, by_b, by_c = angles_change(m, tri, at, at_y)
     elif OP == "interior_angle":
         by_h, by_a, by_b, by_c = angle_change(m, tri, -at)
     else:

@@ -17,6 +17,7 @@ from lorentzkit.fused.triton.row_formulas import (
     Along,
     Measures,
     Sum,
+    exterior_angles,
     length_of,
     norm_limit,
     sine_square,
@@ -45,7 +46,7 @@ class Inside(NamedTuple):
 
 
 @triton.jit
-def _entries(V, row_stride, column_stride, i, start, N, D, BLOCK: tl.constexpr):
+def entries(V, row_stride, column_stride, i, start, N, D, BLOCK: tl.constexpr):
     k = start + tl.arange(0, BLOCK)
     at = V + i[:, None] * row_stride + k[None, :].to(tl.int64) * column_stride
     of = tl.load(at, mask=(i < N)[:, None] & (k < D)[None, :], other=0.0)
@@ -60,19 +61,19 @@ def _products(
     none = tl.zeros((ROWS, BLOCK), tl.float64)
     xx, yy, uu, xy, xu, yu, xg, yg, ug = none, none, none, none, none, none, none, none, none
     for start in range(0, D, BLOCK):
-        x = _entries(X, x_row, x_column, i, start, N, D, BLOCK)
+        x = entries(X, x_row, x_column, i, start, N, D, BLOCK)
         xx += x * x
         if VECTORS > 1:
-            y = _entries(Y, y_row, y_column, i, start, N, D, BLOCK)
+            y = entries(Y, y_row, y_column, i, start, N, D, BLOCK)
             yy += y * y
             xy += x * y
         if VECTORS > 2:
-            u = _entries(U, u_row, u_column, i, start, N, D, BLOCK)
+            u = entries(U, u_row, u_column, i, start, N, D, BLOCK)
             uu += u * u
             xu += x * u
             yu += y * u
         if GIVEN:
-            g = _entries(G, g_row, g_column, i, start, N, D, BLOCK)
+            g = entries(G, g_row, g_column, i, start, N, D, BLOCK)
             xg += x * g
             if VECTORS > 1:
                 yg += y * g
@@ -95,13 +96,13 @@ def _across(
     none = tl.zeros((ROWS, BLOCK), tl.float64)
     xw, ww, uw = none, none, none
     for start in range(0, D, BLOCK):
-        x = _entries(X, x_row, x_column, i, start, N, D, BLOCK)
-        y = _entries(Y, y_row, y_column, i, start, N, D, BLOCK)
+        x = entries(X, x_row, x_column, i, start, N, D, BLOCK)
+        y = entries(Y, y_row, y_column, i, start, N, D, BLOCK)
         w = (y - whole[:, None] * x) - (k - whole)[:, None] * x
         xw += x * w
         ww += w * w
         if VECTORS > 2:
-            uw += w * _entries(U, u_row, u_column, i, start, N, D, BLOCK)
+            uw += w * entries(U, u_row, u_column, i, start, N, D, BLOCK)
     along_x = tl.sum(xw, 1)
     along = along_x / or_one(of.xx)
     return tl.sum(ww, 1) - along * along_x, tl.sum(uw, 1) - along * of.xu
@@ -133,7 +134,7 @@ def _measured(of, ww, uw, c, POINTS: tl.constexpr):
 
 
 @triton.jit
-def _curvature(C, c_row, i, N, ONE_FOR_ALL: tl.constexpr):
+def curvature(C, c_row, i, N, ONE_FOR_ALL: tl.constexpr):
     if ONE_FOR_ALL:
         c = tl.zeros_like(i).to(tl.float32) + C
     else:
@@ -157,7 +158,7 @@ def rows_kernel(
     ANGLE: tl.constexpr, ONE_FOR_ALL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     i = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    c = _curvature(C, c_row, i, N, ONE_FOR_ALL)
+    c = curvature(C, c_row, i, N, ONE_FOR_ALL)
     k, scale = tl.zeros_like(c) + k_high + k_low, tl.zeros_like(c) + scale_high + scale_low
     of = _products(
         X, x_row, x_column, Y, y_row, y_column, U, u_row, u_column, None, 0, 0, i, N, D,
@@ -170,28 +171,33 @@ def rows_kernel(
             VECTORS, ROWS, BLOCK,
         )  # fmt: skip
     m, inside = _measured(of, ww, uw, c, POINTS)
-    if SCALAR:
+    if OP == "angle":
+        at_x, at_y = exterior_angles(m, c)
+        tl.store(out + 2 * i, at_x.to(tl.float32), mask=i < N)
+        tl.store(out + 2 * i + 1, at_y.to(tl.float32), mask=i < N)
+    elif SCALAR:
         of_row = value(OP, VECTORS, POINTS, m, c, k, scale)
         tl.store(out + i, of_row.to(tl.float32), mask=i < N)
     else:
         of_x, of_b, of_u = coefficients(OP, VECTORS, m, c, _parameter(T, t_row, i, N, c))
         for start in range(0, D, BLOCK):
-            x = inside.x[:, None] * _entries(X, x_row, x_column, i, start, N, D, BLOCK)
+            x = inside.x[:, None] * entries(X, x_row, x_column, i, start, N, D, BLOCK)
             total = of_x[:, None] * x
             if VECTORS > 1:
-                y = inside.y[:, None] * _entries(Y, y_row, y_column, i, start, N, D, BLOCK)
+                y = inside.y[:, None] * entries(Y, y_row, y_column, i, start, N, D, BLOCK)
                 total += of_b[:, None] * (y - m.close[:, None] * x)
             if VECTORS > 2:
-                u = _entries(U, u_row, u_column, i, start, N, D, BLOCK)
+                u = entries(U, u_row, u_column, i, start, N, D, BLOCK)
                 total += of_u[:, None] * u
-            _write(out, total, i, start, N, D, BLOCK)
+            write(out, D, total, i, start, N, D, BLOCK)
 
 
 @triton.jit
-def _write(out, total, i, start, N, D, BLOCK: tl.constexpr):
+def write(out, row, total, i, start, N, D, BLOCK: tl.constexpr):
+    """D entries of a row that is so many numbers long."""
     k = start + tl.arange(0, BLOCK)
     of = total.to(tl.float32).to(out.dtype.element_ty)
-    tl.store(out + i[:, None] * D + k[None, :], of, mask=(i < N)[:, None] & (k < D)[None, :])
+    tl.store(out + i[:, None] * row + k[None, :], of, mask=(i < N)[:, None] & (k < D)[None, :])
 
 
 @triton.jit
@@ -203,7 +209,7 @@ def rows_change_kernel(
 ):  # fmt: skip
     """Gradients for that with respect to the result, G; those that are None are left out."""
     i = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    c = _curvature(C, c_row, i, N, ONE_FOR_ALL)
+    c = curvature(C, c_row, i, N, ONE_FOR_ALL)
     k, scale = tl.zeros_like(c) + k_high + k_low, tl.zeros_like(c) + scale_high + scale_low
     of = _products(
         X, x_row, x_column, Y, y_row, y_column, U, u_row, u_column, G, g_row, g_column, i, N, D,
@@ -217,11 +223,13 @@ def rows_change_kernel(
         )  # fmt: skip
     m, inside = _measured(of, ww, uw, c, POINTS)
     along = Along(of.xg * inside.x, of.yg * inside.y, of.ug)
-    at = tl.zeros_like(c)
+    at, at_y = tl.zeros_like(c), tl.zeros_like(c)
     if SCALAR:
         at = tl.load(G + i * g_row, mask=i < N, other=0.0).to(tl.float64)
+    if OP == "angle":
+        at_y = tl.load(G + i * g_row + g_column, mask=i < N, other=0.0).to(tl.float64)
     t = _parameter(T, t_row, i, N, c)
-    by, of_t = slopes(OP, VECTORS, POINTS, SCALAR, m, c, k, scale, t, at, along)
+    by, of_t = slopes(OP, VECTORS, POINTS, SCALAR, m, c, k, scale, t, at, at_y, along)
     of_x, of_y = by.x, by.y
     if POINTS > 0:
         of_x = _of_unmoved_x(of_x, m, along, inside.x)
@@ -232,21 +240,21 @@ def rows_change_kernel(
     if by_t is not None:
         tl.store(by_t + i, of_t.to(by_t.dtype.element_ty), mask=i < N)
     for start in range(0, D, BLOCK):
-        x = inside.x[:, None] * _entries(X, x_row, x_column, i, start, N, D, BLOCK)
+        x = inside.x[:, None] * entries(X, x_row, x_column, i, start, N, D, BLOCK)
         b, u, g = x, x, x
         if VECTORS > 1:
-            y = inside.y[:, None] * _entries(Y, y_row, y_column, i, start, N, D, BLOCK)
+            y = inside.y[:, None] * entries(Y, y_row, y_column, i, start, N, D, BLOCK)
             b = y - m.close[:, None] * x
         if VECTORS > 2:
-            u = _entries(U, u_row, u_column, i, start, N, D, BLOCK)
+            u = entries(U, u_row, u_column, i, start, N, D, BLOCK)
         if not SCALAR:
-            g = _entries(G, g_row, g_column, i, start, N, D, BLOCK)
+            g = entries(G, g_row, g_column, i, start, N, D, BLOCK)
         if by_x is not None:
-            _write(by_x, _sum(of_x, x, b, u, g, VECTORS, SCALAR), i, start, N, D, BLOCK)
+            write(by_x, D, _sum(of_x, x, b, u, g, VECTORS, SCALAR), i, start, N, D, BLOCK)
         if by_y is not None:
-            _write(by_y, _sum(of_y, x, b, u, g, VECTORS, SCALAR), i, start, N, D, BLOCK)
+            write(by_y, D, _sum(of_y, x, b, u, g, VECTORS, SCALAR), i, start, N, D, BLOCK)
         if by_u is not None:
-            _write(by_u, _sum(by.u, x, b, u, g, VECTORS, SCALAR), i, start, N, D, BLOCK)
+            write(by_u, D, _sum(by.u, x, b, u, g, VECTORS, SCALAR), i, start, N, D, BLOCK)
 
 
 @triton.jit

@@ -396,7 +396,7 @@ def coefficients(OP: tl.constexpr, VECTORS: tl.constexpr, m, c, t):
 @triton.jit
 def slopes(
     OP: tl.constexpr, VECTORS: tl.constexpr, POINTS: tl.constexpr, SCALAR: tl.constexpr,
-    m, c, k, scale, t, at, along,
+    m, c, k, scale, t, at, at_y, along,
 ):  # fmt: skip
     """The gradients, and that by t, for the gradient ``at`` or for products with a vector of it."""
     by_t = tl.zeros_like(c)
@@ -404,7 +404,7 @@ def slopes(
         if VECTORS == 1:
             by = single_slopes(OP, m, c, k, at)
         elif POINTS == 2:
-            by = pair_slopes(OP, m, c, k, scale, at)
+            by = pair_slopes(OP, m, c, k, scale, at, at_y)
         else:
             by = tangent_slopes(OP, m, c, at)
     elif VECTORS == 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
+from lorentzkit.fused.triton.row_apart import apart_change_kernel, apart_kernel
 from lorentzkit.fused.triton.row_kernels import rows_change_kernel, rows_kernel
 
 
@@ -19,9 +20,11 @@ class Op(NamedTuple):
     points: int
     """How many of the vectors are points, the first ones: these are kept to the largest radius"""
     scalar: bool
-    """Whether the result is one number a row"""
+    """Whether the result is one number a row, of "angle" two: at x and at y"""
     angle: bool = True
     """Whether it takes more than the products of the vectors"""
+    apart: bool = False
+    """Whether one coordinate is not like the others, see `row_apart`"""
 
 
 OPS = {
@@ -29,6 +32,8 @@ OPS = {
     "inner": Op(2, 2, True),
     "exterior_angle": Op(2, 2, True),
     "interior_angle": Op(2, 2, True),
+    "angle": Op(2, 2, True),
+    "cosine": Op(2, 2, True),
     "entailment_residual": Op(2, 2, True),
     "dist0": Op(1, 1, True, False),
     "time": Op(1, 1, True, False),
@@ -43,6 +48,9 @@ OPS = {
     "to_poincare": Op(1, 1, False, False),
     "from_klein": Op(1, 0, False, False),
     "from_poincare": Op(1, 0, False, False),
+    "to_halfspace": Op(1, 1, False, False, True),
+    "from_halfspace": Op(1, 0, False, False, True),
+    "add_time": Op(1, 1, False, False, True),
     "geodesic": Op(2, 2, False),
     "transp": Op(3, 2, False),
     "transp0": Op(2, 1, False, False),
@@ -61,7 +69,7 @@ def values(
     t: Tensor | None = None,
     cone: tuple[float, float] = (0.1, 1.0),
 ) -> Tensor:
-    """``(N,)`` or ``(N, D)``, in float32.
+    """Rows of one number ``(N,)`` or of `width` numbers, in float32.
 
     Args:
         vectors: ``(N, D)`` each, float32 or half, of any strides.
@@ -69,10 +77,20 @@ def values(
         t: of `ops.geodesic`, ``(1,)`` or ``(N,)``.
         cone: ``min_radius`` and ``aperture_scale``, see `ops.entailment_residual`.
     """
-    x = vectors[0]
-    out = x.new_empty(x.shape[: 1 if OPS[op].scalar else 2], dtype=torch.float32)
-    _launch(rows_kernel, op, vectors, c, t, cone, (out,))
+    x, numbers = vectors[0], width(op, vectors[0].shape[1])
+    out = x.new_empty((len(x), numbers) if numbers else len(x), dtype=torch.float32)
+    if OPS[op].apart:
+        _launch_apart(apart_kernel, op, x, c, (out,))
+    else:
+        _launch(rows_kernel, op, vectors, c, t, cone, (out,))
     return out
+
+
+def width(op: str, D: int) -> int:
+    """How many numbers a row of the result has; 0 where it is but a number."""
+    if OPS[op].scalar:
+        return 2 if op == "angle" else 0
+    return D + 1 if op == "add_time" else D
 
 
 class Gradients(NamedTuple):
@@ -106,9 +124,12 @@ def gradients(
         _of_number(at, number) if isinstance(number, Tensor) and need else None
         for number, need in ((c, by_c), (t, by_t))
     )
-    strides = (at.stride(0), 0 if OPS[op].scalar else at.stride(1))
-    outputs = (at, *strides, *found, *[None] * (3 - len(found)), of_c, of_t)
-    _launch(rows_change_kernel, op, vectors, c, t, cone, outputs)
+    strides = (at.stride(0), at.stride(1) if at.dim() > 1 else 0)
+    if OPS[op].apart:
+        _launch_apart(apart_change_kernel, op, vectors[0], c, (at, *strides, found[0], of_c))
+    else:
+        outputs = (at, *strides, *found, *[None] * (3 - len(found)), of_c, of_t)
+        _launch(rows_change_kernel, op, vectors, c, t, cone, outputs)
     return Gradients(found, of_c, of_t)
 
 
@@ -130,8 +151,7 @@ def _launch(
     rows, block = _sizes(D, vectors)
     operands = [p for v in vectors for p in (v, *v.stride())] + [None, 0, 0] * (3 - len(vectors))
     numbers = [p for number in (c, t) for p in (number, _row_stride(number))]
-    device = torch.cuda.device(vectors[0].device) if vectors[0].is_cuda else nullcontext()
-    with device:  # Triton launches on the current one
+    with _device(vectors[0]):
         kernel[(triton.cdiv(N, rows),)](
             *operands, *numbers, *_halves(2 * cone[0]), *_halves(cone[1]), *outputs, N, D,
             OP=op, VECTORS=of.vectors, POINTS=of.points, SCALAR=of.scalar, ANGLE=of.angle,
@@ -139,17 +159,39 @@ def _launch(
         )  # fmt: skip
 
 
+def _launch_apart(
+    kernel: Any, op: str, x: Tensor, c: Tensor | float, outputs: tuple[Any, ...]
+) -> None:
+    N, D = x.shape
+    rows, block = _sizes(D)
+    with _device(x):
+        kernel[(triton.cdiv(N, rows),)](
+            x, *x.stride(), c, _row_stride(c), *outputs, N, D,
+            OP=op, ONE_FOR_ALL=isinstance(c, float), ROWS=rows, BLOCK=block, num_warps=1,
+        )  # fmt: skip
+
+
+def _device(x: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current one."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
 def _row_stride(number: Tensor | float | None) -> int:
     """0 of one for all rows."""
     return number.stride(0) if isinstance(number, Tensor) and len(number) > 1 else 0
 
 
-def _sizes(D: int, vectors: Sequence[Tensor]) -> tuple[int, int]:
-    """How many rows a program has, and how many entries of each it takes at a time."""
+def _sizes(D: int, vectors: Sequence[Tensor] = ()) -> tuple[int, int]:
+    """How many rows a program has, and how many entries of each it takes at a time.
+
+    Args:
+        vectors: those whose entries are taken from the first to the last, all D.
+    """
     if D > _LONG:
         return 1, min(_ENTRIES, triton.next_power_of_2(D))
     # Each thread goes along its row, and by 16 bytes where Triton sees that they are aligned.
-    return _ROWS, 4 if all(v.stride(0) % 16 == 0 and v.stride(1) == 1 for v in vectors) else 1
+    aligned = all(v.stride(0) % 16 == 0 and v.stride(1) == 1 for v in vectors)
+    return _ROWS, 4 if vectors and aligned else 1
 
 
 def _halves(number: float) -> tuple[float, float]:
