@@ -19,8 +19,8 @@ from lorentzkit._geometry.triangle import arctangent
 from lorentzkit._geometry.vectors import FEW
 
 _WORTH_COMPILING = 2**18  # elements
-# In numbers of a row, of which an eager call takes some 4 ns each: compiling takes 20 s or so.
-_EARNS_COMPILING = 2**32
+# In numbers of a row, of which an eager call takes some 5 ns each: compiling takes 10 s or so.
+_EARNS_COMPILING = 2**31
 _CALL, _SCALARS = 2**18, 64  # what a call costs besides its rows, and a row besides its numbers
 _done: dict[tuple[Callable[..., Any], str], int] = {}
 _CHUNK = 2**17  # elements: two threads share them, in the cache

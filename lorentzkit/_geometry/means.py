@@ -51,16 +51,21 @@ _SAME = {torch.float64: 2.0**-40, torch.float32: 2.0**-18}
 
 def einstein_midpoint(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
     """Of points ``(..., N, D)`` and weights ``(..., N, 1)`` of sum 1; all but the points wide."""
-    plain = _midpoint_from_pairs if _few(x) else places.midpoint
-    if x.dtype == w.dtype or not (eager(x) and values_at_hand(x)):
+    few, wide = _few(x), x.dtype != w.dtype
+    plain = _midpoint_from_pairs if few else places.midpoint
+    if not (eager(x) and values_at_hand(x)) or (few and not wide):
         return plain(x, w, c)
     sets = torch.broadcast_shapes(x.shape[:-2], c.shape[:-2])  # type: ignore[no-untyped-call]
     x, w = (t.expand(*sets, *t.shape[-2:]) for t in (x, w))
-    c = c.expand(*sets, 1, 1)
-    near = places.near_sums(x.detach(), w.detach(), c.detach())
-    if not near.is_exact():
-        return plain(x, w, c)
-    mean: Tensor = places.NearMidpoint.apply(plain, x, w, c, *near)  # type: ignore[no-untyped-call]
+    c, start = c.expand(*sets, 1, 1), None
+    constants = x.detach(), w.detach(), c.detach()
+    sums = places.sums(*constants) if wide else None
+    if sums is None or not sums.near():
+        if few:
+            return plain(x, w, c)
+        start = places.heaviest(*constants)
+        sums = places.sums(*constants, start)
+    mean: Tensor = places.Midpoint.apply(plain, x, w, c, start, *sums)  # type: ignore[no-untyped-call]
     return mean
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
 from lorentzkit._geometry import vectors
+from lorentzkit._geometry.invariants import subtract_product
 from lorentzkit._geometry.special import (
     carry,
     differentiable,
@@ -205,87 +206,184 @@ def step_to_midpoint(mass: Tensor, total: Tensor, place: Place, c: Tensor) -> Te
     return pull / (mass**2 - dot(z, z)).sqrt()
 
 
-# --- Near the origin --------------------------------------------------------------------------
+# --- The midpoint and its gradients, written out ----------------------------------------------
 
 
-class Near(NamedTuple):
-    """Plain sums in float64 over float32 points, of which the midpoint takes no others."""
+class Sums(NamedTuple):
+    """What the midpoint takes of the points, in Klein's ball: ``k = sqrt(c) x / C``.
 
-    cosh: Tensor
-    """C, of the radius of each point, ``(..., N, 1)``"""
+    C is the cosh of a point's radius, and its share ``w C / sum w C``. The points are seen from a
+    start: the origin, or one of them.
+    """
+
+    rows: Tensor
+    """C, and of ``k - k_start`` the part along the start and the square: ``(..., N, 3)``"""
     total: Tensor
-    """``S = sum w x``, ``(..., 1, D)``"""
-    mean_cosh: Tensor
-    """``sum w C``, ``(..., 1, 1)``"""
+    """``sum w x``, ``(..., 1, D)``"""
+    middle: Tensor
+    """The mean of ``k - k_start`` by shares, ``(..., 1, D)``"""
+    ahead: Tensor
+    """The part of that along the start, ``(..., 1, 1)``, with digits that the vector has not"""
+    weight: Tensor
+    """``sum w C``"""
     spread: Tensor
-    """``mass^2 - sum w C sum w / C``: how much the mass depends on the curvature"""
+    """Its square times the variance of k"""
     mass: Tensor
-    """``sqrt((sum w C)^2 - c |S|^2)``"""
+    """``sqrt((sum w C)^2 - c |sum w x|^2)``: the root of ``sum w C sum w / C + spread``"""
 
-    def is_exact(self) -> bool:
-        """As many digits cancel as the square of the midpoint's cosh has: 20 bits of 29 spare."""
-        return bool(((self.mean_cosh / self.mass) ** 2 <= 2.0**20).all())
+    def near(self) -> bool:
+        """Whether the origin is a start for float32 points, which leave float64 29 bits to spare.
+
+        As many digits cancel as the square of the midpoint's cosh has: up to 20.
+        """
+        return bool(((self.weight / self.mass) ** 2 <= 2.0**20).all())
 
 
-def near_sums(x: Tensor, w: Tensor, c: Tensor) -> Near:
-    squares, total = [], torch.zeros_like(c)
+def heaviest(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
+    """The point of the largest share, ``(..., 1, D)``: what is in line with it is exactly so."""
+    lengths = [
+        torch.linalg.vector_norm(x[r], dim=-1, keepdim=True, dtype=w.dtype) for r in _rows(x)
+    ]
+    largest = (w * root_one_plus(c.sqrt() * torch.cat(lengths, -2))).argmax(-2, keepdim=True)
+    return x.gather(-2, largest.expand(*largest.shape[:-1], x.shape[-1]))
+
+
+def sums(x: Tensor, w: Tensor, c: Tensor, start: Tensor | None = None) -> Sums:
+    rows, total, aside = [], torch.zeros_like(c), torch.zeros_like(c)
     for r in _rows(x):
         points = vectors.parts(x[r], w.dtype)
-        squares.append(vectors.dot(points, points))
+        across, *numbers = _apart(points, start, c)
+        rows.append(torch.cat(numbers, -1))
         total = total + torch.cat([w[r].mT @ p for p in points], -1)
-    z = c * torch.cat(squares, -2)
-    cosh = (1 + z).sqrt()
-    # Of sum w C, the part that is small near the origin, where the spread is.
-    rise, flat = w.mT @ (z / cosh), w.mT @ (1 / cosh)
-    mean_cosh = rise + flat
-    spread = (mean_cosh * rise - c * dot(total, total)).clamp_min(0)
-    return Near(cosh, total, mean_cosh, spread, (mean_cosh * flat + spread).sqrt())
+        if start is not None:
+            aside = aside + torch.cat([w[r].mT @ p for p in across], -1)
+    every = torch.cat(rows, -2)
+    cosh, along, square = every.tensor_split(3, -1)
+    flat, level = w.mT @ (1 / cosh), w.mT @ (cosh * square)
+    ahead = w.mT @ (cosh * along)
+    if start is None:
+        weight, middle = flat + level, c.sqrt() * total  # whose squares cancel: rounded alike
+    else:
+        weight = w.mT @ cosh
+        middle = c.sqrt() * aside + ahead * polar(start.to(w.dtype))[1]
+    spread = (weight * level - dot(middle, middle)).clamp_min(0)
+    mass = (weight * flat + spread).sqrt()
+    return Sums(every, total, middle / weight, ahead / weight, weight, spread, mass)
 
 
-class NearMidpoint(torch.autograd.Function):
-    """The midpoint from `Near`: one pass over the points each way; c is ``(..., 1, 1)``."""
+def _apart(
+    points: vectors.Parts, start: Tensor | None, c: Tensor
+) -> tuple[vectors.Parts, Tensor, Tensor, Tensor]:
+    """What of the points is across the start, and of each the `rows` of `Sums`."""
+    square = vectors.dot(points, points)
+    if start is None:
+        cosh = (1 + c * square).sqrt()
+        return points, cosh, torch.zeros_like(cosh), c * square / cosh**2
+    across, cosine, sine2 = _across(points, vectors.parts(start, c.dtype), start.dtype != c.dtype)
+    t = c.sqrt() * square.sqrt()
+    s = c.sqrt() * torch.linalg.vector_norm(start.to(c.dtype), dim=-1, keepdim=True)
+    cosh, of_start = root_one_plus(t), root_one_plus(s)
+    ratio = (s + t) / vectors.or_one(s * cosh + t * of_start)
+    behind = torch.where(cosine > 0, sine2 / (1 + cosine.abs()), 1 - cosine)
+    along = (t - s) / cosh * (ratio / of_start) - t / cosh * behind
+    return across, cosh, along, along**2 + sine2 * (t / cosh) ** 2
+
+
+def _across(
+    points: vectors.Parts, start: vectors.Parts, wide: bool
+) -> tuple[vectors.Parts, Tensor, Tensor]:
+    """The part of the points across the start, the cosine, and the square of the sine; as in
+    `invariants`, wide: of numbers with digits to spare.
+    """
+    of_start, of_points = vectors.power_of_two(start), vectors.power_of_two(points)
+    p, q = [v / of_start for v in start], [v / of_points for v in points]
+    pp, qq, pq = vectors.dot(p, p), vectors.dot(q, q), vectors.dot(p, q)
+    k = pq / vectors.or_one(pp)
+    if wide:
+        across = [torch.addcmul(b, a, k, value=-1) for a, b in zip(p, q, strict=True)]
+    else:
+        across = list(subtract_product(q, p, k))
+    k = vectors.dot(p, across) / vectors.or_one(pp)
+    across = [torch.addcmul(b, a, k, value=-1) for a, b in zip(p, across, strict=True)]
+    sine2 = vectors.dot(across, across) / vectors.or_one(qq)
+    sine2 = torch.hardshrink(sine2, 1e-28 if wide else 2.0**-200)
+    across = [torch.where(sine2 == 0, 0.0, of_points * v) for v in across]
+    return across, pq / vectors.or_one(pp.sqrt() * qq.sqrt()), sine2
+
+
+class Midpoint(torch.autograd.Function):
+    """From its `Sums`; c is ``(..., 1, 1)``. Second derivatives are those of a plain function."""
 
     @staticmethod
-    def forward(
-        ctx: Any, plain: Callable[..., Tensor], x: Tensor, w: Tensor, c: Tensor, *near: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, plain: Callable[..., Tensor], *args: Any) -> Tensor:
         ctx.plain = plain
-        ctx.save_for_backward(x, w, c, *near)
-        _, total, _, _, mass = near
-        return total / mass
+        ctx.save_for_backward(*args)
+        found = Sums(*args[4:])
+        return found.total / found.mass
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, w, c, *near = ctx.saved_tensors
-        unused, needed = (None,) * len(near), ctx.needs_input_grad[1:4]
+        x, w, c, start, *rest = ctx.saved_tensors
+        needed, nothing = ctx.needs_input_grad[1:4], (None,) * (1 + len(rest))
         if _differentiated(grad):
-            found = gradients(ctx.plain, (x, w, c), needed, (grad,))
-            return (None, *found, *unused)
-        cosh, total, mean_cosh, spread, mass = near
-        mean = total / mass
-        along = dot(grad, mean)
-        pull = (grad + c * along * mean) / mass
-        bend = along * mean_cosh / mass**2
-        of_x = _near_pulled(x, -w * c * bend / cosh, w, pull) if needed[0] else None
-        of_w = _near_products(x, pull) - bend * cosh if needed[1] else None
-        of_c = -along * spread / (2 * c * mass**2) if needed[2] else None
-        return (None, of_x, of_w, of_c, *unused)
+            return (None, *gradients(ctx.plain, (x, w, c), needed, (grad,)), *nothing)
+        found = Sums(*rest)
+        along = dot(grad, found.total / found.mass)
+        of_x = _by_points(x, w, c, start, found, grad, along) if needed[0] else None
+        of_w = _by_weights(x, c, start, found, grad, along) if needed[1] else None
+        of_c = -along * found.spread / (2 * c * found.mass**2) if needed[2] else None
+        return (None, of_x, of_w, of_c, *nothing)
 
 
-def _near_pulled(x: Tensor, a: Tensor, w: Tensor, v: Tensor) -> Tensor:
-    """``a x + w v``, in the dtype of x"""
-    found = torch.empty_like(x)
+def _by_points(
+    x: Tensor, w: Tensor, c: Tensor, start: Tensor | None, found: Sums, grad: Tensor, along: Tensor
+) -> Tensor:
+    """``w / mass (grad + turn (k_midpoint - k))``"""
+    cosh, ahead, _ = found.rows.tensor_split(3, -1)
+    share = w / found.mass
+    turn = c.sqrt() * along * found.weight / found.mass
+    of_across = -share * turn * c.sqrt() / cosh
+    others = [(share, grad + turn * found.middle)]
+    if start is not None:
+        others.append((-share * turn * ahead, polar(start.to(w.dtype))[1]))
+    result = torch.empty_like(x)
     few = x.shape[-1] <= vectors.FEW
     columns = [slice(j, j + 1) for j in range(x.shape[-1])] if few else [slice(None)]
     for r in _rows(x):
-        for at in columns:
-            points = x[r][..., at].to(a.dtype).mul_(a[r])
-            found[r][..., at] = points.addcmul_(w[r], v[..., at])
-    return found
+        across = _apart(vectors.parts(x[r], w.dtype), start, c)[0] if start is not None else None
+        for i, at in enumerate(columns):
+            part = x[r][..., at].to(w.dtype) if across is None else across[i]
+            part = part * of_across[r]
+            for coefficient, vector in others:
+                part.addcmul_(coefficient[r], vector[..., at])
+            result[r][..., at] = part
+    return result
 
 
-def _near_products(x: Tensor, v: Tensor) -> Tensor:
-    return torch.cat([x[r].to(v.dtype) @ v.mT for r in _rows(x)], -2)
+def _by_weights(
+    x: Tensor, c: Tensor, start: Tensor | None, found: Sums, grad: Tensor, along: Tensor
+) -> Tensor:
+    """``(grad . (x - m) - (cosh(s) - 1) grad . m) / mass``, s the distance to the midpoint m."""
+    C, ahead, square = found.rows.tensor_split(3, -1)
+    C_m, middle = found.weight / found.mass, found.middle
+    both, products = torch.cat([grad, middle], -2).mT, []
+    for r in _rows(x):
+        points = vectors.parts(x[r], c.dtype)
+        across = points if start is None else _apart(points, start, c)[0]
+        products.append(torch.cat(tuple(across), -1) @ both)
+    products_of_k = c.sqrt() * torch.cat(products, -2) / C
+    rise = square - dot(middle, middle)  # of |k|^2, from the midpoint
+    if start is not None:
+        s, unit = polar(c.sqrt() * start.to(c.dtype))
+        products_of_k = products_of_k + ahead * (unit @ both)
+        rise = rise + 2 * s / root_one_plus(s) * (ahead - found.ahead)
+    by_grad, by_middle = products_of_k.tensor_split(2, -1)
+    apart = (square - 2 * by_middle + dot(middle, middle)).clamp_min(0)
+    close = (square * C**2 < 1) & (dot(middle, middle) * C_m**2 < 1)
+    more = torch.where(close, rise * C * C_m * (C / (C + C_m) * C_m), C - C_m)
+    excess = (more * (more / C / C_m) + C * C_m * apart) / 2
+    ahead = C * (by_grad - dot(grad, middle)) / c.sqrt()
+    return (ahead + along * (more / C_m - excess)) / found.mass
 
 
 def _differentiated(grad: Tensor) -> bool:

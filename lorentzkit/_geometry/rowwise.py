@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -15,7 +16,7 @@ from lorentzkit._geometry.arrays import FEW_ROWS, as_tensor
 from lorentzkit._geometry.compilation import compiled_rows, earned
 from lorentzkit._geometry.gram import OPS
 from lorentzkit._geometry.special import values_known
-from lorentzkit._geometry.vectors import flat
+from lorentzkit._geometry.vectors import flat, wide_dtype
 
 
 class _Rows(NamedTuple):
@@ -49,6 +50,8 @@ def near_rows(
     numbers = [z for z in (curv, t) if isinstance(z, Tensor)]
     if name not in OPS or working_dtype(*tensors, *numbers) != torch.float32:
         return None
+    if wide_dtype(tensors[0]) != torch.float64:
+        return None
     if not all(v.device.type == "cpu" and v.numel() > 0 for v in (*tensors, *numbers)):
         return None
     rows = _computed(name, tensors, curv, t, min_radius, named)
@@ -61,6 +64,7 @@ def near_rows(
 
 
 @torch.no_grad()
+@np.errstate(all="ignore")  # of what is not finite, NaN
 def _computed(
     kind: str,
     tensors: Sequence[Tensor],
@@ -159,6 +163,7 @@ class _Near(Function):
         return (None, None, *_gradients(ctx.rows, curv, t, tensors, grad, needed))
 
 
+@np.errstate(all="ignore")
 def _gradients(
     of: _Rows,
     curv: float | Tensor,
