@@ -18,6 +18,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, vmap
 
 from lorentzkit import ops
 from lorentzkit._geometry import means, places
+from lorentzkit._geometry.special import largest_radius
 
 MEANS = ["einstein_midpoint", "frechet_mean"]
 each_mean = pytest.mark.parametrize("op", MEANS)
@@ -49,38 +50,46 @@ def clouds_within(draw, radius, dtype, smooth):
     return case._replace(args=[points, weights])
 
 
-@pytest.mark.parametrize("near", [True, False])
-@each_mean
-def test_the_means_of_many_float32_points_are_exact(op, near, rows, monkeypatch):
-    """Values anywhere, gradients within radius 10; near: plain sums wherever they will do."""
-    if not near:
-        monkeypatch.setattr(places.Sums, "near", lambda self: False)
+@pytest.fixture(params=["near", "from a point", "plain"])
+def way(request, monkeypatch, many):
+    """How the midpoint is found: from the origin where that will do, or not, or transformed."""
+    if request.param == "from a point":
+        monkeypatch.setattr(places.Sums, "near", lambda self, spare: False)
+    if request.param == "plain":
+        monkeypatch.setattr(means, "values_at_hand", lambda tensor: False)
+    return request.param
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_midpoint_of_many_points_is_exact(dtype, way):
+    """At any radius, if it is not transformed."""
+    exact = 10.0 if dtype == torch.float32 else 1.0
+    radius = exact if way == "plain" else largest_radius(dtype)
+    check_many("einstein_midpoint", dtype, radius, 1000 if (way, exact) == ("plain", 1.0) else 16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_frechet_mean_of_many_points(dtype, rows):
+    """Of float32, exact within radius 10; of a type that none is wider than, gradients lose digits,
+    the more the farther out.
+    """
+    radius, most = (10.0, 16) if dtype == torch.float32 else (1.0, 1000)
+    check_many("frechet_mean", dtype, radius, most)
+
+
+def check_many(op, dtype, radius, most):
+    """Values, of float32 anywhere, and gradients within a radius."""
 
     @examples(op)
     @given(st.data())
     def check(data):
-        case = data.draw(clouds(torch.float32, smooth=False))
+        within = clouds_within(radius, dtype, smooth=True)
+        case = data.draw(clouds(dtype, smooth=False) if dtype == torch.float32 else within)
         assert value_error(op, *case[:2]) <= 16
-        case = data.draw(clouds_within(10.0, torch.float32, smooth=True))
+        case = data.draw(within)
         errors = gradient_errors(op, *case[:2], data.draw(cotangents(case)))
         note(f"errors: {errors}")
-        assert max(errors.values()) <= 16
-
-    check()
-
-
-@each_mean
-def test_the_means_of_many_float64_points(op, rows):
-    """Of a type that none is wider than: gradients lose digits, the more the farther out."""
-
-    @examples(op)
-    @given(st.data())
-    def check(data):
-        case = data.draw(clouds_within(1.0, torch.float64, smooth=True))
-        assert value_error(op, *case[:2]) <= 16
-        errors = gradient_errors(op, *case[:2], data.draw(cotangents(case)))
-        note(f"errors: {errors}")
-        assert max(errors.values()) <= 1000
+        assert max(errors.values()) <= most
 
     check()
 
@@ -142,23 +151,28 @@ def test_each_point_a_thousand_times(op, dtype):
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("D", [3, 33])
-def test_plain_sums_are_as_exact(place, D, rows, monkeypatch):
-    """Of float32 points near the origin: the midpoint, its first and its second derivatives."""
+def test_every_way_to_a_midpoint_is_the_same(place, D, rows, monkeypatch):
+    """Values, first, second and batched derivatives, of float32 points near the origin."""
     results = []
-    for near in (True, False):
-        if not near:
-            monkeypatch.setattr(places.Sums, "near", lambda self: False)
+    for way in ("near", "from a point", "plain"):
+        if way == "from a point":
+            monkeypatch.setattr(places.Sums, "near", lambda self, spare: False)
+        if way == "plain":
+            monkeypatch.setattr(means, "values_at_hand", lambda tensor: False)
         leaves = [t.float().requires_grad_() for t in arguments(place, D=D)]
-        m = ops.einstein_midpoint(leaves[0], leaves[1], leaves[2])
+        m = ops.einstein_midpoint(*leaves)
         first = torch.autograd.grad(m.sin().sum(), leaves, create_graph=True)
         second = torch.autograd.grad(sum(f.cos().sum() for f in first), leaves)
-        each = torch.eye(D)
         m = ops.einstein_midpoint(*leaves)
-        rows_of = torch.autograd.grad(m, leaves, each, is_grads_batched=True)
-        results.append([m, *first, *second, *rows_of])
-    for plain, expected in zip(*results, strict=True):
+        each = torch.autograd.grad(
+            m, leaves, torch.eye(D), is_grads_batched=True, retain_graph=True
+        )
+        plain = torch.autograd.grad(m.sin().sum(), leaves)
+        results.append([m, *plain, *first, *second, *each])
+    for *found, expected in zip(*results, strict=True):
         size = expected.detach().abs().max().item()
-        torch.testing.assert_close(plain, expected, rtol=1e-5, atol=1e-5 * size + 1e-12)
+        for got in found:
+            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5 * size + 1e-12)
 
 
 @each_mean

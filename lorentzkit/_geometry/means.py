@@ -1,7 +1,7 @@
 """The Einstein midpoint and the Frechet mean, the same with other weights, each by two ways.
 
-*From a place* (`places`): O(N D), in a type wider than the points'; not far out, the midpoint of
-float32 points takes plain sums, one pass over them each way. *From the pairs*: the distances
+*From a place* (`places`): O(N D), in a type wider than the points'. Eager calls for a midpoint need
+none: there its gradients are written out, and exact anywhere. *From the pairs*: the distances
 between the points alone give the weights of the mean, and no coordinates of a place enter. This
 takes O(N^2 D), for few points, and is exact even where a place has too few digits to look from.
 """
@@ -59,8 +59,8 @@ def einstein_midpoint(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
     x, w = (t.expand(*sets, *t.shape[-2:]) for t in (x, w))
     c, start = c.expand(*sets, 1, 1), None
     constants = x.detach(), w.detach(), c.detach()
-    sums = places.sums(*constants) if wide else None
-    if sums is None or not sums.near():
+    sums = places.sums(*constants)
+    if not sums.near(spare=wide):
         if few:
             return plain(x, w, c)
         start = places.heaviest(*constants)

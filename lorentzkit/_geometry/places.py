@@ -231,12 +231,15 @@ class Sums(NamedTuple):
     mass: Tensor
     """``sqrt((sum w C)^2 - c |sum w x|^2)``: the root of ``sum w C sum w / C + spread``"""
 
-    def near(self) -> bool:
-        """Whether the origin is a start for float32 points, which leave float64 29 bits to spare.
+    def near(self, spare: bool) -> bool:
+        """Whether the origin is a start: if float32 points leave 29 bits to spare, mostly.
 
-        As many digits cancel as the square of the midpoint's cosh has: up to 20.
+        The square of the midpoint's cosh is what cancels of the mass; of the spread, more does.
         """
-        return bool(((self.weight / self.mass) ** 2 <= 2.0**20).all())
+        far, close = (2.0**20, 2.0**30) if spare else (4, 8)
+        middle = self.weight**2 * dot(self.middle, self.middle)
+        within = (self.weight / self.mass) ** 2 <= far
+        return bool((within & (middle <= close * self.spread)).all())
 
 
 def heaviest(x: Tensor, w: Tensor, c: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from lorentzkit._geometry.arrays import FEW_ROWS, as_tensor
 from lorentzkit._geometry.compilation import compiled_rows, earned
 from lorentzkit._geometry.gram import OPS
 from lorentzkit._geometry.special import values_known
-from lorentzkit._geometry.vectors import flat, wide_dtype
+from lorentzkit._geometry.vectors import eager, flat, wide_dtype
 
 
 class _Rows(NamedTuple):
@@ -50,7 +50,7 @@ def near_rows(
     numbers = [z for z in (curv, t) if isinstance(z, Tensor)]
     if name not in OPS or working_dtype(*tensors, *numbers) != torch.float32:
         return None
-    if wide_dtype(tensors[0]) != torch.float64:
+    if wide_dtype(tensors[0]) != torch.float64 or not eager(tensors[0]):
         return None
     if not all(v.device.type == "cpu" and v.numel() > 0 for v in (*tensors, *numbers)):
         return None

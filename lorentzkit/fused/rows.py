@@ -52,11 +52,8 @@ def rows(
         named: the vectors ``(..., D)`` in the op's order, by the names that errors give them.
     """
     if not _by_kernel([curv, *([] if t is None else [t])], list(named.values())):
-        if isinstance(first := next(iter(named.values())), Tensor) and eager(first):
-            of = near_rows(op, plain, curv, t, cone[0], named)
-            if of is not None:
-                return of
-        return plain(*([] if t is None else [t]), *named.values(), curv)
+        of = None if torch.compiler.is_compiling() else near_rows(op, plain, curv, t, cone[0], named)
+        return plain(*([] if t is None else [t]), *named.values(), curv) if of is None else of
     tensors = vectors(**named)
     device = tensors[0].device
     leading = {name: v[..., 0] for name, v in zip(named, tensors, strict=True)}
