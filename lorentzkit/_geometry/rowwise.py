@@ -87,9 +87,9 @@ def _computed(
         if some is None or (compiled and not sweeps.within(OPS[kind], some[1], c, t)):
             return None
         found.append(some)
-    values = _joined([value for value, _ in found])
+    values = _joined([value for value, *_ in found])
     values = values.view(*shape, -1) if OPS[kind].along else values.view(shape)
-    return _Rows(kind, shape, parameters, [numbers for _, numbers in found], compiled, values)
+    return _Rows(kind, shape, parameters, [numbers for _, numbers, _ in found], compiled, values)
 
 
 def _traced(z: Tensor | float | None) -> Tensor | None:

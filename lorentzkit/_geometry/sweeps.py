@@ -45,7 +45,7 @@ def _all(holds: Any) -> bool:
 
 def forward(
     kind: str, c: Numbers, t: Numbers, min_radius: float, *vectors: Tensor
-) -> tuple[Tensor, tuple[Numbers, ...]] | None:
+) -> tuple[Tensor, tuple[Numbers, ...], Any] | None:
     """The values ``(N, 1)`` or ``(N, D)``, and Gram numbers; None if those are not exact enough.
 
     Compiled code does not see whether they are. c and t are floats, or ``(N, 1)``.
@@ -58,8 +58,9 @@ def forward(
     value = op.value(gram, settings)
     if op.along:
         # What cancels of several vectors is not left to their own dtype's rounding.
-        value = _sums(op, gram, vectors, [value], wide=len(vectors) > 1)[0]
-    return as_tensor(value).to(torch.float32), tuple(numbers)
+        (found,), kept = _sums(op, gram, vectors, [value], wide=len(vectors) > 1)
+        return found, tuple(numbers), kept
+    return as_tensor(value).to(torch.float32), tuple(numbers), ()
 
 
 def _measured(
@@ -92,6 +93,7 @@ class Gradients(NamedTuple):
     c: Numbers
     t: Numbers
     vectors: list[Tensor]
+    coefficients: Any
 
 
 def backward(
@@ -116,7 +118,7 @@ def backward(
     by = op.slopes(gram, settings, along)
     rows = _by_vector(op, by, value)
     wanted = [row for row, need in zip(rows, needed, strict=False) if need]
-    return Gradients(by.c, by.t, _sums(op, gram, every, wanted) if wanted else [])
+    return Gradients(by.c, by.t, *(_sums(op, gram, every, wanted) if wanted else ([], [])))
 
 
 def _along(op: Op, vectors: Sequence[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
@@ -154,16 +156,26 @@ def _sums(
     vectors: Sequence[Tensor | None],
     rows: Sequence[Sequence[Numbers]],
     wide: bool = False,
-) -> list[Tensor]:
-    """For each row of coefficients that sum of x, b, ..."""
+) -> tuple[list[Tensor], Sequence[Sequence[Numbers]]]:
+    """For each row of coefficients that sum of x, b, ...; and the coefficients.
+
+    Inductor would compute what is no result anew for each column.
+    """
+    rows, close = _in_basis(op, gram, rows)
+    return sums(vectors, rows, close, wide), rows
+
+
+def _in_basis(
+    op: Op, gram: Gram, rows: Sequence[Sequence[Numbers]]
+) -> tuple[Sequence[Sequence[Numbers]], Tensor | bool]:
+    """In terms of ``y - x`` where that is no larger than half of x, else of y."""
     if op.points < 2:
-        return sums(vectors, rows, wide=wide)
-    # y - x where it is no larger than half of x, else y
+        return rows, False
     close = 4 * gram.bb <= gram.xx
     if not torch.compiler.is_compiling():
         if close.all():
-            return sums(vectors, rows, True, wide)
+            return rows, True
         if not close.any():
-            return sums(vectors, [[_less(x, b), b, *z] for x, b, *z in rows], wide=wide)
-    apart = [[_less(x, where(close, 0.0, b)), b, *z] for x, b, *z in rows]
-    return sums(vectors, apart, as_tensor(close), wide)
+            return [[_less(x, b), b, *others] for x, b, *others in rows], False
+    rows = [[_less(x, where(close, 0.0, b)), b, *others] for x, b, *others in rows]
+    return rows, as_tensor(close)
