@@ -29,6 +29,15 @@ def as_tensor(numbers: Numbers) -> Tensor:
     return numbers if isinstance(numbers, Tensor) else torch.from_numpy(numbers)
 
 
+def is_double(x: Numbers) -> bool:
+    return isinstance(x, np.ndarray) or x.dtype == torch.float64
+
+
+def tiny(x: Numbers) -> float:
+    """The least normal number of its type."""
+    return np.finfo(np.float64).tiny if isinstance(x, np.ndarray) else torch.finfo(x.dtype).tiny
+
+
 def _of(name: str) -> Any:
     of_tensor, of_array = getattr(torch, name), getattr(np, name)
     of_float = getattr(math, {"arcsinh": "asinh", "arctan2": "atan2"}.get(name, name))
@@ -45,6 +54,10 @@ def _of(name: str) -> Any:
 sqrt, log1p, arcsinh = _of("sqrt"), _of("log1p"), _of("arcsinh")
 sinh, cosh, tanh = _of("sinh"), _of("cosh"), _of("tanh")
 arctan2 = _of("arctan2")
+
+
+def maximum(x: Numbers, y: Numbers) -> Numbers:
+    return torch.maximum(x, y) if isinstance(x, Tensor) else np.maximum(x, y)
 
 
 def where(condition: Numbers, x: Numbers, y: Numbers) -> Numbers:

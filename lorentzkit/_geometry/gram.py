@@ -165,9 +165,7 @@ def _log_slope(z: Numbers, of: Numbers) -> Numbers:
 EXPMAP0 = _grown(lambda z: sinhc(sqrt(z)), lambda z, of: 0.5 * of * coth_excess(sqrt(z)))
 LOGMAP0 = _grown(_log_growth, _log_slope)
 TO_KLEIN = _grown(lambda z: 1 / sqrt(1 + z), lambda z, of: -0.5 * of / (1 + z))
-TO_POINCARE = _grown(
-    lambda z: 1 / (1 + sqrt(1 + z)), lambda z, of: -0.5 * of * of / sqrt(1 + z)
-)
+TO_POINCARE = _grown(lambda z: 1 / (1 + sqrt(1 + z)), lambda z, of: -0.5 * of * of / sqrt(1 + z))
 FROM_KLEIN = _grown(lambda z: 1 / sqrt(1 - z), lambda z, of: 0.5 * of * of * of)
 FROM_POINCARE = _grown(lambda z: 2 / (1 - z), lambda z, of: 0.5 * of * of)
 
@@ -366,9 +364,7 @@ def tangent_square(gram: Gram, of: Settings) -> Numbers:
 def tangent_square_slopes(gram: Gram, of: Settings, grad: Numbers) -> Slopes:
     radial = gram.xb / (1 + of.c * gram.xx)
     slant = of.c * radial
-    return Slopes(
-        xx=grad * slant * slant, xb=-2 * grad * slant, bb=grad, c=-grad * radial * radial
-    )
+    return Slopes(xx=grad * slant * slant, xb=-2 * grad * slant, bb=grad, c=-grad * radial * radial)
 
 
 def tangent_norm(gram: Gram, of: Settings) -> Numbers:

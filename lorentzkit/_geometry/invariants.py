@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from lorentzkit._geometry.arrays import where
 from lorentzkit._geometry.vectors import (
     Parts,
     dot,
@@ -43,13 +44,13 @@ class Measures(NamedTuple):
 
     def h(self) -> Tensor:
         """``1 - cosine``"""
-        acute = self.sine2 / (1 + self.cosine.abs())
-        return torch.where(self.cosine > 0, acute, 1 - self.cosine)
+        acute = self.sine2 / (1 + abs(self.cosine))
+        return where(self.cosine > 0, acute, 1 - self.cosine)
 
     def g(self) -> Tensor:
         """``1 + cosine``"""
-        obtuse = self.sine2 / (1 + self.cosine.abs())
-        return torch.where(self.cosine > 0, 1 + self.cosine, obtuse)
+        obtuse = self.sine2 / (1 + abs(self.cosine))
+        return where(self.cosine > 0, 1 + self.cosine, obtuse)
 
     def close(self) -> Tensor:
         """Whether the vectors' difference is the smaller vector: of like length and direction."""

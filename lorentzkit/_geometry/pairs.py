@@ -6,6 +6,7 @@ its positives, in a search its winners.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch.autograd import Function
 
 from lorentzkit._geometry import smooth
 from lorentzkit._geometry.arguments import norm_limit
+from lorentzkit._geometry.arrays import Numbers, as_arrays, as_tensor, maximum, where
 from lorentzkit._geometry.compilation import earned
 from lorentzkit._geometry.invariants import Measures, measured
 from lorentzkit._geometry.special import values_at_hand
@@ -77,11 +79,31 @@ def of_blocks(kind: str, x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, ...]:
     measures = measured(x, y)
     blocks = []
     for rows in row_blocks(measures[0]):
-        some = Measures(*(m[rows] for m in measures))
-        p = _pair(kind, some, x, _some(c, rows), 0.0)
-        of = values(kind, p.h, p.g, p.triangle, p.x, p.y, p.c)
+        some, number = _numbers(x, measures, c, rows)
+        p = _pair(kind, some, x, number, 0.0)
+        of = [as_tensor(v) for v in values(kind, p.h, p.g, p.triangle, p.x, p.y, p.c)]
         blocks.append((torch.cat(of, 1) if len(of) > 1 else of[0],))
     return joined(blocks)[0].to(x.dtype), *measures
+
+
+class _Curvature(NamedTuple):
+    c: Numbers
+    limit: Numbers
+    """The largest norm of a point"""
+
+
+def _numbers(
+    x: Tensor, measures: Sequence[Tensor], c: Tensor, rows: slice
+) -> tuple[Measures, _Curvature]:
+    """Of these rows; for NumPy, if they are few."""
+    limit, some = norm_limit(c), [m[rows] for m in measures]
+    if values_at_hand(c) and c.numel() == 1:
+        c, limit = float(c), float(limit)
+    else:
+        c, limit = (z.to(some[0].dtype)[rows if len(z) > 1 else ...] for z in (c, limit))
+    if values_at_hand(x) and wide_dtype(x) != x.dtype:  # what has no wider type is torch's to scale
+        *some, c, limit = as_arrays(*some, c, limit)
+    return Measures(*some), _Curvature(c, limit)
 
 
 def gradients(
@@ -93,8 +115,12 @@ def gradients(
     """
     measures, blocks = Measures(*numbers), []
     for rows in row_blocks(measures.rx):
-        some = Measures(*(m[rows] for m in measures))
-        blocks.append(_slopes(kind, some, x, _some(c, rows), grad[rows], by_c))
+        some, number = _numbers(x, measures, c, rows)
+        weights = grad[rows].to(measures.rx.dtype)
+        if not isinstance(some.rx, Tensor):
+            weights = weights.numpy()
+        found = _slopes(kind, some, x, number, weights, by_c)
+        blocks.append(tuple(map(as_tensor, found)))
     of_c, close, *slopes = joined(blocks)
     if wide_dtype(x) == x.dtype:
         of_x, of_y = _scales(measures, close)
@@ -137,69 +163,65 @@ def selected_gradients(
     return *totals, by_c.to(c.dtype)
 
 
-def _some(c: Tensor, rows: slice) -> Tensor:
-    return c[rows] if len(c) > 1 else c
-
-
 class _Pair(NamedTuple):
     x: Radial
     y: Radial
     h: Tensor
     g: Tensor
     triangle: Triangle
-    c: Tensor | float
-    inside: tuple[Tensor, Tensor] | None
+    c: Numbers
+    inside: tuple[Numbers, Numbers] | None
     """Whether the points are within ``max_radius``; None if all are"""
 
 
-def _pair(kind: str, m: Measures, x: Tensor, c: Tensor, least: float) -> _Pair:
-    rx, ry, dr, inside = m.rx, m.ry, m.dr, None
-    number: Tensor | float = c.to(rx.dtype)
-    if values_at_hand(c) and c.numel() == 1:
-        number = float(c)
-    if not _all_inside(m, c):
-        limit = norm_limit(c).to(rx.dtype)
-        inside = ~(rx > limit), ~(ry > limit)
-        rx, ry = torch.minimum(rx, limit), torch.minimum(ry, limit)
-        dr = torch.where(inside[0] & inside[1], dr, rx - ry)
+def _pair(kind: str, m: Measures, x: Tensor, of: _Curvature, least: float) -> _Pair:
+    rx, ry, dr, inside, number = m.rx, m.ry, m.dr, None, of.c
+    if not _all_inside(m, of.limit):
+        inside = ~(rx > of.limit), ~(ry > of.limit)
+        rx, ry = (where(r > of.limit, of.limit, r) for r in (rx, ry))
+        dr = where(inside[0] & inside[1], dr, rx - ry)
     root = number**0.5
     apexes = kind in smooth.ANGLES or kind == "cosine"  # which other kinds do not look at
     p, q = (
-        radial(root * (r.clamp_min(least) if least else r), (r != 0).to(r.dtype) if apexes else r)
+        radial(root * (_at_least(r, least) if least else r), 1.0 * (r != 0) if apexes else r)
         for r in (rx, ry)
     )
     h = m.h()
     g = m.g() if apexes else h
     if least:  # two points at the origin coincide
-        h = torch.where(torch.maximum(rx, ry) > 0, h, 0.0)
-    wide = rx.dtype != x.dtype
+        h = where(maximum(rx, ry) > 0, h, 0.0)
+    wide = wide_dtype(x) != x.dtype
     return _Pair(p, q, h, g, exact_triangle(h, root * dr, p, q, wide), number, inside)
 
 
-def _all_inside(m: Measures, c: Tensor) -> bool:
+def _at_least(r: Numbers, least: float) -> Numbers:
+    return where(r < least, least, r)
+
+
+def _all_inside(m: Measures, limit: Numbers) -> bool:
     """Whether no point has to be moved to ``max_radius``; not asked if the answer takes waiting."""
-    if not values_at_hand(m.rx) or c.numel() > 1 or m.rx.numel() == 0:
+    if not isinstance(limit, float) or len(m.rx) == 0:
         return False
-    return float(torch.maximum(m.rx, m.ry).amax()) < float(norm_limit(c))
+    return float(maximum(m.rx, m.ry).max()) < limit
 
 
 def _slopes(
-    kind: str, m: Measures, x: Tensor, c: Tensor, grad: Tensor, by_c: bool
-) -> tuple[Tensor, ...]:
+    kind: str, m: Measures, x: Tensor, of: _Curvature, grad: Numbers, by_c: bool
+) -> tuple[Numbers, ...]:
     """The derivative by c, row by row; whether the points are close; coefficients for `expand`."""
-    pair = _pair(kind, m, x, c, TINY[x.dtype])
+    pair = _pair(kind, m, x, of, TINY[x.dtype])
     wide = wide_dtype(x) != x.dtype
-    weights = grad.to(m.rx.dtype).tensor_split(grad.shape[1], 1)
-    of = pair.h, pair.g, pair.triangle, pair.x, pair.y, pair.c
-    by = change(kind, *of, weights, by_c=by_c, wide=wide)
+    weights = [grad[:, i : i + 1] for i in range(grad.shape[1])]
+    given = pair.h, pair.g, pair.triangle, pair.x, pair.y, pair.c
+    by = change(kind, *given, weights, by_c=by_c, wide=wide)
     if not wide:  # of aligned points h changes not at all, and its factor may have overflown
-        by = by._replace(h=torch.where((m.sine2 == 0) & (m.ry > 0), 0.0, by.h))
-    rx, ry = (r.clamp_min(TINY[x.dtype]) for r in m[:2])
+        by = by._replace(h=where((m.sine2 == 0) & (m.ry > 0), 0.0, by.h))
+    rx, ry = (_at_least(r, TINY[x.dtype]) for r in m[:2])
     root = pair.c**0.5
     along_x, along_y = by.a * (root * pair.x.sech), by.b * (root * pair.y.sech)
     if pair.inside is not None:
-        along_x = torch.where(pair.inside[0], along_x, 0.0)
-        along_y = torch.where(pair.inside[1], along_y, 0.0)
+        along_x = where(pair.inside[0], along_x, 0.0)
+        along_y = where(pair.inside[1], along_y, 0.0)
     close = m.close()
     near_x, near_y = rx, ry
     if not wide:
@@ -208,11 +230,11 @@ def _slopes(
     # By h, x moves against the part of y across it, which is y less a multiple of x; of close
     # points that is their difference less a small multiple.
     across_x, across_y = by.h / rx, by.h / ry
-    less_x = torch.where(close, -(m.dr / ry + pair.h), m.cosine)
-    less_y = torch.where(close, m.dr / rx - pair.h, m.cosine)
-    of_x = torch.addcmul(along_x, across_x, less_x) / near_x
-    of_y = torch.addcmul(along_y, across_y, less_y) / near_y
+    less_x = where(close, -(m.dr / ry + pair.h), m.cosine)
+    less_y = where(close, m.dr / rx - pair.h, m.cosine)
+    of_x = (along_x + across_x * less_x) / near_x
+    of_y = (along_y + across_y * less_y) / near_y
     back_x, back_y = across_y / near_x, across_x / near_y
-    x_of_y = torch.where(close, of_y, -back_x)
+    x_of_y = where(close, of_y, -back_x)
     of_c = by.c / (2 * pair.c)
-    return of_c, close, of_x, -back_y, x_of_y, torch.where(close, of_y + back_x, of_y)
+    return of_c, close, of_x, -back_y, x_of_y, where(close, of_y + back_x, of_y)

@@ -23,7 +23,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lorentzkit._geometry.vectors import or_one
+from lorentzkit._geometry.arrays import (
+    arctan2,
+    is_double,
+    log1p,
+    or_one,
+    sqrt,
+    tiny,
+    where,
+)
 
 
 class Radial(NamedTuple):
@@ -50,7 +58,7 @@ class Exponentials(NamedTuple):
 
 def radial(s: Tensor, apex: Tensor) -> Radial:
     """From ``s = sinh a >= 0``."""
-    cosh = (1 + s * s).sqrt()
+    cosh = sqrt(1 + s * s)
     sech = 1 / cosh
     return Radial(s, cosh, s * sech, sech, apex)
 
@@ -74,7 +82,7 @@ def triangle(h: Tensor, x: Radial, y: Radial, of_x: Exponentials, of_y: Exponent
     """From radii that are rounded: those of all pairs of points."""
     total = of_x.decay + of_y.decay
     # exp(-b) - exp(-a), from the complements where those are the smaller numbers.
-    difference = torch.where(total > 1, of_x.rest - of_y.rest, of_y.decay - of_x.decay)
+    difference = where(total > 1, of_x.rest - of_y.rest, of_y.decay - of_x.decay)
     both = of_x.grow * of_y.grow
     half = 0.5 * both
     t = half * difference
@@ -90,18 +98,18 @@ def exact_triangle(h: Tensor, difference: Tensor, x: Radial, y: Radial, wide: bo
     ``wide``: whether the numbers are of a wider type than the points, so that T does not underflow.
     """
     total = x.sinh + y.sinh
-    turn = difference * (total / or_one(torch.addcmul(x.sinh * y.cosh, x.cosh, y.sinh)))
+    turn = difference * (total / or_one(x.sinh * y.cosh + x.cosh * y.sinh))
     square = turn * turn
-    halves = 2 + 2 * (1 + square).sqrt()
+    halves = 2 + 2 * sqrt(1 + square)
     if wide:
         T = square / halves + (0.5 * h) * (x.sinh * y.sinh)
-        R = 2 * (T * (1 + T)).sqrt()
+        R = 2 * sqrt(T * (1 + T))
     else:
         root = torch.hypot(
             turn * halves.rsqrt(), (0.5 * h).sqrt() * (x.sinh.sqrt() * y.sinh.sqrt())
         )
         T = root * root
-        R = 2 * root * (1 + T).sqrt()
+        R = 2 * root * sqrt(1 + T)
     return Triangle(turn, T, R, difference * (total / (x.cosh + y.cosh)))
 
 
@@ -111,15 +119,15 @@ def unfold(folded: Tensor) -> tuple[Tensor, Tensor]:
     Where cos is nearly -1, g is the small number, and h cannot hold it.
     """
     opposite = folded < 0
-    return torch.where(opposite, 2 + folded, folded), torch.where(opposite, -folded, 2 - folded)
+    return where(opposite, 2 + folded, folded), where(opposite, -folded, 2 - folded)
 
 
 def sines(h: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     """``sin(theta)`` and its inverse, which is 0 where the points are aligned."""
     square = h * g
-    sine = square.clamp_min(0).sqrt()
+    sine = sqrt(where(square < 0, 0.0, square))
     apart = square > 1e-35  # of rounded unit vectors the square is 0 or at least 1e-16 (1e-33)
-    return sine, torch.where(apart, 1 / torch.where(apart, sine, 1.0), 0.0)
+    return sine, where(apart, 1 / where(apart, sine, 1.0), 0.0)
 
 
 class Change(NamedTuple):
@@ -154,21 +162,21 @@ def legs(h: Tensor, sine: Tensor, tri: Triangle, x: Radial, y: Radial) -> Legs:
 def exterior_angle(h: Tensor, g: Tensor, tri: Triangle, x: Radial, y: Radial) -> Tensor:
     """At x; 0 where the points coincide."""
     leg = legs(h, sines(h, g)[0], tri, x, y)
-    return angle_of(leg.n_x, torch.where(tri.R > 0, leg.m_x, 1.0))
+    return angle_of(leg.n_x, where(tri.R > 0, leg.m_x, 1.0))
 
 
 def interior_angle(h: Tensor, g: Tensor, tri: Triangle, x: Radial, y: Radial) -> Tensor:
     """At x; pi where the points coincide."""
     leg = legs(h, sines(h, g)[0], tri, x, y)
-    return angle_of(leg.n_x, torch.where(tri.R > 0, -leg.m_x, -1.0))
+    return angle_of(leg.n_x, where(tri.R > 0, -leg.m_x, -1.0))
 
 
 def angles(h: Tensor, g: Tensor, tri: Triangle, x: Radial, y: Radial) -> tuple[Tensor, Tensor]:
     """Exterior angles at x and at y; 0 where the points coincide."""
     leg = legs(h, sines(h, g)[0], tri, x, y)
     apart = tri.R > 0
-    alpha = angle_of(leg.n_x, torch.where(apart, leg.m_x, 1.0))
-    return alpha, angle_of(leg.n_y, torch.where(apart, leg.m_y, 1.0))
+    alpha = angle_of(leg.n_x, where(apart, leg.m_x, 1.0))
+    return alpha, angle_of(leg.n_y, where(apart, leg.m_y, 1.0))
 
 
 # atan(t)/t in t**2 on [0, 1], highest order first: Chebyshev, off by 1.8e-8.
@@ -192,8 +200,8 @@ def arctangent() -> tuple[list[float], float]:
 
 def angle_of(n: Tensor, m: Tensor) -> Tensor:
     """``atan2(n, m)`` for ``n >= 0``; in float32 twice as fast as torch's, 3 roundings off."""
-    if n.dtype == torch.float64:
-        return torch.atan2(n, m)
+    if is_double(n):
+        return arctan2(n, m)
     size = m.abs()
     t = torch.minimum(n, size) / torch.maximum(n, size)
     square = t * t
@@ -201,8 +209,8 @@ def angle_of(n: Tensor, m: Tensor) -> Tensor:
     series = torch.full_like(t, first)
     for coefficient in others:
         series = series * square + coefficient
-    acute = torch.where(n > size, pi / 2 - series * t, series * t)
-    return torch.where(m < 0, pi - acute, acute)
+    acute = where(n > size, pi / 2 - series * t, series * t)
+    return where(m < 0, pi - acute, acute)
 
 
 def angle_change(
@@ -212,7 +220,7 @@ def angle_change(
     sine, inverse_sine = sines(h, g)
     inverse = _inverse(tri.R)
     # The sines' common factor is left out: in the derivative by h it is in the denominator.
-    n_x, n_y, m_x, m_y = (leg * inverse for leg in legs(h, torch.ones_like(sine), tri, x, y))
+    n_x, n_y, m_x, m_y = (leg * inverse for leg in legs(h, 1.0, tri, x, y))
     # Each product in an order in which none is far below its result, lest it underflow.
     sine_x, sine_y = n_x * sine, n_y * sine
     coth_d = (1 + 2 * tri.T) * inverse
@@ -235,7 +243,7 @@ def angle_change(
 
 def distance(tri: Triangle) -> Tensor:
     """``D = sqrt(c) d``."""
-    return torch.log1p(2 * tri.T + tri.R)
+    return log1p(2 * tri.T + tri.R)
 
 
 def distance_change(
@@ -305,7 +313,7 @@ def change(
         return distance_change(h, tri, x, y, at[0] / c**0.5, by_c, wide)
     if kind == "inner":
         return inner_change(h, tri, x, y, -at[0] / c)
-    none = torch.zeros_like(h)
+    none = 0 * h
     return Change(-at[0] * (x.apex * y.apex), none, none, none)
 
 
@@ -313,14 +321,14 @@ def _half_excess(tri: Triangle, inverse: Tensor, wide: bool) -> Tensor:
     """``D/2 - tanh(D/2)``; to float32's digits, if that is what the points are."""
     tanh = 2 * tri.T * inverse
     square = tanh * tanh
-    terms = 7 if wide or tanh.dtype != torch.float64 else 15
+    terms = 7 if wide or not is_double(tanh) else 15
     series = square * (1 / (2 * terms + 1)) + 1 / (2 * terms - 1)
     for k in range(terms - 2, 0, -1):
         series = series * square + 1 / (2 * k + 1)
-    return torch.where(square < 0.1, tanh * square * series, 0.5 * distance(tri) - tanh)
+    return where(square < 0.1, tanh * square * series, 0.5 * distance(tri) - tanh)
 
 
 def _inverse(R: Tensor) -> Tensor:
     """``1/R``; 0 where the points coincide, and with it all derivatives."""
-    apart = 2 * torch.finfo(R.dtype).tiny < R
-    return torch.where(apart, 1 / torch.where(apart, R, 1.0), 0.0)
+    apart = 2 * tiny(R) < R
+    return where(apart, 1 / where(apart, R, 1.0), 0.0)

@@ -287,7 +287,7 @@ def sums(
     dtype = x.dtype if not wide and _in_range(stacked, x.dtype) else wide_dtype(x)
     columns = iter(as_tensor(stacked).to(dtype).split(1, 1))
     rows = [[next(columns) if _varies(c) else c for c in row] for row in coefficients]
-    every = zip(vectors, zip_longest(*rows))
+    every = zip(vectors, zip_longest(*rows), strict=False)
     used = [v if any(c is not None for c in of) else None for v, of in every]
     blocks = list(row_blocks(x))
     if len(blocks) == 1 and x.shape[-1] > FEW:
@@ -311,7 +311,7 @@ def _block_sums(
     basis = [v if v is None else v.to(dtype) for v in vectors]
     if close is not False and basis[1] is not None:
         basis = _basis(basis, close)
-    each = [[(c, v) for c, v in zip(row, basis) if c is not None] for row in rows]
+    each = [[(c, v) for c, v in zip(row, basis, strict=False) if c is not None] for row in rows]
     if out is None:
         return [_sum(terms) for terms in each]
     return [_sum(terms, total) for terms, total in zip(each, out, strict=True)]

@@ -138,9 +138,9 @@ def _half_aperture(min_radius: float, x: Tensor, curv: float | Tensor) -> Tensor
 def _entailment_residual(
     min_radius: float, aperture_scale: float, x: Tensor, y: Tensor, curv: float | Tensor
 ) -> Tensor:
-    x, y, c = points_and(curv, {"x": x}, {"y": y})
-    angle, cone = pairs.of_rows("exterior", x, y, c), singles.half_aperture(x, c, min_radius)
-    return (angle - aperture_scale * cone).clamp_min(0.0).squeeze(-1)
+    angle = _angle("exterior", x, y, curv)
+    cone = half_aperture(x.to(angle.dtype), curv, min_radius=min_radius)
+    return (angle - aperture_scale * cone).clamp_min(0.0)
 
 
 __all__ = ["entailment_residual", "exterior_angle", "half_aperture", "interior_angle"]
