@@ -1,0 +1,36 @@
+"""`pairs.selected` and its gradients by the kernels of rows, which take gathered points."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lorentzkit.fused.triton import rows
+
+_OPS = {
+    "angle": "angle",
+    "exterior": "exterior_angle",
+    "interior": "interior_angle",
+    "distance": "dist",
+    "inner": "inner",
+    "cosine": "cosine",
+}
+
+
+def selected(kind: str, x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    """Of at least one pair (i, j), ``(P, K)``."""
+    return rows.values(_OPS[kind], (x[i], y[j]), c).view(len(i), -1)
+
+
+def selected_gradients(
+    kind: str, x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor, at: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Derivatives of ``(at * selected).sum()`` by x, y and c."""
+    at = at if kind == "angle" else at[:, 0]
+    of = rows.gradients(_OPS[kind], (x[i], y[j]), c, at, (True, True, True, False))
+    assert of.c is not None
+    of_x, of_y = (
+        v.new_zeros(v.shape).index_add_(0, index, by)
+        for v, index, by in zip((x, y), (i, j), of.vectors, strict=True)
+        if by is not None
+    )
+    return of_x, of_y, of.c.sum(0, keepdim=True).to(c.dtype)
