@@ -19,7 +19,7 @@ NEARLY = 1 - 1e-5
 
 
 def edge(op: str, seed: int, angle: float) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Arguments at the edge of an op's reach, nearly aligned with one another."""
+    """Arguments at the edge of an op's reach, at this angle to one another."""
     torch.manual_seed(seed)
     curv = torch.rand(()) + 0.5
     most_x, most_b = OPS[op].reach
@@ -34,7 +34,7 @@ def edge(op: str, seed: int, angle: float) -> tuple[list[torch.Tensor], torch.Te
             far = min(SHORT, far)
         r = math.sqrt(NEARLY * far / curv.item()) * (1.0 if k == 0 else 0.3 + 0.7 * torch.rand(()))
         direction = math.cos(k * angle) * axis + math.sin(k * angle) * other
-        arguments.append(r * direction + 1e-6 * r * torch.randn(4))
+        arguments.append(r * direction + (1e-6 * r * torch.randn(4) if angle else 0))
     if OPS[op].points == 2:
         x, y = arguments[-2:] if op == "geodesic" else arguments[:2]
         shrink = min(1.0, float(math.sqrt(NEARLY * most_b / curv) / (x - y).norm()))

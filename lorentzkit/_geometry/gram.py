@@ -1,9 +1,10 @@
 """Ops by the Gram numbers of their vectors: values and written-out derivatives, in float64.
 
 No rotation changes what an op does, so its value is a function of the products of its vectors, and
-a resulting vector is a sum of them with such functions as coefficients. Near the origin, where
-``cosh(a)**2 <= 2**20``, float64 numbers lose no digit of float32 points by it. Farther out, and of
-float64 points, `pairs`, `tangents` and `maps` take lengths and angles instead.
+a resulting vector is a sum of them with such functions as coefficients. The products of two vectors
+along one ray cancel: at the radius a numbers lose a factor of ``cosh(a)**2``, and derivatives in c
+its square. Near the origin float64 has so many digits to spare for float32 points. Farther out, and
+of float64 points, `pairs`, `tangents` and `maps` take lengths and angles instead.
 
 The first vector is x. The second, b, is a tangent vector, or ``y - x`` if it is a point y: so that
 nothing cancels of close points. The third, u, is a tangent vector.
@@ -29,7 +30,7 @@ from lorentzkit._geometry.arrays import (
     where,
 )
 
-NEAR = 2.0**20  # of c |x|**2
+NEAR = 2.0**14  # of c |x|**2: a radius of 5.5
 SHORT = 2.0**8  # of c |u|**2, of tangent vectors whose exponential is taken
 
 
