@@ -50,19 +50,21 @@ def clouds_within(draw, radius, dtype, smooth):
     return case._replace(args=[points, weights])
 
 
-@pytest.fixture(params=["near", "from a point", "plain"])
+@pytest.fixture(params=["near", "from a point", "plain", "pairs"])
 def way(request, monkeypatch, many):
     """How the midpoint is found: from the origin where that will do, or not, or transformed."""
+    if request.param == "pairs":
+        monkeypatch.setattr(means, "_few", lambda x: True)
     if request.param == "from a point":
         monkeypatch.setattr(places.Sums, "near", lambda self, spare: False)
-    if request.param == "plain":
+    if request.param in ("plain", "pairs"):
         monkeypatch.setattr(means, "values_at_hand", lambda tensor: False)
     return request.param
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_midpoint_of_many_points_is_exact(dtype, way):
-    """At any radius, if it is not transformed."""
+    """At any radius, if it is not transformed; by pairs, if it is."""
     exact = 10.0 if dtype == torch.float32 else 1.0
     radius = exact if way == "plain" else largest_radius(dtype)
     check_many("einstein_midpoint", dtype, radius, 1000 if (way, exact) == ("plain", 1.0) else 16)

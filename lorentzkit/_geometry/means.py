@@ -51,18 +51,15 @@ _SAME = {torch.float64: 2.0**-40, torch.float32: 2.0**-18}
 
 def einstein_midpoint(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
     """Of points ``(..., N, D)`` and weights ``(..., N, 1)`` of sum 1; all but the points wide."""
-    few, wide = _few(x), x.dtype != w.dtype
-    plain = _midpoint_from_pairs if few else places.midpoint
-    if not (eager(x) and values_at_hand(x)) or (few and not wide):
+    plain = _midpoint_from_pairs if _few(x) else places.midpoint
+    if not (eager(x) and values_at_hand(x)):
         return plain(x, w, c)
     sets = torch.broadcast_shapes(x.shape[:-2], c.shape[:-2])  # type: ignore[no-untyped-call]
     x, w = (t.expand(*sets, *t.shape[-2:]) for t in (x, w))
     c, start = c.expand(*sets, 1, 1), None
     constants = x.detach(), w.detach(), c.detach()
     sums = places.sums(*constants)
-    if not sums.near(spare=wide):
-        if few:
-            return plain(x, w, c)
+    if not sums.near(spare=x.dtype != w.dtype):
         start = places.heaviest(*constants)
         sums = places.sums(*constants, start)
     mean: Tensor = places.Midpoint.apply(plain, x, w, c, start, *sums)  # type: ignore[no-untyped-call]

@@ -282,13 +282,16 @@ def _apart(
     if start is None:
         cosh = (1 + c * square).sqrt()
         return points, cosh, torch.zeros_like(cosh), c * square / cosh**2
-    across, cosine, sine2 = _across(points, vectors.parts(start, c.dtype), start.dtype != c.dtype)
-    t = c.sqrt() * square.sqrt()
-    s = c.sqrt() * torch.linalg.vector_norm(start.to(c.dtype), dim=-1, keepdim=True)
+    other = vectors.parts(start, c.dtype)
+    across, cosine, sine2 = _across(points, other, start.dtype != c.dtype)
+    s, t = (c * vectors.dot(other, other)).sqrt(), (c * square).sqrt()
     cosh, of_start = root_one_plus(t), root_one_plus(s)
-    ratio = (s + t) / vectors.or_one(s * cosh + t * of_start)
+    # The difference of squares, exact for close points.
+    less = [p - q for p, q in zip(points, other, strict=True)]
+    farther = vectors.dot(less, [p + q for p, q in zip(points, other, strict=True)])
+    ratio = c * farther / vectors.or_one(s * cosh + t * of_start)
     behind = torch.where(cosine > 0, sine2 / (1 + cosine.abs()), 1 - cosine)
-    along = (t - s) / cosh * (ratio / of_start) - t / cosh * behind
+    along = ratio / cosh / of_start - t / cosh * behind
     return across, cosh, along, along**2 + sine2 * (t / cosh) ** 2
 
 

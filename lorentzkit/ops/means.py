@@ -19,11 +19,13 @@ def einstein_midpoint(
     gamma. It is the point that minimises ``sum w (cosh(sqrt(curv) d) - 1)``. Time and memory grow
     as ``N D``.
 
-    Up to 8 points, or 64 of float64, go by their pairs and are exact at any radius. More are
+    Values and gradients are exact at any radius. Where derivatives are transformed or taken again
+    (``torch.func``, forward mode, second derivatives), under ``torch.compile`` and on accelerators
+    that holds for up to 8 points, or 64 of float64, which go by their pairs there. More are
     computed with in float64: of float32, values are exact at any radius, and gradients as long as
-    the midpoint is within radius 10. Float64 itself has no wider type. There values are exact as
-    long as the midpoint is within radius 15; gradients lose digits with the radius, and where the
-    points nearly coincide.
+    the midpoint is within radius 10. Float64 itself has no wider type: values are exact as long as
+    the midpoint is within radius 15; gradients lose digits with the radius, and where the points
+    nearly coincide.
 
     Args:
         x: points, space components, ``(..., N, D)``.
@@ -56,9 +58,13 @@ def frechet_mean(
     It is the Einstein midpoint of the weights ``w_i s_i / sinh(s_i)``, ``s_i`` the distance from
     the mean to ``x_i`` times ``sqrt(curv)``. Those are found in float64: simple steps look at the
     distances from the last midpoint, and Newton's method helps where they are slow. The derivatives
-    are those of the optimum (implicit differentiation), not of the iterations. It is as exact as
-    `einstein_midpoint` is, but that of more than 64 float64 points far out, where its value may
-    lose digits, too. The iteration stops on the values, so it does not run
+    are those of the optimum (implicit differentiation), not of the iterations.
+
+    Up to 8 points, or 64 of float64, go by their pairs and are exact at any radius. Of more, those
+    of float32 have exact values at any radius, and exact gradients as long as the mean is within
+    radius 10; of float64, both lose digits with the radius.
+
+    The iteration stops on the values, so it does not run
     under ``torch.compile(fullgraph=True)`` or ``torch.vmap``; leading dimensions are batched.
 
     Args:
