@@ -14,12 +14,9 @@ from torch import Tensor
 from lorentzkit._geometry.arrays import Numbers, as_arrays, as_tensor, where
 from lorentzkit._geometry.gram import OPS, Gram, Op, Settings, Slopes, Sum, side
 from lorentzkit._geometry.vectors import (
-    Parts,
-    dot,
     joined,
-    parts,
-    row_blocks,
-    square,
+    wide_blocks,
+    wide_dots,
     sums,
 )
 
@@ -51,7 +48,7 @@ def forward(
     Compiled code does not see whether they are. c and t are floats, or ``(N, 1)``.
     """
     op = OPS[kind]
-    *numbers, c, t = as_arrays(*_products(op, vectors), c, t)
+    *numbers, c, t = as_arrays(*_products(op, vectors, op.numbers), c, t)
     if not torch.compiler.is_compiling() and not within(op, numbers, c, t):
         return None
     gram, settings = _measured(op, numbers, c, t, min_radius)
@@ -70,21 +67,19 @@ def _measured(
     return gram, Settings(c, side(gram, c) if op.points == 2 else None, t, min_radius)
 
 
-def _products(op: Op, vectors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _products(
+    op: Op, vectors: Sequence[Tensor], pairs: Sequence[str]
+) -> tuple[Tensor, ...]:
+    """Products ``(N, 1)`` by the letters of `gram`; g is the last vector."""
+    letters = "xbu"[: len(vectors)] if "g" not in pairs[0] else "xbu"[: len(vectors) - 1] + "g"
     blocks = []
-    for block in row_blocks(vectors[0]):
-        v = dict(zip("xbu", _wide(op, [v[block] for v in vectors]), strict=False))
-        each = (square(v[i]) if i == j else dot(v[i], v[j]) for i, j in op.numbers)
-        blocks.append(tuple(each))
+    for block in wide_blocks(vectors):
+        if op.points == 2:
+            for p, q in zip(*block[:2], strict=True):
+                q -= p
+        v = dict(zip(letters, block, strict=True))
+        blocks.append(wide_dots([(v[i], v[j]) for i, j in pairs]))
     return joined(blocks)
-
-
-def _wide(op: Op, vectors: Sequence[Tensor]) -> list[Parts]:
-    """x, b and u in float64."""
-    p = [parts(v, torch.float64) for v in vectors]
-    if op.points == 2 and len(p) > 1:
-        p[1] = [b - a for a, b in zip(p[0], p[1], strict=True)]
-    return p
 
 
 class Gradients(NamedTuple):
@@ -110,7 +105,8 @@ def backward(
     op, value, every = OPS[kind], Sum(None), vectors
     gram, settings = _measured(op, numbers, *as_arrays(numbers[0], c, t)[1:], min_radius)
     if op.along:
-        along: Any = Sum(*as_arrays(*_along(op, vectors, grad)))
+        of_grad = _products(op, (*vectors[: len(op.along)], grad), [f"{v}g" for v in op.along])
+        along: Any = Sum(*as_arrays(*of_grad))
         value = op.value(gram, settings)
         every = (*vectors, *[None] * (3 - len(vectors)), grad)
     else:
@@ -119,16 +115,6 @@ def backward(
     rows = _by_vector(op, by, value)
     wanted = [row for row, need in zip(rows, needed, strict=False) if need]
     return Gradients(by.c, by.t, *(_sums(op, gram, every, wanted) if wanted else ([], [])))
-
-
-def _along(op: Op, vectors: Sequence[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
-    """Products of grad with x and b."""
-    blocks = []
-    for block in row_blocks(grad):
-        p = _wide(op, [v[block] for v in vectors[: len(op.along)]])
-        g = parts(grad[block], torch.float64)
-        blocks.append(tuple(dot(v, g) for v in p))
-    return joined(blocks)
 
 
 def _by_vector(op: Op, by: Slopes, value: Sum) -> list[list[Numbers]]:

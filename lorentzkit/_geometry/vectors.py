@@ -89,11 +89,40 @@ def dot(x: Parts, y: Parts) -> Tensor:
     return total
 
 
-def square(x: Parts) -> Tensor:
-    """``dot(x, x)``, without derivatives: in one pass."""
-    if len(x) > 1:
-        return dot(x, x)
-    return torch.linalg.vector_norm(x[0], 2, -1, keepdim=True).square()
+def wide_blocks(vectors: Sequence[Tensor]) -> Iterator[list[list[Tensor]]]:
+    """Rows of vectors as float64 `Parts`, a block at a time, each in the place of the last.
+
+    New memory for each block would cost more than the work on it.
+    """
+    x, blocks = vectors[0], list(row_blocks(vectors[0]))
+    if len(blocks) == 1:
+        yield [list(parts(v, torch.float64)) for v in vectors]
+        return
+    width, few = x.shape[-1], x.shape[-1] <= FEW
+    shape = (width, blocks[0].stop, 1) if few else (1, blocks[0].stop, width)
+    space = [x.new_empty(shape, dtype=torch.float64) for _ in vectors]
+    for block in blocks:
+        place = [s[:, : len(x[block])] for s in space]
+        for v, wide in zip(vectors, place, strict=True):
+            wide.copy_(v[block].mT.unsqueeze(-1) if few else v[block])
+        yield [list(wide) for wide in place]
+
+
+def wide_dots(pairs: Sequence[tuple[Parts, Parts]]) -> tuple[Tensor, ...]:
+    """`dot` of float64 vectors on a CPU, without derivatives."""
+    return tuple(_blas_dot(x, y) if len(x) == 1 else dot(x, y) for x, y in pairs)
+
+
+def _blas_dot(x: Parts, y: Parts) -> Tensor:
+    (p,), (q,) = x, y
+    # BLAS goes over the vectors once; torch makes a product of them first, but by all threads.
+    if torch.compiler.is_compiling() or p.numel() * torch.get_num_threads() > 2**21:
+        return dot(x, y)
+    return torch.from_numpy(_vecdot(p.numpy(), q.numpy())).unsqueeze(-1)
+
+
+# NumPy has it since 2.0.
+_vecdot: Any = getattr(np, "vecdot", lambda x, y: np.einsum("nd,nd->n", x, y))
 
 
 def or_one(x: Tensor) -> Tensor:
@@ -355,7 +384,8 @@ def _in_range(coefficients: Numbers, dtype: torch.dtype) -> bool:
     """Whether they may be rounded to the dtype: none is near the ends of its range."""
     if isinstance(coefficients, np.ndarray):
         sizes = np.abs(coefficients)
-        return bool(sizes.max() < 1e30 and np.where(sizes == 0, 1.0, sizes).min() > 1e-30)
+        small = sizes.min() < 1e-30 and np.where(sizes == 0, 1.0, sizes).min() < 1e-30
+        return bool(sizes.max() < 1e30) and not small
     if coefficients.dtype == dtype or coefficients.numel() == 0:
         return True
     if coefficients.device.type != "cpu":  # where one would wait for the answer
