@@ -11,7 +11,7 @@ import pytest
 import torch
 from condition import OPS as SIGNATURES
 from condition import gradient_errors, value_error
-from lorentzkit import ops
+
 from lorentzkit._geometry import rowwise
 from lorentzkit._geometry.gram import OPS, SHORT
 

@@ -15,9 +15,9 @@ from lorentzkit._geometry.arrays import Numbers, as_arrays, as_tensor, where
 from lorentzkit._geometry.gram import OPS, Gram, Op, Settings, Slopes, Sum, side
 from lorentzkit._geometry.vectors import (
     joined,
+    sums,
     wide_blocks,
     wide_dots,
-    sums,
 )
 
 
@@ -67,9 +67,7 @@ def _measured(
     return gram, Settings(c, side(gram, c) if op.points == 2 else None, t, min_radius)
 
 
-def _products(
-    op: Op, vectors: Sequence[Tensor], pairs: Sequence[str]
-) -> tuple[Tensor, ...]:
+def _products(op: Op, vectors: Sequence[Tensor], pairs: Sequence[str]) -> tuple[Tensor, ...]:
     """Products ``(N, 1)`` by the letters of `gram`; g is the last vector."""
     letters = "xbu"[: len(vectors)] if "g" not in pairs[0] else "xbu"[: len(vectors) - 1] + "g"
     blocks = []

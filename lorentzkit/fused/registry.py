@@ -178,7 +178,7 @@ def _selected_gradients(
 
 
 def _of_chosen(x: Tensor, y: Tensor, c: Tensor, i: Tensor) -> ModuleType:
-    by_kernel = len(i) > 0 and rows._by_kernel([c], [x, y])
+    by_kernel = len(i) > 0 and rows.by_kernel([c], [x, y])
     return import_module("lorentzkit.fused.triton.chosen") if by_kernel else pairs
 
 

@@ -51,8 +51,10 @@ def rows(
         cone: ``min_radius`` and ``aperture_scale`` of cones; the torch function knows them.
         named: the vectors ``(..., D)`` in the op's order, by the names that errors give them.
     """
-    if not _by_kernel([curv, *([] if t is None else [t])], list(named.values())):
-        of = None if torch.compiler.is_compiling() else near_rows(op, plain, curv, t, cone[0], named)
+    if not by_kernel([curv, *([] if t is None else [t])], list(named.values())):
+        of = (
+            None if torch.compiler.is_compiling() else near_rows(op, plain, curv, t, cone[0], named)
+        )
         return plain(*([] if t is None else [t]), *named.values(), curv) if of is None else of
     tensors = vectors(**named)
     device = tensors[0].device
@@ -78,7 +80,8 @@ def rows(
     return of.view((*shape, *of.shape[1:]))
 
 
-def _by_kernel(numbers: list[float | Tensor], tensors: list[Tensor]) -> bool:
+def by_kernel(numbers: list[float | Tensor], tensors: list[Tensor]) -> bool:
+    """Whether there is a kernel for rows of such vectors, and such curvature and parameter."""
     if torch.compiler.is_compiling() or not all(isinstance(v, Tensor) for v in tensors):
         return False
     if not eager(tensors[0]):
@@ -145,14 +148,8 @@ class _Rows(Function):
         else:
             needed = [*by_vectors, by_c, by_t]
             of = _kernels().gradients(ctx.op, vectors, c, grad, needed, t, ctx.cone)
-            found, of_c, of_t = of.vectors, _summed(of.c, c), _summed(of.t, t)
+            found, of_c, of_t = of
         return (None, None, None, of_c, of_t, *found)
-
-
-def _summed(by_row: Tensor | None, number: Tensor) -> Tensor | None:
-    if by_row is None:
-        return None
-    return (by_row.sum(0, keepdim=True) if len(number) == 1 else by_row).to(number.dtype)
 
 
 def _differentiated(

@@ -546,6 +546,26 @@ def test_launches(op, launches):
     assert (launches, others) == ([f"{kind}_change_kernel"], ["aten::sum", "aten::copy_"])
 
 
+@pytest.mark.parametrize(
+    ("number", "others"),
+    [
+        (torch.float32, ["aten::sum", "aten::copy_"]),
+        (torch.float64, ["aten::sum", "aten::sum", "aten::copy_"]),
+    ],
+)
+def test_launches_of_a_learned_parameter(number, others, launches):
+    """Sums for t and curv in one, if they are of one dtype."""
+    torch.use_deterministic_algorithms(False)
+    leaves = [torch.tensor(0.5, requires_grad=True), *torch.ones(2, 3, 4, requires_grad=True),
+              torch.tensor(0.7, dtype=number, requires_grad=True)]  # fmt: skip
+    t, x, y, curv = leaves
+    value = rows("geodesic", exact_op("geodesic"), curv, t=t, x=x, y=y)
+    launches.clear()
+    at = torch.ones(3, 4)
+    _, found = launched_by_torch(lambda: torch.autograd.grad(value, leaves, at))
+    assert (launches, found) == (["rows_change_kernel"], others)
+
+
 @pytest.mark.parametrize("change", ["float64", "empty", "curvature", "torch.func"])
 def test_others_take_the_torch_function(change, launches):
     x, y, curv = torch.ones(2, 3), torch.zeros(2, 3), 1.0

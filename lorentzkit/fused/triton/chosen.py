@@ -27,10 +27,10 @@ def selected_gradients(
     """Derivatives of ``(at * selected).sum()`` by x, y and c."""
     at = at if kind == "angle" else at[:, 0]
     of = rows.gradients(_OPS[kind], (x[i], y[j]), c, at, (True, True, True, False))
-    assert of.c is not None
     of_x, of_y = (
         v.new_zeros(v.shape).index_add_(0, index, by)
         for v, index, by in zip((x, y), (i, j), of.vectors, strict=True)
         if by is not None
     )
-    return of_x, of_y, of.c.sum(0, keepdim=True).to(c.dtype)
+    assert of.c is not None
+    return of_x, of_y, of.c

@@ -94,7 +94,7 @@ def width(op: str, D: int) -> int:
 
 
 class Gradients(NamedTuple):
-    """By the vectors, in their dtypes; by c and t row by row, in float64 if to be summed."""
+    """By the vectors, by c and by t, each like what it is by; None of what is not needed."""
 
     vectors: list[Tensor | None]
     c: Tensor | None
@@ -110,32 +110,49 @@ def gradients(
     t: Tensor | None = None,
     cone: tuple[float, float] = (0.1, 1.0),
 ) -> Gradients:
-    """Of ``(at * values).sum()``, row by row: that by one c or t is still to be summed.
+    """Of ``(at * values).sum()``.
 
     Args:
-        needed: which of them, the vectors first, then c and t; the others are None.
+        needed: which of them, the vectors first, then c and t.
     """
     *by_vectors, by_c, by_t = needed
     found = [
         torch.empty_like(v, memory_format=torch.contiguous_format) if need else None
         for v, need in zip(vectors, by_vectors, strict=True)
     ]
-    of_c, of_t = (
-        _of_number(at, number) if isinstance(number, Tensor) and need else None
-        for number, need in ((c, by_c), (t, by_t))
-    )
+    numbers = [z if isinstance(z, Tensor) and need else None for z, need in ((c, by_c), (t, by_t))]
+    wide = at.new_empty(2, len(at), dtype=torch.float64)
+    of_c, of_t = by_row = [_by_row(z, wide[k]) for k, z in enumerate(numbers)]
     strides = (at.stride(0), at.stride(1) if at.dim() > 1 else 0)
     if OPS[op].apart:
         _launch_apart(apart_change_kernel, op, vectors[0], c, (at, *strides, found[0], of_c))
     else:
         outputs = (at, *strides, *found, *[None] * (3 - len(found)), of_c, of_t)
         _launch(rows_change_kernel, op, vectors, c, t, cone, outputs)
-    return Gradients(found, of_c, of_t)
+    return Gradients(found, *_summed(numbers, by_row, wide))
 
 
-def _of_number(at: Tensor, number: Tensor) -> Tensor:
-    final = len(number) > 1 and number.dtype == torch.float32
-    return at.new_empty(len(at), dtype=torch.float32 if final else torch.float64)
+def _by_row(number: Tensor | None, wide: Tensor) -> Tensor | None:
+    """Where the derivative by it goes, row by row: in float64 if it is to be summed or rounded."""
+    if number is None or len(number) == 1 or number.dtype != torch.float32:
+        return None if number is None else wide
+    return torch.empty_like(wide, dtype=torch.float32)
+
+
+def _summed(
+    numbers: Sequence[Tensor | None], by_row: Sequence[Tensor | None], wide: Tensor
+) -> list[Tensor | None]:
+    """By one number, the sum over the rows; by two of one dtype, both in one launch."""
+    dtypes = [z.dtype for z in numbers if z is not None and len(z) == 1]
+    if len(dtypes) == 2 and dtypes[0] == dtypes[1]:
+        sums = wide.sum(1, keepdim=True).to(dtypes[0])
+        return [sums[0], sums[1]]
+    return [
+        None
+        if z is None or of is None
+        else (of.sum(0, keepdim=True) if len(z) == 1 else of).to(z.dtype)
+        for z, of in zip(numbers, by_row, strict=True)
+    ]
 
 
 def _launch(
