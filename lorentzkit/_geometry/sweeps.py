@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lorentzkit._geometry import small
 from lorentzkit._geometry.arrays import Numbers, as_arrays, as_tensor, where
 from lorentzkit._geometry.gram import OPS, Gram, Op, Settings, Slopes, Sum, side
 from lorentzkit._geometry.vectors import (
@@ -70,6 +71,8 @@ def _measured(
 def _products(op: Op, vectors: Sequence[Tensor], pairs: Sequence[str]) -> tuple[Tensor, ...]:
     """Products ``(N, 1)`` by the letters of `gram`; g is the last vector."""
     letters = "xbu"[: len(vectors)] if "g" not in pairs[0] else "xbu"[: len(vectors) - 1] + "g"
+    if small.is_small(vectors[0]):
+        return small.products(dict(zip(letters, vectors, strict=True)), op.points, pairs)
     blocks = []
     for block in wide_blocks(vectors):
         if op.points == 2:
@@ -146,12 +149,16 @@ def _sums(
     Inductor would compute what is no result anew for each column.
     """
     rows, close = _in_basis(op, gram, rows)
-    return sums(vectors, rows, close, wide), rows
+    if small.is_small(vectors[0]):
+        return small.sums(vectors, rows, close, wide), rows
+    return sums(
+        vectors, rows, close if close is True or close is False else as_tensor(close), wide
+    ), rows
 
 
 def _in_basis(
     op: Op, gram: Gram, rows: Sequence[Sequence[Numbers]]
-) -> tuple[Sequence[Sequence[Numbers]], Tensor | bool]:
+) -> tuple[Sequence[Sequence[Numbers]], Numbers]:
     """In terms of ``y - x`` where that is no larger than half of x, else of y."""
     if op.points < 2:
         return rows, False
@@ -161,5 +168,4 @@ def _in_basis(
             return rows, True
         if not close.any():
             return [[_less(x, b), b, *others] for x, b, *others in rows], False
-    rows = [[_less(x, where(close, 0.0, b)), b, *others] for x, b, *others in rows]
-    return rows, as_tensor(close)
+    return [[_less(x, where(close, 0.0, b)), b, *others] for x, b, *others in rows], close

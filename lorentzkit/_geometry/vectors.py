@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
+from lorentzkit._geometry import small
 from lorentzkit._geometry.arrays import Numbers, as_tensor
 from lorentzkit._geometry.special import values_known
 
@@ -117,11 +118,7 @@ def _blas_dot(x: Parts, y: Parts) -> Tensor:
     # BLAS goes over the vectors once; torch makes a product of them first, but by all threads.
     if torch.compiler.is_compiling() or p.numel() * torch.get_num_threads() > 2**21:
         return dot(x, y)
-    return torch.from_numpy(_vecdot(p.numpy(), q.numpy())).unsqueeze(-1)
-
-
-# NumPy has it since 2.0.
-_vecdot: Any = getattr(np, "vecdot", lambda x, y: np.einsum("nd,nd->n", x, y))
+    return torch.from_numpy(small.vecdot(p.numpy(), q.numpy())).unsqueeze(-1)
 
 
 def or_one(x: Tensor) -> Tensor:
@@ -382,9 +379,7 @@ def _sum(terms: Sequence[tuple[Tensor | float, Tensor]], out: Tensor | None = No
 def _in_range(coefficients: Numbers, dtype: torch.dtype) -> bool:
     """Whether they may be rounded to the dtype: none is near the ends of its range."""
     if isinstance(coefficients, np.ndarray):
-        sizes = np.abs(coefficients)
-        small = sizes.min() < 1e-30 and np.where(sizes == 0, 1.0, sizes).min() < 1e-30
-        return bool(sizes.max() < 1e30) and not small
+        return small.in_range(coefficients)
     if coefficients.dtype == dtype or coefficients.numel() == 0:
         return True
     if coefficients.device.type != "cpu":  # where one would wait for the answer
