@@ -65,7 +65,7 @@ def custom_ops(impl: str, dtype: torch.dtype) -> list[tuple[Any, tuple[Any, ...]
         (library.log_sums_gradients, (*loss, *sums, *sums, "angle", *how)),
         (library.topk, (x, y, c, "distance", 2, False, 0, *how)),
     ]
-    if impl == "streaming":  # chosen pairs are plain PyTorch everywhere
+    if impl == "streaming":  # the ops of chosen pairs take no impl: once is enough
         calls += [
             (library.selected, (x, y, c, *pairs, "angle")),
             (library.selected_gradients, (x, y, c, *pairs, at[:, :2], "angle")),
