@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,14 +12,14 @@ from torch.autograd import Function
 
 from lorentzkit._geometry import sweeps
 from lorentzkit._geometry.arguments import check_broadcast, curvature, vectors, working_dtype
-from lorentzkit._geometry.arrays import FEW_ROWS, as_tensor
-from lorentzkit._geometry.compilation import compiled_rows, earned
+from lorentzkit._geometry.arrays import FEW_ROWS, Numbers, as_tensor
+from lorentzkit._geometry.compilation import earned
 from lorentzkit._geometry.gram import OPS
 from lorentzkit._geometry.special import values_known
 from lorentzkit._geometry.vectors import eager, flat, wide_dtype
 
 
-class _Rows(NamedTuple):
+class Rows(NamedTuple):
     """An op of rows ``(N, D)``, computed."""
 
     kind: str
@@ -27,10 +27,8 @@ class _Rows(NamedTuple):
     """The leading dimensions"""
     parameters: tuple[Any, ...]
     """c, t and ``min_radius``; the first two are floats, or ``(N, 1)``"""
-    numbers: list[tuple[Any, ...]]
-    """The Gram numbers, of some rows after the other"""
-    compiled: bool
-    values: Tensor
+    numbers: tuple[Numbers, ...]
+    """The Gram numbers"""
 
 
 def near_rows(
@@ -54,58 +52,70 @@ def near_rows(
         return None
     if not all(v.device.type == "cpu" and v.numel() > 0 for v in (*tensors, *numbers)):
         return None
-    rows = _computed(name, tensors, curv, t, min_radius, named)
-    if rows is None or not torch.is_grad_enabled():
-        return rows and rows.values
-    if any(z.requires_grad for z in (*tensors, *numbers)):
-        of: Tensor = _Near.apply(rows, plain, curv, t, *tensors)  # type: ignore[no-untyped-call]
-        return of
-    return rows.values
+    found = computed(name, tensors, curv, t, min_radius, named)
+    if found is None:
+        return None
+    rows, values = found
+    if torch.is_grad_enabled() and any(z.requires_grad for z in (*tensors, *numbers)):
+        values = _Near.apply(rows, values, plain, curv, t, *tensors)  # type: ignore[no-untyped-call]
+    return values
 
 
 @torch.no_grad()
 @np.errstate(all="ignore")  # of what is not finite, NaN
-def _computed(
+def computed(
     kind: str,
     tensors: Sequence[Tensor],
     curv: float | Tensor,
     t: float | Tensor | None,
     min_radius: float,
-    named: dict[str, Tensor],
-) -> _Rows | None:
-    c = curvature(curv, torch.float32, _CPU)
-    if t is not None:
-        t = torch.as_tensor(t, dtype=torch.float32)
-    shape = _shape(tensors, c, t, named)
+    named: Mapping[str, Tensor],
+) -> tuple[Rows, Tensor] | None:
+    """The op of these vectors, and its values; None if they are too far out for `gram`."""
+    shape, given = parameters(tensors, curv, t, min_radius, named)
     rows = [_flat(v, shape) for v in tensors]
-    c, t = (None if z is None else _number(z, shape) for z in (c, t if t is None else t[..., None]))
     forward = earned(sweeps.forward, kind, rows[0])
     compiled, found = forward is not sweeps.forward, []
-    parameters = (_traced(c), _traced(t), min_radius) if compiled else (c, t, min_radius)
     for chunk in _chunks(rows[0], compiled):
-        some = forward(kind, *_some(parameters, chunk), *(v[chunk] for v in rows))
-        if some is None or (compiled and not sweeps.within(OPS[kind], some[1], c, t)):
+        some = forward(kind, *_some(given, chunk, compiled), *(v[chunk] for v in rows))
+        if some is None or (compiled and not sweeps.within(OPS[kind], some[1], *given[:2])):
             return None
         found.append(some)
     values = _joined([value for value, *_ in found])
     values = values.view(*shape, -1) if OPS[kind].along else values.view(shape)
-    return _Rows(kind, shape, parameters, [numbers for _, numbers, _ in found], compiled, values)
+    numbers = tuple(map(_joined, zip(*(of for _, of, _ in found), strict=True)))
+    return Rows(kind, shape, given, numbers), values
 
 
-def _traced(z: Tensor | float | None) -> Tensor | None:
-    """A number as a tensor: as a number it would be compiled in."""
-    return torch.tensor(z, dtype=torch.float64) if isinstance(z, float) else z
+def parameters(
+    tensors: Sequence[Tensor],
+    curv: float | Tensor,
+    t: float | Tensor | None,
+    min_radius: float,
+    named: Mapping[str, Tensor],
+) -> tuple[torch.Size, tuple[Any, ...]]:
+    """The leading dimensions, and the parameters of `Rows`."""
+    c = curvature(curv, torch.float32, _CPU)
+    place = None if t is None else torch.as_tensor(t, dtype=torch.float32)
+    shape = _shape(tensors, c, place, named)
+    number = None if place is None else _number(place.unsqueeze(-1), shape)
+    return shape, (_number(c, shape), number, min_radius)
 
 
-def _some(parameters: Sequence[Any], chunk: slice) -> list[Any]:
-    return [z[chunk] if isinstance(z, Tensor) and z.dim() else z for z in parameters]
+def _some(given: Sequence[Any], chunk: slice, compiled: bool) -> list[Any]:
+    """Of these rows; a number is compiled as a tensor, lest it become a constant."""
+    c, t, min_radius = given
+    some = [z[chunk] if isinstance(z, Tensor) else z for z in (c, t)]
+    if compiled:
+        some = [torch.tensor(z, dtype=torch.float64) if isinstance(z, float) else z for z in some]
+    return [*some, min_radius]
 
 
 _CPU = torch.device("cpu")
 
 
 def _shape(
-    tensors: Sequence[Tensor], c: Tensor, t: Tensor | None, named: dict[str, Tensor]
+    tensors: Sequence[Tensor], c: Tensor, t: Tensor | None, named: Mapping[str, Tensor]
 ) -> torch.Size:
     """The leading dimensions of all."""
     shape = tensors[0].shape[:-1]
@@ -142,7 +152,8 @@ class _Near(Function):
     @staticmethod
     def forward(
         ctx: Any,
-        rows: _Rows,
+        rows: Rows,
+        values: Tensor,
         plain: Callable[..., Tensor],
         curv: float | Tensor,
         t: float | Tensor | None,
@@ -151,43 +162,36 @@ class _Near(Function):
         ctx.rows, ctx.plain = rows, plain
         ctx.numbers = [None if isinstance(z, Tensor) else z for z in (curv, t)]
         ctx.save_for_backward(*(z if isinstance(z, Tensor) else None for z in (curv, t)), *tensors)
-        return rows.values
+        return values.view_as(values)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         curv, t, *tensors = ctx.saved_tensors
         curv, t = (z if n is None else n for z, n in zip((curv, t), ctx.numbers, strict=True))
-        needed = ctx.needs_input_grad[2:]
+        inputs, needed = [curv, t, *tensors], ctx.needs_input_grad[3:]
         if torch.is_grad_enabled() or not values_known(grad):
-            return (None, None, *differentiated(ctx.plain, [curv, t, *tensors], grad, needed))
-        return (None, None, *_gradients(ctx.rows, curv, t, tensors, grad, needed))
+            return (None, None, None, *differentiated(ctx.plain, inputs, grad, needed))
+        return (None, None, None, *gradients(ctx.rows, inputs, grad, needed))
 
 
 @np.errstate(all="ignore")
-def _gradients(
-    of: _Rows,
-    curv: float | Tensor,
-    t: float | Tensor | None,
-    tensors: Sequence[Tensor],
-    grad: Tensor,
-    needed: Sequence[bool],
+def gradients(
+    of: Rows, inputs: Sequence[Any], grad: Tensor, needed: Sequence[bool]
 ) -> list[Tensor | None]:
     """By curv, t and the tensors."""
-    by_curv, by_t, *by_tensors = needed
+    (curv, t, *tensors), (by_curv, by_t, *by_tensors) = inputs, needed
     rows = [_flat(v, of.shape) for v in tensors]
     grad = _flat(grad if OPS[of.kind].along else grad.unsqueeze(-1), of.shape)
-    backward = sweeps.backward
-    if of.compiled:
-        backward = compiled_rows(backward, of.kind, rows[0])
-    found = []
-    for chunk, numbers in zip(_chunks(rows[0], of.compiled), of.numbers, strict=True):
-        parameters = _some(of.parameters, chunk)
-        some = [v[chunk] for v in rows]
-        found.append(backward(of.kind, *parameters, numbers, grad[chunk], by_tensors, *some))
+    backward = earned(sweeps.backward, of.kind, rows[0])
+    compiled, found = backward is not sweeps.backward, []
+    for chunk in _chunks(rows[0], compiled):
+        numbers = [n[chunk] for n in map(as_tensor, of.numbers)]
+        own, some = _some(of.parameters, chunk, compiled), [v[chunk] for v in rows]
+        found.append(backward(of.kind, *own, numbers, grad[chunk], by_tensors, *some))
     of_vectors = iter(map(_joined, zip(*(g.vectors for g in found), strict=True)))
-    of_numbers = (by_curv, curv, [g.c for g in found]), (by_t, t, [g.t for g in found])
     return [
-        *(_of_number(by, z, of.shape) if need else None for need, z, by in of_numbers),
+        _of_number([g.c for g in found], curv, of.shape) if by_curv else None,
+        _of_number([g.t for g in found], t, of.shape) if by_t else None,
         *(
             _like(next(of_vectors), v, of.shape) if need else None
             for v, need in zip(tensors, by_tensors, strict=True)
@@ -195,8 +199,8 @@ def _gradients(
     ]
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+def _joined(parts: Sequence[Any]) -> Any:
+    return parts[0] if len(parts) == 1 else torch.cat([as_tensor(p) for p in parts])
 
 
 def _like(found: Tensor, v: Tensor, shape: Sequence[int]) -> Tensor:
@@ -209,8 +213,7 @@ def _like(found: Tensor, v: Tensor, shape: Sequence[int]) -> Tensor:
 def _of_number(by_row: Sequence[Any], z: Tensor, shape: Sequence[int]) -> Tensor:
     if z.numel() == 1:
         return z.new_full(z.shape, sum(float(by.sum()) for by in by_row))
-    by = _joined([as_tensor(by) for by in by_row])
-    return by.view(shape).sum_to_size(z.shape).to(z.dtype)
+    return as_tensor(_joined(by_row)).view(shape).sum_to_size(z.shape).to(z.dtype)
 
 
 def differentiated(

@@ -104,7 +104,8 @@ def backward(
 ) -> Gradients:
     """Derivatives of ``(grad * values).sum()``, of the vectors those needed."""
     op, value, every = OPS[kind], Sum(None), vectors
-    gram, settings = _measured(op, numbers, *as_arrays(numbers[0], c, t)[1:], min_radius)
+    *numbers, c, t = as_arrays(*numbers, c, t)
+    gram, settings = _measured(op, numbers, c, t, min_radius)
     if op.along:
         of_grad = _products(op, (*vectors[: len(op.along)], grad), [f"{v}g" for v in op.along])
         along: Any = Sum(*as_arrays(*of_grad))

@@ -29,7 +29,7 @@ FEW = 8  # so many columns are worked on one by one: sums of so short rows are s
 Parts = Sequence[Tensor]  # a vector as blocks of its columns
 
 # torch 2.6 cannot tell.
-_is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
+is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 def has_float64(device: torch.device) -> bool:
@@ -45,7 +45,7 @@ def wide_dtype(x: Tensor) -> torch.dtype:
 def eager(x: Tensor) -> bool:
     """Whether autograd Functions will do: no transform, tracer, export or forward mode."""
     if torch.compiler.is_compiling():
-        return not _is_exporting()
+        return not is_exporting()
     return forward_ad._current_level < 0 and values_known(x)
 
 

@@ -25,8 +25,10 @@ from lorentzkit._geometry.arguments import (
     vectors,
     working_dtype,
 )
-from lorentzkit._geometry.rowwise import near_rows
+from lorentzkit._geometry.rowwise import differentiated, near_rows
 from lorentzkit._geometry.vectors import eager
+from lorentzkit.fused import opaque
+from lorentzkit.fused.opaque import in_torch
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and not torch.cuda.is_available()
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -34,28 +36,43 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 def rows(
     op: str,
-    plain: Callable[..., Tensor],
     curv: float | Tensor,
     *,
     t: float | Tensor | None = None,
-    cone: tuple[float, float] = (0.1, 1.0),
+    cone: tuple[float, float] | None = None,
     **named: Tensor,
 ) -> Tensor:
-    """``plain(*vectors, curv)``, by a kernel if there is one for such tensors.
+    """An op by a kernel, by Gram numbers near the origin, or by its function `in_torch`.
 
     Args:
         op: one of `lorentzkit.fused.triton.rows.OPS`.
-        plain: the op in torch: it checks its arguments, and has derivatives of every order.
         curv: a number or a tensor ``(...)``.
-        t: of "geodesic", whose torch function takes it first.
-        cone: ``min_radius`` and ``aperture_scale`` of cones; the torch function knows them.
+        t: of "geodesic".
+        cone: ``min_radius`` and ``aperture_scale``, of ops on cones.
         named: the vectors ``(..., D)`` in the op's order, by the names that errors give them.
     """
-    if not by_kernel([curv, *([] if t is None else [t])], list(named.values())):
-        of = (
-            None if torch.compiler.is_compiling() else near_rows(op, plain, curv, t, cone[0], named)
-        )
-        return plain(*([] if t is None else [t]), *named.values(), curv) if of is None else of
+    plain = opaque.plain(op, cone)
+    given = list(named.values())
+    if by_kernel([curv, *([] if t is None else [t])], given) and op in _kernels().OPS:
+        return _by_kernel(op, plain, curv, t, cone or (0.1, 1.0), named)
+    if torch.compiler.is_compiling():
+        if opaque.serves(op, given, curv, t):
+            return opaque.call(op, given, curv, t, cone)
+    else:
+        near = near_rows(op, plain, curv, t, cone[0] if cone else 0.0, named)
+        if near is not None:
+            return near
+    return plain(*([] if t is None else [t]), *given, curv)
+
+
+def _by_kernel(
+    op: str,
+    plain: Callable[..., Tensor],
+    curv: float | Tensor,
+    t: float | Tensor | None,
+    cone: tuple[float, float],
+    named: dict[str, Tensor],
+) -> Tensor:
     tensors = vectors(**named)
     device = tensors[0].device
     leading = {name: v[..., 0] for name, v in zip(named, tensors, strict=True)}
@@ -140,11 +157,8 @@ class _Rows(Function):
         c, t, *vectors = ctx.saved_tensors
         c = ctx.number if c is None else c
         if torch.is_grad_enabled():
-            inputs, needed = [*vectors, c], [*by_vectors, by_c]
-            if t is not None:
-                inputs, needed = [t, *inputs], [by_t, *needed]
-            *found, of_c = _differentiated(ctx.plain, inputs, grad, needed)
-            of_t = found.pop(0) if t is not None else None
+            needed = [by_c, by_t, *by_vectors]
+            of_c, of_t, *found = differentiated(ctx.plain, [c, t, *vectors], grad, needed)
         else:
             needed = [*by_vectors, by_c, by_t]
             of = _kernels().gradients(ctx.op, vectors, c, grad, needed, t, ctx.cone)
@@ -152,17 +166,4 @@ class _Rows(Function):
         return (None, None, None, of_c, of_t, *found)
 
 
-def _differentiated(
-    plain: Callable[..., Tensor],
-    inputs: list[Tensor | float],
-    grad: Tensor,
-    needed: list[bool],
-) -> list[Tensor | None]:
-    """The gradients, themselves differentiable."""
-    leaves = [
-        t.view_as(t) if isinstance(t, Tensor) and need else t
-        for t, need in zip(inputs, needed, strict=True)
-    ]
-    wanted = [t for t, need in zip(leaves, needed, strict=True) if isinstance(t, Tensor) and need]
-    found = iter(torch.autograd.grad(plain(*leaves), wanted, grad, create_graph=True))
-    return [next(found) if need else None for need in needed]
+__all__ = ["by_kernel", "in_torch", "rows"]

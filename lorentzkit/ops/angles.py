@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from lorentzkit._geometry import pairs, singles
 from lorentzkit._geometry.arguments import points_and
-from lorentzkit.fused.rows import rows
+from lorentzkit.fused.rows import in_torch, rows
 
 
 def exterior_angle(x: Tensor, y: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -34,7 +34,7 @@ def exterior_angle(x: Tensor, y: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     >>> exterior_angle(x, 2 * x), exterior_angle(x, torch.tensor([1.0, 1e-6]))
     (tensor(0.), tensor(1.5708))
     """
-    return rows("exterior_angle", partial(_angle, "exterior"), curv, x=x, y=y)
+    return rows("exterior_angle", curv, x=x, y=y)
 
 
 def interior_angle(x: Tensor, y: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -55,7 +55,7 @@ def interior_angle(x: Tensor, y: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     >>> interior_angle(torch.tensor([2.0, 0.0]), torch.tensor([1.0, 0.0]))
     tensor(0.)
     """
-    return rows("interior_angle", partial(_angle, "interior"), curv, x=x, y=y)
+    return rows("interior_angle", curv, x=x, y=y)
 
 
 def half_aperture(x: Tensor, curv: float | Tensor = 1.0, *, min_radius: float = 0.1) -> Tensor:
@@ -78,8 +78,7 @@ def half_aperture(x: Tensor, curv: float | Tensor = 1.0, *, min_radius: float = 
     tensor([0.5236, 1.5708])
     """
     check_cones(min_radius)
-    plain = partial(_half_aperture, min_radius)
-    return rows("half_aperture", plain, curv, cone=(min_radius, 1.0), x=x)
+    return rows("half_aperture", curv, cone=(min_radius, 1.0), x=x)
 
 
 def entailment_residual(
@@ -112,9 +111,8 @@ def entailment_residual(
     (tensor(0.), tensor(3.0414))
     """
     check_cones(min_radius, aperture_scale)
-    plain = partial(_entailment_residual, min_radius, aperture_scale)
     cone = min_radius, aperture_scale
-    return rows("entailment_residual", plain, curv, cone=cone, x=x, y=y)
+    return rows("entailment_residual", curv, cone=cone, x=x, y=y)
 
 
 def check_cones(min_radius: float, aperture_scale: float = 1.0) -> None:
@@ -126,21 +124,29 @@ def check_cones(min_radius: float, aperture_scale: float = 1.0) -> None:
 # --- In torch -------------------------------------------------------------------------------------
 
 
-def _angle(kind: str, x: Tensor, y: Tensor, curv: float | Tensor) -> Tensor:
-    return pairs.of_rows(kind, *points_and(curv, {}, {"x": x, "y": y})).squeeze(-1)
+@in_torch("exterior_angle")
+def _exterior_angle(x: Tensor, y: Tensor, curv: float | Tensor) -> Tensor:
+    return pairs.of_rows("exterior", *points_and(curv, {}, {"x": x, "y": y})).squeeze(-1)
 
 
-def _half_aperture(min_radius: float, x: Tensor, curv: float | Tensor) -> Tensor:
+@in_torch("interior_angle")
+def _interior_angle(x: Tensor, y: Tensor, curv: float | Tensor) -> Tensor:
+    return pairs.of_rows("interior", *points_and(curv, {}, {"x": x, "y": y})).squeeze(-1)
+
+
+@in_torch("half_aperture")
+def _half_aperture(x: Tensor, curv: float | Tensor, *, cone: Sequence[float]) -> Tensor:
     x, c = points_and(curv, {"x": x})
-    return singles.half_aperture(x, c, min_radius).squeeze(-1)
+    return singles.half_aperture(x, c, cone[0]).squeeze(-1)
 
 
+@in_torch("entailment_residual")
 def _entailment_residual(
-    min_radius: float, aperture_scale: float, x: Tensor, y: Tensor, curv: float | Tensor
+    x: Tensor, y: Tensor, curv: float | Tensor, *, cone: Sequence[float]
 ) -> Tensor:
-    angle = _angle("exterior", x, y, curv)
-    cone = half_aperture(x.to(angle.dtype), curv, min_radius=min_radius)
-    return (angle - aperture_scale * cone).clamp_min(0.0)
+    angle = _exterior_angle(x, y, curv)
+    half = half_aperture(x.to(angle.dtype), curv, min_radius=cone[0])
+    return (angle - cone[1] * half).clamp_min(0.0)
 
 
 __all__ = ["entailment_residual", "exterior_angle", "half_aperture", "interior_angle"]

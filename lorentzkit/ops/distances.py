@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lorentzkit._geometry import pairs, singles
 from lorentzkit._geometry.arguments import points_and
-from lorentzkit.fused.rows import rows
+from lorentzkit.fused.rows import in_torch, rows
 
 
 def dist(x: Tensor, y: Tensor, curv: float | Tensor = 1.0, *, keepdim: bool = False) -> Tensor:
@@ -33,7 +33,7 @@ def dist(x: Tensor, y: Tensor, curv: float | Tensor = 1.0, *, keepdim: bool = Fa
     >>> dist(x, x), dist(x, x + torch.tensor([0.0, 1e-6]))
     (tensor(0.), tensor(1.0000e-06))
     """
-    d = rows("dist", _dist, curv, x=x, y=y)
+    d = rows("dist", curv, x=x, y=y)
     return d.unsqueeze(-1) if keepdim else d
 
 
@@ -53,17 +53,19 @@ def dist0(x: Tensor, curv: float | Tensor = 1.0, *, keepdim: bool = False) -> Te
     >>> dist0(torch.tensor([3.0, 4.0]), curv=1e-8)  # nearly flat
     tensor(5.)
     """
-    d = rows("dist0", _dist0, curv, x=x)
+    d = rows("dist0", curv, x=x)
     return d.unsqueeze(-1) if keepdim else d
 
 
 # --- In torch -------------------------------------------------------------------------------------
 
 
+@in_torch("dist")
 def _dist(x: Tensor, y: Tensor, curv: float | Tensor) -> Tensor:
     return pairs.of_rows("distance", *points_and(curv, {}, {"x": x, "y": y})).squeeze(-1)
 
 
+@in_torch("dist0")
 def _dist0(x: Tensor, curv: float | Tensor) -> Tensor:
     return singles.distance(*points_and(curv, {"x": x})).squeeze(-1)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from lorentzkit._geometry import maps, singles
 from lorentzkit._geometry.arguments import check_broadcast, clamp_norm, points_and
 from lorentzkit._geometry.special import largest_radius
-from lorentzkit.fused.rows import rows
+from lorentzkit.fused.rows import in_torch, rows
 
 
 def expmap(x: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -31,7 +31,7 @@ def expmap(x: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     >>> expmap(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
     tensor([1.5431, 1.1752])
     """
-    return rows("expmap", _expmap, curv, x=x, u=u)
+    return rows("expmap", curv, x=x, u=u)
 
 
 def logmap(x: Tensor, y: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -51,7 +51,7 @@ def logmap(x: Tensor, y: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     >>> logmap(torch.tensor([1.0, 0.0]), torch.tensor([1.5431, 1.1752]))
     tensor([1.7261e-05, 1.0000e+00])
     """
-    return rows("logmap", _logmap, curv, x=x, y=y)
+    return rows("logmap", curv, x=x, y=y)
 
 
 def expmap0(u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -71,7 +71,7 @@ def expmap0(u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     >>> expmap0(torch.tensor([1.0, 0.0]))
     tensor([1.1752, 0.0000])
     """
-    return rows("expmap0", _expmap0, curv, u=u)
+    return rows("expmap0", curv, u=u)
 
 
 def logmap0(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -89,7 +89,7 @@ def logmap0(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     >>> logmap0(torch.tensor([1.1752, 0.0]))
     tensor([1.0000, 0.0000])
     """
-    return rows("logmap0", _logmap0, curv, x=x)
+    return rows("logmap0", curv, x=x)
 
 
 def geodesic(t: float | Tensor, x: Tensor, y: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -112,7 +112,7 @@ def geodesic(t: float | Tensor, x: Tensor, y: Tensor, curv: float | Tensor = 1.0
     >>> geodesic(0.5, torch.tensor([2.0, 0.0]), torch.tensor([-2.0, 0.0]))
     tensor([0., 0.])
     """
-    return rows("geodesic", _geodesic, curv, t=t, x=x, y=y)
+    return rows("geodesic", curv, t=t, x=x, y=y)
 
 
 def transp(x: Tensor, y: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -136,7 +136,7 @@ def transp(x: Tensor, y: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tenso
     >>> transp(x, y, torch.tensor([0.0, 1.0]))
     tensor([1.1752, 1.5431])
     """
-    return rows("transp", _transp, curv, x=x, y=y, u=u)
+    return rows("transp", curv, x=x, y=y, u=u)
 
 
 def transp0(y: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -156,7 +156,7 @@ def transp0(y: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     >>> transp0(torch.tensor([3.0, 0.0]), torch.tensor([1.0, 1.0]), curv=16 / 9)
     tensor([4.1231, 1.0000])
     """
-    return rows("transp0", _transp0, curv, y=y, u=u)
+    return rows("transp0", curv, y=y, u=u)
 
 
 def transp0back(x: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -175,7 +175,7 @@ def transp0back(x: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     >>> transp0back(torch.tensor([3.0, 0.0]), torch.tensor([4.1231, 1.0]), curv=16 / 9)
     tensor([1.0000, 1.0000])
     """
-    return rows("transp0back", _transp0back, curv, x=x, u=u)
+    return rows("transp0back", curv, x=x, u=u)
 
 
 def egrad2rgrad(x: Tensor, g: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -196,45 +196,54 @@ def egrad2rgrad(x: Tensor, g: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     >>> egrad2rgrad(torch.tensor([3.0, 0.0]), torch.tensor([1.0, 1.0]))
     tensor([10.,  1.])
     """
-    return rows("egrad2rgrad", _egrad2rgrad, curv, x=x, g=g)
+    return rows("egrad2rgrad", curv, x=x, g=g)
 
 
 # --- In torch -------------------------------------------------------------------------------------
 
 
+@in_torch("expmap")
 def _expmap(x: Tensor, u: Tensor, curv: float | Tensor) -> Tensor:
     return maps.expmap(*points_and(curv, {"x": x}, {"u": u}))
 
 
+@in_torch("logmap")
 def _logmap(x: Tensor, y: Tensor, curv: float | Tensor) -> Tensor:
     return maps.logmap(*points_and(curv, {"x": x, "y": y}))
 
 
+@in_torch("expmap0")
 def _expmap0(u: Tensor, curv: float | Tensor) -> Tensor:
     u, c = points_and(curv, {}, {"u": u})
     return singles.expmap0(clamp_norm(u, largest_radius(u.dtype) / c.sqrt()), c)
 
 
+@in_torch("logmap0")
 def _logmap0(x: Tensor, curv: float | Tensor) -> Tensor:
     return singles.logmap0(*points_and(curv, {"x": x}))
 
 
+@in_torch("transp")
 def _transp(x: Tensor, y: Tensor, u: Tensor, curv: float | Tensor) -> Tensor:
     return maps.transp(*points_and(curv, {"x": x, "y": y}, {"u": u}))
 
 
+@in_torch("transp0")
 def _transp0(y: Tensor, u: Tensor, curv: float | Tensor) -> Tensor:
     return maps.transp0(*points_and(curv, {"y": y}, {"u": u}))
 
 
+@in_torch("transp0back")
 def _transp0back(x: Tensor, u: Tensor, curv: float | Tensor) -> Tensor:
     return maps.transp0back(*points_and(curv, {"x": x}, {"u": u}))
 
 
+@in_torch("egrad2rgrad")
 def _egrad2rgrad(x: Tensor, g: Tensor, curv: float | Tensor) -> Tensor:
     return maps.egrad2rgrad(*points_and(curv, {"x": x}, {"g": g}))
 
 
+@in_torch("geodesic")
 def _geodesic(t: float | Tensor, x: Tensor, y: Tensor, curv: float | Tensor) -> Tensor:
     x, y, c = points_and(curv, {"x": x, "y": y}, scalars=t)
     t = torch.as_tensor(t, dtype=x.dtype, device=x.device)

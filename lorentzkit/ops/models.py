@@ -9,7 +9,7 @@ from lorentzkit._geometry import singles
 from lorentzkit._geometry.arguments import clamp_norm, norm_limit, points_and, require
 from lorentzkit._geometry.special import carry, hypot
 from lorentzkit._geometry.vectors import combine, product
-from lorentzkit.fused.rows import rows
+from lorentzkit.fused.rows import in_torch, rows
 
 
 def to_klein(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -31,7 +31,7 @@ def to_klein(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     >>> to_klein(torch.tensor([3.0, 0.0]), curv=16 / 9)
     tensor([0.7276, 0.0000])
     """
-    return rows("to_klein", _to_klein, curv, x=x)
+    return rows("to_klein", curv, x=x)
 
 
 def from_klein(k: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -53,7 +53,7 @@ def from_klein(k: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     >>> from_klein(torch.tensor([0.6, 0.0]))
     tensor([0.7500, 0.0000])
     """
-    return rows("from_klein", _from_klein, curv, k=k)
+    return rows("from_klein", curv, k=k)
 
 
 def to_poincare(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -74,7 +74,7 @@ def to_poincare(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     >>> to_poincare(torch.tensor([0.75, 0.0]))
     tensor([0.3333, 0.0000])
     """
-    return rows("to_poincare", _to_poincare, curv, x=x)
+    return rows("to_poincare", curv, x=x)
 
 
 def from_poincare(p: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -96,7 +96,7 @@ def from_poincare(p: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     >>> from_poincare(torch.tensor([0.5, 0.0]))
     tensor([1.3333, 0.0000])
     """
-    return rows("from_poincare", _from_poincare, curv, p=p)
+    return rows("from_poincare", curv, p=p)
 
 
 def to_halfspace(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -118,7 +118,7 @@ def to_halfspace(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     >>> to_halfspace(torch.tensor([0.0, 0.75]))
     tensor([0., 2.])
     """
-    return rows("to_halfspace", _to_halfspace, curv, x=x)
+    return rows("to_halfspace", curv, x=x)
 
 
 def from_halfspace(p: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -142,7 +142,7 @@ def from_halfspace(p: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     >>> from_halfspace(torch.tensor([0.0, 2.0]))
     tensor([0.0000, 0.7500])
     """
-    return rows("from_halfspace", _from_halfspace, curv, p=p)
+    return rows("from_halfspace", curv, p=p)
 
 
 def _joined(coefficient: list[Tensor], rest: Tensor, last: Tensor) -> Tensor:
@@ -176,26 +176,31 @@ def _inside(factor: Tensor, x: Tensor, c: Tensor) -> Tensor:
 # --- In torch -------------------------------------------------------------------------------------
 
 
+@in_torch("to_klein")
 def _to_klein(x: Tensor, curv: float | Tensor) -> Tensor:
     x, c = points_and(curv, {"x": x})
     return combine([_inside(1 / singles.cosh(x, c), x, c)], [x])
 
 
+@in_torch("from_klein")
 def _from_klein(k: Tensor, curv: float | Tensor) -> Tensor:
     k, c = points_and(curv, {}, {"k": k})
     return combine([_gap("k", k, c).rsqrt()], [k])
 
 
+@in_torch("to_poincare")
 def _to_poincare(x: Tensor, curv: float | Tensor) -> Tensor:
     x, c = points_and(curv, {"x": x})
     return combine([_inside(1 / (1 + singles.cosh(x, c)), x, c)], [x])
 
 
+@in_torch("from_poincare")
 def _from_poincare(p: Tensor, curv: float | Tensor) -> Tensor:
     p, c = points_and(curv, {}, {"p": p})
     return combine([2 / _gap("p", p, c)], [p])
 
 
+@in_torch("to_halfspace")
 def _to_halfspace(x: Tensor, curv: float | Tensor) -> Tensor:
     x, c = points_and(curv, {"x": x})
     rest, last = x[..., :-1], x[..., -1:]
@@ -210,6 +215,7 @@ def _to_halfspace(x: Tensor, curv: float | Tensor) -> Tensor:
     return _joined([c.sqrt() * height], rest, height.to(x.dtype))
 
 
+@in_torch("from_halfspace")
 def _from_halfspace(p: Tensor, curv: float | Tensor) -> Tensor:
     p, c = points_and(curv, {}, {"p": p})
     require(~(p[..., -1:] <= 0), "p: expected heights (last coordinate) > 0, got one that is not")

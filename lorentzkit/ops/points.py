@@ -8,7 +8,7 @@ from torch import Tensor
 from lorentzkit._geometry import pairs, singles, tangents
 from lorentzkit._geometry.arguments import floating, points_and
 from lorentzkit._geometry.special import largest_radius
-from lorentzkit.fused.rows import rows
+from lorentzkit.fused.rows import in_torch, rows
 
 
 def max_radius(dtype: torch.dtype) -> float:
@@ -47,7 +47,7 @@ def time(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     >>> time(torch.tensor([3.0, 0.0]), curv=1 / 16)
     tensor(5.)
     """
-    return rows("time", _time, curv, x=x)
+    return rows("time", curv, x=x)
 
 
 def add_time(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -63,7 +63,7 @@ def add_time(x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     >>> add_time(torch.tensor([3.0, 0.0]), curv=1 / 16)
     tensor([5., 3., 0.])
     """
-    return rows("add_time", _add_time, curv, x=x)
+    return rows("add_time", curv, x=x)
 
 
 def drop_time(p: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ def inner(x: Tensor, y: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     >>> inner(x, x), inner(x, -x)
     (tensor(-1.), tensor(-19.))
     """
-    return rows("inner", _inner, curv, x=x, y=y)
+    return rows("inner", curv, x=x, y=y)
 
 
 def tangent_inner(x: Tensor, u: Tensor, v: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -128,8 +128,8 @@ def tangent_inner(x: Tensor, u: Tensor, v: Tensor, curv: float | Tensor = 1.0) -
     tensor(2.4706)
     """
     if v is u:  # as optimisers ask for it
-        return tangents.square(*points_and(curv, {"x": x}, {"u": u})).squeeze(-1)
-    return rows("tangent_inner", _tangent_inner, curv, x=x, u=u, v=v)
+        return rows("tangent_square", curv, x=x, u=u)
+    return rows("tangent_inner", curv, x=x, u=u, v=v)
 
 
 def tangent_norm(x: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
@@ -146,31 +146,41 @@ def tangent_norm(x: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
     >>> tangent_norm(torch.tensor([3.0, 0.0]), torch.tensor([0.0, 2.0]))  # across
     tensor(2.)
     """
-    return rows("tangent_norm", _tangent_norm, curv, x=x, u=u)
+    return rows("tangent_norm", curv, x=x, u=u)
 
 
 # --- In torch -------------------------------------------------------------------------------------
 
 
+@in_torch("inner")
 def _inner(x: Tensor, y: Tensor, curv: float | Tensor) -> Tensor:
     return pairs.of_rows("inner", *points_and(curv, {}, {"x": x, "y": y})).squeeze(-1)
 
 
+@in_torch("time")
 def _time(x: Tensor, curv: float | Tensor) -> Tensor:
     x, c = points_and(curv, {"x": x})
     return singles.time(x, c).squeeze(-1).to(x.dtype)
 
 
+@in_torch("add_time")
 def _add_time(x: Tensor, curv: float | Tensor) -> Tensor:
     x, c = points_and(curv, {"x": x})
     t = singles.time(x, c).to(x.dtype)
     return torch.cat([t, x.expand(*t.shape[:-1], x.shape[-1])], -1)
 
 
+@in_torch("tangent_inner")
 def _tangent_inner(x: Tensor, u: Tensor, v: Tensor, curv: float | Tensor) -> Tensor:
     return tangents.inner(*points_and(curv, {"x": x}, {"u": u, "v": v})).squeeze(-1)
 
 
+@in_torch("tangent_square")
+def _tangent_square(x: Tensor, u: Tensor, curv: float | Tensor) -> Tensor:
+    return tangents.square(*points_and(curv, {"x": x}, {"u": u})).squeeze(-1)
+
+
+@in_torch("tangent_norm")
 def _tangent_norm(x: Tensor, u: Tensor, curv: float | Tensor) -> Tensor:
     return tangents.norm(*points_and(curv, {"x": x}, {"u": u})).squeeze(-1)
 
