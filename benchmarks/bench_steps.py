@@ -1,7 +1,7 @@
 """The rows of run.py under pytest-benchmark, to work on one of them.
 
-    pytest benchmarks/bench_steps.py -k "dist and not compiled" --benchmark-autosave
-    pytest benchmarks/bench_steps.py -k "dist and not compiled" --benchmark-compare
+    pytest benchmarks/bench_steps.py -k "dist and not compiled and not later" --benchmark-autosave
+    pytest benchmarks/bench_steps.py -k "dist and not compiled and not later" --benchmark-compare
 
 Competitors are timed one after the other, so a machine that changes its pace favours some of them:
 figures to quote are run.py's, which takes turns.

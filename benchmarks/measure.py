@@ -15,10 +15,13 @@ from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from lorentzkit._geometry import compilation
 
 T = TypeVar("T")
 Step = Callable[[], tuple[float, float]]
@@ -31,21 +34,27 @@ LEAST_ROUNDS, MOST_ROUNDS = 3, 25
 
 def step(function: Callable[..., Tensor], inputs: list[Tensor]) -> tuple[float, float]:
     """Seconds of forward and of backward."""
-    started = _now()
+    started = now()
     out = function(*inputs)
-    between = _now()
+    between = now()
     if out.requires_grad:
         torch.autograd.grad(out, inputs, torch.ones_like(out), allow_unused=True)
-    return between - started, _now() - between
+    return between - started, now() - between
 
 
 def floor_step(floor: Any, backward: bool) -> tuple[float, float]:
-    started = _now()
+    started = now()
     floor.forward()
-    between = _now()
+    between = now()
     if backward:
         floor.backward()
-    return between - started, _now() - between
+    return between - started, now() - between
+
+
+def earning(work: float, run: Step) -> tuple[float, float]:
+    """A step in which an op's rows are compiled once they have done so much work."""
+    with mock.patch.object(compilation, "_EARNS_COMPILING", work):
+        return run()
 
 
 def fresh_process(statement: str) -> tuple[float, float]:
@@ -55,7 +64,7 @@ def fresh_process(statement: str) -> tuple[float, float]:
     return time.perf_counter() - started, 0.0
 
 
-def _now() -> float:
+def now() -> float:
     if DEVICE == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()

@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 # Okabe and Ito 2008: told apart whatever colours the eye takes in; markers tell apart in print.
-BLACK, ORANGE, GREEN = "#000000", "#E69F00", "#009E73"
+BLACK, ORANGE, GREEN, SKY = "#000000", "#E69F00", "#009E73", "#56B4E9"
 BLUE, RED, PINK = "#0072B2", "#D55E00", "#CC79A7"
 STYLES = {
     "usual": (ORANGE, "o", "usual formulas"),
@@ -25,10 +25,12 @@ STYLES = {
     "geoopt": (GREEN, "^", "geoopt"),
     "geoopt_compiled": (PINK, "v", "geoopt, compiled"),
     "reference": (BLACK, "D", "reference"),
+    "auto_later": (SKY, "X", "lorentzkit, later calls"),
     "auto_compiled": (BLUE, "P", "lorentzkit, compiled"),
 }
 D = 512  # of the figures over N
 AXIS = "time / lorentzkit's"
+FIRST = "time / that of lorentzkit's first calls"
 Result = dict[str, Any]
 
 
@@ -59,23 +61,37 @@ def over_sizes(suite: str, results: Result) -> Figure:
 
 
 def over_ops(results: Result) -> Figure:
-    # The largest size of them all; a few ops have larger ones besides.
-    N = max(r["N"] for r in results["rows"].values() if r["D"] > 32)
-    rows = {r["kind"]: r for r in results["rows"].values() if r["N"] == N}
-    ops = sorted(rows, reverse=True)
-    fig, ax = plt.subplots(figsize=(8, 0.5 + 0.26 * len(ops)), layout="constrained")
+    """A panel for each dtype."""
+    size = tables.largest(results)
+    rows = [r for r in results["rows"].values() if (r["N"], r["D"]) == size]
+    ops = sorted({r["kind"] for r in rows}, reverse=True)
+    dtypes = sorted({tables.dtype_of(r) for r in rows})
+    height = 0.5 + 0.26 * len(ops)
+    fig, axes = plt.subplots(
+        1, len(dtypes), figsize=(8, height), sharey=True, squeeze=False, layout="constrained"
+    )
+    shown: dict[str, Any] = {}
+    for dtype, ax in zip(dtypes, axes[0], strict=True):
+        of = {r["kind"]: r for r in rows if tables.dtype_of(r) == dtype}
+        ax.set(title=f"{dtype}, N = {size[0]:,}, D = {size[1]}", xlabel=FIRST, xscale="log")
+        shown = _ops_panel(ax, ops, of) | shown
+    fig.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=3, frameon=False)
+    return fig
+
+
+def _ops_panel(ax: Any, ops: list[str], rows: dict[str, Result]) -> dict[str, Any]:
+    """What is drawn, by its label."""
+    shown = {}
     for name, (colour, marker, label) in STYLES.items():
-        at = [i for i, op in enumerate(ops) if name in rows[op]["ms"]]
+        at = [i for i, op in enumerate(ops) if op in rows and name in rows[op]["ms"]]
         if at:
             of = [ratio(rows[ops[i]], name) for i in at]
-            ax.plot(of, at, marker, color=colour, markersize=6, label=label)
+            (shown[label],) = ax.plot(of, at, marker, color=colour, markersize=6)
     ax.set_yticks(range(len(ops)), ops)
-    ax.set(xlabel=f"{AXIS}, N = {N:,}, D = {next(iter(rows.values()))['D']}", xscale="log")
     ax.grid(axis="y", color="0.9")
     ax.set_axisbelow(True)
     _parity(ax.axvline, ax.xaxis)
-    fig.legend(loc="outside upper center", ncols=3, frameon=False)
-    return fig
+    return shown
 
 
 def imports(results: Result) -> Figure:

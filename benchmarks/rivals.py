@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import geoopt
 import geoopt.manifolds.lorentz.math as lorentz
 import torch
+from measure import now
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from lorentzkit import ops
+from lorentzkit.manifolds import Lorentz
 
 Function = Callable[..., Tensor]
 EPS = 1e-8
@@ -110,6 +113,13 @@ def in_geoopt(names: list[str], *args: Tensor) -> list[Tensor]:
     return [*(full(name, v) for name, v in zip(names, given, strict=True)), c]
 
 
+def usual_midpoint(x: Tensor, c: Tensor) -> Tensor:
+    """Klein points' mean by Lorentz factors, mapped back. Source: Gulcehre et al. 2019, eq. 2."""
+    lorentz_factors = c.sqrt() * _time(x, c)
+    mean = (lorentz_factors * (x / _time(x, c))).sum(-2) / lorentz_factors.sum(-2)
+    return mean / (c * (1 - mean.square().sum(-1, keepdim=True)).clamp_min(EPS)).sqrt()
+
+
 def geoopt_dist(x: Tensor, y: Tensor, c: float | Tensor) -> Tensor:
     return geoopt.Lorentz(k=1 / c).dist(ops.add_time(x, c), ops.add_time(y, c))
 
@@ -155,6 +165,32 @@ USUAL = {"inner": usual_inner, "dist": usual_dist, "exterior_angle": usual_angle
 def pairwise_geoopt_dist(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
     """By broadcasting: it has no pairwise form."""
     return geoopt_dist(x[:, None], y[None], c)
+
+
+# --- Optimisers -----------------------------------------------------------------------------------
+
+
+class Adam:
+    """Steps of geoopt's RiemannianAdam on one parameter, whose gradient stays as it is."""
+
+    def __init__(self, manifold: Any, x: Tensor, gradient: Tensor) -> None:
+        self.x = geoopt.ManifoldParameter(x.clone(), manifold=manifold.to(x.device))
+        self.gradient = gradient
+        self.optimiser = geoopt.optim.RiemannianAdam([self.x], lr=1e-3)
+
+    def step(self) -> tuple[float, float]:
+        self.x.grad = self.gradient.clone()  # geoopt's manifold changes it in place
+        started = now()
+        self.optimiser.step()
+        return now() - started, 0.0
+
+
+def adams(x: Tensor, gradient: Tensor) -> dict[str, Adam]:
+    """On our manifold, twice, and on geoopt's: the same points, and gradients without a time."""
+    c = torch.ones((), dtype=x.dtype, device=x.device)
+    full = ops.add_time(x, c), torch.cat([gradient[:, :1] * 0, gradient], -1)
+    found = {name: Adam(Lorentz(), x, gradient) for name in ("auto", "auto_later")}
+    return found | {"geoopt": Adam(geoopt.Lorentz(), *full)}
 
 
 # --- Floors ---------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """How fast: every op, losses and pairwise matrices, against what is used now.
 
     python benchmarks/run.py elementwise --sizes 4096 --seconds 2
+    python benchmarks/run.py elementwise --dtype float64    # ops that have a rival, at 4,096
     python benchmarks/run.py loss --sizes 512 --dimensions 64 --kinds distance --seconds 10
     python benchmarks/run.py memory --sizes 32768 --kinds angle    # of the loss; no times
     python benchmarks/run.py loss --sizes 512 --compare            # with the results that are there
@@ -8,7 +9,9 @@
 
 All competitors of a row run in one process, in turns, after one turn for warming up; figures are
 quantiles over the turns, and forward and backward are timed apart. "floor" is the time of the row's
-matrix products alone; of elementwise ops, that of copying the arguments. Imports are timed in
+matrix products alone; of elementwise ops, means and optimisers, that of copying what they are
+given. An op compiles its rows once it has done enough work: "auto" are calls before that,
+"auto_later" calls after it. Imports are timed in
 processes of their own, in turns as well. Peak memory is what one step adds to a fresh process. A
 competitor whose matrices would not fit is left out. Rows replace those of the same name in the file
 of results, and all rows of another machine or version.
@@ -32,7 +35,7 @@ import tables
 import torch
 from compare import Times
 from measure import DEVICE, THREADS, environment, in_turns
-from suites import ALSO, KINDS, SIZES, USUAL_SIZES, Row
+from suites import ALSO, KINDS, PAIRED, SIZES, USUAL_SIZES, WIDE_SIZES, WITH_RIVALS, Row
 
 from lorentzkit import ops
 
@@ -40,14 +43,14 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def measured(row: Row, seconds: float, without: list[str]) -> dict[str, Any]:
-    about: dict[str, Any] = {"kind": row.kind, "N": row.N, "D": row.D}
+    about: dict[str, Any] = {"kind": row.kind, "N": row.N, "D": row.D, "dtype": row.dtype}
     if row.suite == "memory":
         return about | {"peak_mb": row.peaks()["auto"]}
     about |= {"ms": timed(row, seconds, without)}
-    if row.suite in ("elementwise", "import"):
-        return about
-    x = row.inputs()[0]
-    return about | {"impl": ops.pairwise_impl(x, x), "peak_mb": row.peaks()}
+    if row.suite in PAIRED:
+        x = row.inputs()[0]
+        about |= {"impl": ops.pairwise_impl(x, x)}
+    return about | ({"peak_mb": row.peaks()} if row.suite in (*PAIRED, "means") else {})
 
 
 def timed(row: Row, seconds: float, without: list[str]) -> Times:
@@ -57,11 +60,13 @@ def timed(row: Row, seconds: float, without: list[str]) -> Times:
 
 
 def rows(args: argparse.Namespace) -> Iterator[Row]:
-    for kind in args.kinds or KINDS[args.suite]:
-        for N in args.sizes or SIZES.get(args.suite, USUAL_SIZES):
+    wide = args.dtype == "float64"
+    sizes = WIDE_SIZES if wide else SIZES.get(args.suite, USUAL_SIZES)
+    for kind in args.kinds or (WITH_RIVALS if wide else KINDS[args.suite]):
+        for N in args.sizes or sizes:
             for D in args.dimensions if args.suite != "import" else [0]:
-                yield Row(args.suite, kind, N, D)
-        if not args.sizes:
+                yield Row(args.suite, kind, N, D, args.dtype)
+        if not args.sizes and not wide:
             for N, D in ALSO.get((args.suite, kind), []):
                 yield Row(args.suite, kind, N, D)
 
@@ -106,12 +111,16 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--kinds", nargs="+", help="default: all")
     parser.add_argument("--sizes", nargs="+", type=int, help=f"default: {USUAL_SIZES}, {SIZES}")
     parser.add_argument("--dimensions", nargs="+", type=int, default=[512])
+    parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
     parser.add_argument("--seconds", type=float, default=40, help="for the turns of one row")
     parser.add_argument("--without", nargs="+", default=[], help="competitors left out")
     parser.add_argument("--compare", action="store_true", help="with the results; writes nothing")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of SUITE-DEVICE.json")
     parser.add_argument("--docs", type=Path, default=tables.DOCS, help="where the page is")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.dtype != "float32" and args.suite != "elementwise":
+        parser.error("--dtype: only elementwise ops are measured in float64")
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -14,17 +15,29 @@ from measure import (
     THREADS,
     Step,
     added_by,
+    earning,
     floor_step,
     fresh_process,
     in_fresh_process,
     installed_memory,
     step,
 )
-from rivals import GEOOPT, MERU, USUAL, Copies, Floor, in_geoopt, pairwise_geoopt_dist, usual_loss
+from rivals import (
+    GEOOPT,
+    MERU,
+    USUAL,
+    Copies,
+    Floor,
+    adams,
+    in_geoopt,
+    pairwise_geoopt_dist,
+    usual_loss,
+    usual_midpoint,
+)
 from torch import Tensor
 
 from lorentzkit import ops
-from lorentzkit.losses import contrastive_loss
+from lorentzkit.losses import centroid_loss, contrastive_loss
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
@@ -37,12 +50,22 @@ KINDS = {
     "pairwise": ["exterior_angle", "dist", "inner"],
     "topk": ["exterior_angle", "dist", "inner"],
     "memory": ["angle", "distance", "cosine"],
+    "means": ["einstein_midpoint", "centroid_loss"],
+    "optimiser": ["RiemannianAdam"],
     "import": ["import"],
 }
-SIZES = {"elementwise": [64, 4096], "import": [0]}  # and otherwise
+PAIRED = ("loss", "memory", "pairwise", "topk")  # of N x N pairs
+SIZES = {"elementwise": [64, 4096], "means": [], "optimiser": [], "import": [0]}  # and otherwise
 USUAL_SIZES = [512, 2048, 4096]
-# Short rows: of so few columns that the formulas between the sums count.
-ALSO = {("elementwise", "dist"): [(65536, 32), (1_000_000, 2)]}
+ALSO = {
+    # Short rows: of so few columns that the formulas between the sums count.
+    ("elementwise", "dist"): [(65536, 32), (1_000_000, 2)],
+    ("means", "einstein_midpoint"): [(32768, 512), (200_000, 2)],
+    ("means", "centroid_loss"): [(2048, 512)],
+    ("optimiser", "RiemannianAdam"): [(100_000, 10)],
+}
+WITH_RIVALS = sorted({*MERU, *GEOOPT})  # elementwise ops measured in float64
+WIDE_SIZES = [4096]
 IMPORTS = {
     "python": "pass",
     "torch": "import torch",
@@ -51,7 +74,10 @@ IMPORTS = {
     "geoopt": "import geoopt",
 }
 IMPLEMENTATIONS = ("auto", "reference")
-OURS = (*IMPLEMENTATIONS, "auto_compiled", "lorentzkit", "lorentzkit.ops")
+OURS = (*IMPLEMENTATIONS, "auto_later", "auto_compiled", "lorentzkit", "lorentzkit.ops")
+# Ops compile their rows once they have done enough work: first calls never, later ones always.
+EARNED_AT = {"auto": math.inf, "auto_later": 0}
+NEVER_EARNED = ("add_time", "einstein_midpoint", "frechet_mean", "from_halfspace", "to_halfspace")
 # Compiled where the sizes are large: compiling takes longer than all else, and eager overhead,
 # which it saves, is what the small size shows.
 LEAST_COMPILED = 1024
@@ -65,27 +91,37 @@ class Row(NamedTuple):
     kind: str
     N: int = 0
     D: int = 0
+    dtype: str = "float32"
 
     @property
     def key(self) -> str:
-        return " ".join(str(part) for part in self[1:] if part)
+        dtype = "" if self.dtype == "float32" else self.dtype
+        return " ".join(str(part) for part in (self.kind, self.N, self.D, dtype) if part)
+
+    @property
+    def also_compiled(self) -> bool:
+        return self.N >= LEAST_COMPILED and self.dtype == "float32"
 
     def names(self) -> list[str]:
         """The competitors, without making their inputs."""
         if self.suite == "import":
             return [*IMPORTS]
+        if self.suite == "optimiser":
+            return ["auto", "auto_later", "geoopt", "floor"]
         if self.suite != "elementwise":
             return [name for name in (*self.functions(), "floor") if self.fits(name)]
         rivals = {"auto": True, "usual": self.kind in MERU, "geoopt": self.kind in GEOOPT}
         there = [name for name, exists in rivals.items() if exists]
-        if self.N >= LEAST_COMPILED and self.kind != NOT_COMPILED:
+        if self.also_compiled and self.kind != NOT_COMPILED:
             there += [COMPILED[name] for name in there]
+        if self.also_compiled and self.kind not in NEVER_EARNED:
+            there.append("auto_later")
         return [*there, "floor"]
 
     def calls(self) -> dict[str, Call]:
         """By competitor: a function and its inputs."""
         if self.suite == "elementwise":
-            return _elementwise(self.kind, self.N, self.D)
+            return _elementwise(self)
         inputs = self.inputs()
         return {name: (f, inputs) for name, f in self.functions().items() if self.fits(name)}
 
@@ -96,8 +132,10 @@ class Row(NamedTuple):
         y = x + torch.randn(self.N, self.D, device=DEVICE)
         for z in (x, y):
             z *= 2 * torch.rand(self.N, 1, device=DEVICE) / z.norm(dim=1, keepdim=True)
-        scalars = [1.0, 14.0] if self.suite in ("loss", "memory") else [1.0]
-        tensors = [x, y, *(torch.tensor(s, device=DEVICE) for s in scalars)]
+        scaled = self.suite in ("loss", "memory") or self.kind == "centroid_loss"
+        scalars = [1.0, 14.0] if scaled else [1.0]
+        points = [x] if self.kind == "einstein_midpoint" else [x, y]
+        tensors = [*points, *(torch.tensor(s, device=DEVICE) for s in scalars)]
         return [t.requires_grad_() for t in tensors]
 
     def functions(self) -> dict[str, Callable[..., Tensor]]:
@@ -108,6 +146,8 @@ class Row(NamedTuple):
             usual = partial(usual_topk, kind=self.kind)
             ours = partial(nearest, kind=self.kind)
             return {"auto": ours, "usual": usual, "compiled": Compiled(usual)}
+        elif self.suite == "means":
+            return MEANS[self.kind]
         else:
             usual, ours = USUAL[self.kind], getattr(ops, f"pairwise_{self.kind}")
         every = {name: partial(ours, impl=name) for name in IMPLEMENTATIONS}
@@ -117,20 +157,29 @@ class Row(NamedTuple):
         return every
 
     def fits(self, name: str) -> bool:
+        if self.suite not in PAIRED:
+            return True
         if name == "geoopt":
             return 0.7 * installed_memory() > self.N * self.N * self.D * 4 * 8
         return self.N * self.N * 4 * MATRICES.get(name, 0) < 0.7 * installed_memory()
 
     def steps(self, without: list[str]) -> dict[str, Step]:
+        return {
+            name: partial(earning, EARNED_AT[name], run) if name in EARNED_AT else run
+            for name, run in self._every_step().items()
+            if name not in without
+        }
+
+    def _every_step(self) -> dict[str, Step]:
         if self.suite == "import":
             each = IMPORTS.items()
             return {name: partial(fresh_process, statement) for name, statement in each}
+        if self.suite == "optimiser":
+            return _optimiser(self)
         calls = self.calls()
-        steps: dict[str, Step] = {
-            n: partial(step, *c) for n, c in calls.items() if n not in without
-        }
+        steps: dict[str, Step] = {name: partial(step, *call) for name, call in calls.items()}
         inputs = calls["auto"][1]
-        if self.suite == "elementwise":
+        if self.suite not in PAIRED:
             return steps | {"floor": partial(floor_step, Copies(inputs), True)}
         floor = Floor(*inputs[:2], again=self.suite == "loss")
         return steps | {"floor": partial(floor_step, floor, self.suite != "topk")}
@@ -163,21 +212,48 @@ def usual_topk(x: Tensor, y: Tensor, c: Tensor, kind: str) -> Tensor:
     return USUAL[kind](x, y, c).topk(10, largest=False)[0]
 
 
-def _elementwise(op: str, N: int, D: int) -> dict[str, Call]:
+def _centroids(x: Tensor, y: Tensor, c: Tensor, scale: Tensor) -> Tensor:
+    return centroid_loss(x, y, c, text_radius=0.5, image_radius=1.0)
+
+
+MEANS: dict[str, dict[str, Callable[..., Tensor]]] = {
+    "einstein_midpoint": {
+        "auto": lambda x, c: ops.einstein_midpoint(x, curv=c),
+        "usual": usual_midpoint,
+    },
+    "centroid_loss": {
+        "auto": _centroids,
+        "contrastive": partial(contrastive_loss, similarity="angle"),
+    },
+}
+
+
+def _optimiser(row: Row) -> dict[str, Step]:
+    x, gradient = (v.detach() for v in row.inputs()[:2])
+    found = adams(x, gradient)
+    floor = Copies([x, gradient, x, x])  # the point, its gradient, two moments
+    steps: dict[str, Step] = {name: adam.step for name, adam in found.items()}
+    return steps | {"floor": partial(floor_step, floor, False)}
+
+
+def _elementwise(row: Row) -> dict[str, Call]:
     """Points within a few units of the origin, tangent vectors of length 1, curvature 1."""
-    inputs = arguments(op, (N,), D, radius=D**-0.5, dtype=torch.float32)
+    op, D, dtype = row.kind, row.D, getattr(torch, row.dtype)
+    inputs = arguments(op, (row.N,), D, radius=D**-0.5, dtype=dtype)
     for name, tensor in zip(SIGNATURES[op], inputs, strict=True):
         if name in "uvg":
             tensor /= D**0.5
-    inputs = [t.to(DEVICE).requires_grad_() for t in (*inputs, torch.tensor(1.0))]
+    inputs = [t.to(DEVICE).requires_grad_() for t in (*inputs, torch.ones((), dtype=dtype))]
     found: dict[str, Call] = {"auto": (partial(ours, op), inputs)}
     if op in MERU:
         found["usual"] = MERU[op], inputs
     if op in GEOOPT:
         theirs = in_geoopt(SIGNATURES[op], *inputs)
         found["geoopt"] = GEOOPT[op], [t.detach().requires_grad_() for t in theirs]
-    if N >= LEAST_COMPILED and op != NOT_COMPILED:
+    if row.also_compiled and op != NOT_COMPILED:
         found |= {COMPILED[n]: (Compiled(f), args) for n, (f, args) in [*found.items()]}
+    if row.also_compiled and op not in NEVER_EARNED:
+        found["auto_later"] = found["auto"]
     return found
 
 

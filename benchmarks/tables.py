@@ -14,6 +14,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 PAGE = "benchmarks.md"
 ALSO = {"retrieval": "tutorials/retrieval.md"}  # other pages with the table of a suite
 SUITES = [*KINDS, "retrieval"]
+SUMMARY = "summary"  # of the elementwise ops that have a rival
 ENVIRONMENT = ("machine", "threads", "torch")
 Result = dict[str, Any]
 
@@ -26,19 +27,35 @@ PAIRS = {
 }
 ELEMENTWISE = {
     "floor": "x copies",
+    "auto_later": "later calls",
     "auto_compiled": "compiled",
     "usual": "MERU",
     "compiled": "MERU, compiled",
     "geoopt": "geoopt",
     "geoopt_compiled": "geoopt, compiled",
 }
+RIVALS = {  # and as which they are compiled
+    "usual": ("MERU", "compiled"),
+    "geoopt": ("geoopt", "geoopt_compiled"),
+}
+MEANS = {"floor": "x copies", "usual": "usual formula", "contrastive": "contrastive loss, angle"}
+OPTIMISER = {"floor": "x copies", "auto_later": "later steps", "geoopt": "geoopt's Lorentz"}
 MEMORY = ["memory, MB: lorentzkit", "usual"]
 HEADS = {
     "elementwise": ["op", "N", "D", "forward, ms", "backward, ms", *ELEMENTWISE.values()],
+    "means": ["", "N", "D", "lorentzkit, ms", *MEANS.values(), *MEMORY],
+    "optimiser": ["", "N", "D", "first steps, ms", *OPTIMISER.values()],
     "import": ["", "ms", "beyond torch, ms"],
     "retrieval": ["", "M", "D", "lorentzkit, s", "usual", "faiss", *MEMORY, "faiss"],
 }
 PAIR_HEADS = ["", "N = M", "D", "lorentzkit, ms", *PAIRS.values(), *MEMORY]
+SUMMARY_HEADS = [
+    "against",
+    "first calls",
+    "later calls",
+    "both under `torch.compile`",
+    "first calls, float64",
+]
 
 
 def figure(number: float) -> str:
@@ -65,19 +82,27 @@ def line(suite: str, row: Result) -> str:
     """One row of a table, as markdown; of imports, all of them."""
     if suite == "import":
         return "\n".join(_imports(row["ms"]))
+    return _line(cells(suite, row))
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def cells(suite: str, row: Result) -> list[str]:
     about = [row["kind"], f"{row['N']:,}", str(row["D"])]
     if suite == "memory":
-        cells = [f"{row['peak_mb']} MB"]
-    elif suite == "elementwise":
-        auto = row["ms"]["auto"]
-        cells = [figure(median(auto, part)) for part in ("forward", "backward")]
-        cells += slower(row["ms"], ELEMENTWISE)
-    elif suite == "retrieval":
-        cells = _searches(row)
-    else:
-        cells = [figure(median(row["ms"]["auto"])), *slower(row["ms"], PAIRS)]
-        cells += [str(row["peak_mb"].get(name, "")) for name in ("auto", "usual")]
-    return f"| {' | '.join([*about, *cells])} |"
+        return [*about, f"{row['peak_mb']} MB"]
+    if suite == "retrieval":
+        return [*about, *_searches(row)]
+    auto = row["ms"]["auto"]
+    parts = ("forward", "backward") if suite == "elementwise" else ("both",)
+    names = {"elementwise": ELEMENTWISE, "means": MEANS, "optimiser": OPTIMISER}.get(suite, PAIRS)
+    about += [figure(median(auto, part)) for part in parts]
+    about += slower(row["ms"], names)
+    if "peak_mb" in row:
+        about += [str(row["peak_mb"].get(name, "")) for name in ("auto", "usual")]
+    return about
 
 
 def _imports(ms: dict[str, Any]) -> Iterator[str]:
@@ -101,22 +126,84 @@ def _searches(row: Result) -> list[str]:
 
 
 def table(suite: str, results: Result) -> Iterator[str]:
-    machine, threads, torch_ = (results["environment"][k] for k in ENVIRONMENT)
     rows = sorted(results["rows"].values(), key=lambda r: (r["kind"], r["D"], r["N"]))
     if suite == "memory":
         megabytes = [f"{r['kind']} {r['peak_mb']} MB" for r in rows]
         yield f"Memory that one step of the loss adds at N = M = {rows[0]['N']:,}, "
         yield f"D = {rows[0]['D']}: {', '.join(megabytes)}."
         return
-    yield f"{machine}, {threads} threads, torch {torch_}:"
-    yield ""
-    heads = HEADS.get(suite, PAIR_HEADS)
-    yield f"| {' | '.join(heads)} |"
-    yield f"| --- |{' ---: |' * (len(heads) - 1)}"
+    yield from _where(results)
+    if suite == "elementwise":
+        yield from _by_dtype(rows)
+        return
+    yield from _head(HEADS.get(suite, PAIR_HEADS))
     yield from (line(suite, row) for row in rows)
     if results.get("recall"):
         yield ""
         yield from _recalls(results["recall"])
+
+
+def _where(results: Result) -> Iterator[str]:
+    machine, threads, torch_ = (results["environment"][k] for k in ENVIRONMENT)
+    yield f"{machine}, {threads} threads, torch {torch_}:"
+    yield ""
+
+
+def _head(heads: list[str]) -> Iterator[str]:
+    yield _line(heads)
+    yield f"| --- |{' ---: |' * (len(heads) - 1)}"
+
+
+def _by_dtype(rows: list[Result]) -> Iterator[str]:
+    """A table for each, without the columns that nothing fills."""
+    for dtype in ("float32", "float64"):
+        lines = [cells("elementwise", row) for row in rows if dtype_of(row) == dtype]
+        if dtype == "float64" and lines:
+            yield from ("", "In float64:", "")
+        heads = HEADS["elementwise"]
+        filled_ = [i for i in range(len(heads)) if any(line[i] for line in lines)]
+        if lines:
+            yield from _head([heads[i] for i in filled_])
+        yield from (_line([line[i] for i in filled_]) for line in lines)
+
+
+def dtype_of(row: Result) -> str:
+    return row.get("dtype", "float32")  # type: ignore[no-any-return]
+
+
+def largest(results: Result) -> tuple[int, int]:
+    """N and D that all ops have, the larger of them; a few ops have larger ones besides."""
+    return max((r["N"], r["D"]) for r in results["rows"].values() if r["D"] > 32)
+
+
+def summary(results: Result) -> Iterator[str]:
+    """What the usual formulas take by what ours take, each against each."""
+    N, D = largest(results)
+    rows = {
+        (r["kind"], r["N"], dtype_of(r)): r["ms"] for r in results["rows"].values() if r["D"] == D
+    }
+    small = min(n for _, n, _ in rows)
+    yield from _where(results)
+    yield from _head([f"op, {N:,} x {D}", *SUMMARY_HEADS, f"first calls, {small:,} x {D}"])
+    for op in sorted({kind for kind, *_ in rows}):
+        narrow, wide, few = (
+            rows.get((op, *of), {}) for of in [(N, "float32"), (N, "float64"), (small, "float32")]
+        )
+        for rival, (label, compiled) in RIVALS.items():
+            ratios = [
+                _ratio(narrow, rival, "auto"),
+                _ratio(narrow, rival, "auto_later"),
+                _ratio(narrow, compiled, "auto_compiled"),
+                _ratio(wide, rival, "auto"),
+                _ratio(few, rival, "auto"),
+            ]
+            if any(ratios):
+                yield _line([op, label, *ratios])
+
+
+def _ratio(ms: Result, theirs: str, ours: str) -> str:
+    there = theirs in ms and ours in ms
+    return f"{figure(median(ms[theirs]) / median(ms[ours]))}x" if there else ""
 
 
 def _recalls(cases: list[Result]) -> Iterator[str]:
@@ -132,9 +219,12 @@ def files(suite: str, results: Path) -> list[Path]:
 
 def text(suite: str, results: Path) -> str:
     """All that was measured of a suite, on every kind of device."""
+    found = [
+        json.loads(file.read_text("utf-8"))
+        for file in files("elementwise" if suite == SUMMARY else suite, results)
+    ]
     tables_ = [
-        "\n".join(table(suite, json.loads(file.read_text("utf-8"))))
-        for file in files(suite, results)
+        "\n".join(summary(each) if suite == SUMMARY else table(suite, each)) for each in found
     ]
     return "\n\n".join(tables_) or "Not measured yet."
 
@@ -142,7 +232,9 @@ def text(suite: str, results: Path) -> str:
 def write_pages(results: Path, docs: Path) -> None:
     page = docs / PAGE
     written = page.read_text("utf-8")
-    for suite in SUITES:
+    for suite in (SUMMARY, *SUITES):
+        if marks(suite)[0] not in written and not files(suite, results):
+            continue  # no place for what was never measured
         picture = f"images/benchmarks/{suite}.png"
         shown = f"![{ALT[suite]}]({picture})\n\n" if (docs / picture).exists() else ""
         written = filled(written, shown + text(suite, results), marks(suite), page)
@@ -164,6 +256,6 @@ ALT = {
     "pairwise": f"Pairwise angles, distances and inner products: {_BY_SIZE}",
     "topk": f"The nearest by angle, distance and inner product: {_BY_SIZE}",
     "import": "Milliseconds of imports in fresh processes",
-    "memory": "",
+    **dict.fromkeys(("memory", "means", "optimiser", SUMMARY), ""),
     "retrieval": "Recall of inner products in float32, over the distance of the neighbours",
 }

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from calls import SIGNATURES, arguments
 
 from lorentzkit import ops
+from lorentzkit._geometry import compilation
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
 import compare
+import measure
 import plots
 import rivals
 import run
@@ -62,6 +66,55 @@ def test_functions_of_geoopt_are_those_of_the_ops(op: str) -> None:
     torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-6)  # it adds 1e-6 to a denominator
 
 
+def test_the_usual_midpoint_is_that_of_the_op() -> None:
+    x, c = torch.randn(20, 3, dtype=torch.float64), torch.tensor(0.7).double()
+    torch.testing.assert_close(rivals.usual_midpoint(x, c), ops.einstein_midpoint(x, curv=c))
+
+
+def test_steps_of_adam_are_the_same_on_both_manifolds() -> None:
+    x, gradient = torch.randn(2, 20, 3, dtype=torch.float64)
+    found = rivals.adams(x, gradient)
+    for adam in found.values():
+        for _ in range(3):
+            assert adam.step()[0] > 0
+    ours, theirs = found["auto"].x.detach(), found["geoopt"].x.detach()
+    torch.testing.assert_close(theirs, ops.add_time(ours), rtol=1e-6, atol=1e-9)
+    assert torch.equal(ours, found["auto_later"].x)
+    assert (ours - x).norm(dim=-1).min() > 1e-3
+
+
+NOT_COMPILED = ["compiled", "auto_compiled", "geoopt_compiled"]
+
+
+@pytest.mark.skipif(measure.DEVICE != "cpu", reason="rows are compiled on CPUs")
+@pytest.mark.parametrize("op", suites.KINDS["elementwise"])
+def test_first_calls_are_never_compiled_and_later_ones_always(
+    op: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where any call earns it; an op that no call compiles has no later ones."""
+    asked = []
+
+    def compiled(function: Any, *about: Any, **_: Any) -> Any:
+        asked.append(about)
+        return function
+
+    monkeypatch.setattr(compilation, "compiled", compiled)
+    monkeypatch.setattr(compilation, "_has_compiler", lambda: True)
+    monkeypatch.setattr(compilation, "_EARNS_COMPILING", 0)
+    row = suites.Row("elementwise", op, suites.LEAST_COMPILED, 4)
+    steps = row.steps(NOT_COMPILED)
+    measure.step(*row.calls()["auto"])
+    assert ("auto_later" in steps) == bool(asked)
+    asked.clear()
+    steps["auto"]()
+    assert not asked
+    if "auto_later" in steps:
+        monkeypatch.setattr(compilation, "_EARNS_COMPILING", math.inf)
+        steps["auto_later"]()
+        assert asked
+    assert {*row.names()} == {*row.steps([])}
+
+
 SMALL = ["--dimensions", "4", "--seconds", "0", "--without", "compiled", "auto_compiled"]
 
 
@@ -83,6 +136,54 @@ def test_a_suite_is_measured_and_compared(suite: str, tmp_path: Path) -> None:
     file.write_text(json.dumps(found), "utf-8")
     assert run.main([*these, "--compare"]) == 1
     assert json.loads(file.read_text("utf-8")) == found
+
+
+def test_float64_stands_beside_float32(tmp_path: Path) -> None:
+    these = ["elementwise", "--kinds", "dist", "--sizes", "8", *SMALL, "--results", str(tmp_path)]
+    for dtype in ("float64", "float32"):
+        assert run.main([*these, "--dtype", dtype]) == 0
+    found = json.loads((tmp_path / f"elementwise-{measure.DEVICE}.json").read_text("utf-8"))["rows"]
+    assert {key: row["dtype"] for key, row in found.items()} == {
+        "dist 8 4 float64": "float64",
+        "dist 8 4": "float32",
+    }
+
+
+def test_ops_with_a_rival_are_measured_in_float64() -> None:
+    rows = [*run.rows(run.parsed(["elementwise", "--dtype", "float64"]))]
+    assert {row.kind for row in rows} == {*rivals.MERU, *rivals.GEOOPT}
+    for row in rows:
+        assert (row.N, row.D) == (4096, 512)
+        small = row._replace(N=suites.LEAST_COMPILED, D=4)
+        assert {*small.names()} == {*small.calls(), "floor"}
+        assert not {*small.names()} & {*NOT_COMPILED, "auto_later"}
+        for function, inputs in small.calls().values():
+            assert function(*inputs).dtype == torch.float64
+    with pytest.raises(SystemExit):
+        run.parsed(["loss", "--dtype", "float64"])
+
+
+@pytest.mark.parametrize("suite", ["means", "optimiser"])
+def test_means_and_optimisers_are_measured(
+    suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {(row.kind, row.N, row.D) for row in run.rows(run.parsed([suite]))}
+    assert sizes == {
+        (kind, *size) for kind in suites.KINDS[suite] for size in suites.ALSO[suite, kind]
+    }
+    monkeypatch.setattr(suites.Row, "peaks", lambda row: {"auto": 7})  # each takes a process
+    without = ["--without", "auto_later"]  # in whose first step we would wait for a compiler
+    small = ["--sizes", "8", "--dimensions", "4", "--seconds", "0", *without]
+    assert run.main([suite, *small, "--results", str(tmp_path)]) == 0
+    (file,) = tmp_path.iterdir()
+    found = json.loads(file.read_text("utf-8"))["rows"]
+    assert {row["kind"] for row in found.values()} == {*suites.KINDS[suite]}
+    rivals_of = {"einstein_midpoint": "usual", "centroid_loss": "contrastive"}
+    for row in found.values():
+        names = {"auto", rivals_of.get(row["kind"], "geoopt"), "floor"}
+        assert {*row["ms"]} == names
+        assert {*suites.Row(suite, row["kind"], 8, 4).names()} - {"auto_later"} == names
+        assert f"| {row['kind']} | 8 | 4 |" in tables.text(suite, tmp_path)
 
 
 def verdict(now: list[float], then: list[float], floor: float = 1.0, **options: bool) -> str:
@@ -123,7 +224,7 @@ def test_pytest_benchmark_runs_the_steps() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider"]
     chosen = [
         "-k",
-        "not compiled and not import",
+        "not compiled and not later and not import",
         "--benchmark-disable",
         "benchmarks/bench_steps.py",
     ]
@@ -161,13 +262,78 @@ def test_a_page_follows_its_results(docs: Path, tmp_path: Path) -> None:
     assert (docs / tables.PAGE).read_text("utf-8") != (tables.DOCS / tables.PAGE).read_text("utf-8")
 
 
+def results_of(*rows: dict[str, Any]) -> dict[str, Any]:
+    """Of ops on 64 and 4,096 points, by medians of both passes."""
+    environment = {"machine": "this", "threads": 2, "torch": "3"}
+    about = {"kind": "dist", "N": 4096, "D": 512}
+    found = [
+        about
+        | row
+        | {"ms": {n: {"both": [t] * 3, "forward": [t] * 3} for n, t in row["ms"].items()}}
+        for row in rows
+    ]
+    return {"environment": environment, "rows": {str(i): row for i, row in enumerate(found)}}
+
+
+WHOLE = results_of(
+    {"ms": {"auto": 4, "auto_later": 2, "auto_compiled": 8, "usual": 6, "compiled": 2, "floor": 1}},
+    {"ms": {"auto": 1, "usual": 2, "geoopt": 3, "floor": 1}, "dtype": "float64"},
+    {"ms": {"auto": 1, "usual": 0.5, "floor": 1}, "N": 64},
+    {"ms": {"auto": 1, "floor": 1}, "kind": "time", "dtype": "float32"},
+)
+
+
+def test_the_summary_sets_calls_against_each_rival() -> None:
+    where, _, heads, _, *lines = tables.summary(WHOLE)
+    assert where == "this, 2 threads, torch 3:"
+    first, later, compiled = "first calls", "later calls", "both under `torch.compile`"
+    heads_ = ["op, 4,096 x 512", "against", first, later, compiled, f"{first}, float64"]
+    assert heads == f"| {' | '.join([*heads_, f'{first}, 64 x 512'])} |"
+    assert lines == [
+        "| dist | MERU | 1.5x | 3.0x | 0.25x | 2.0x | 0.5x |",
+        "| dist | geoopt |  |  |  | 3.0x |  |",
+    ]
+
+
+def test_columns_are_those_that_something_fills() -> None:
+    lines = [*tables.table("elementwise", WHOLE)]
+    narrow, wide = (line for line in lines if line.startswith("| op"))
+    assert "| later calls | compiled | MERU | MERU, compiled |" in narrow
+    assert "geoopt" not in narrow
+    assert narrow.count("|") == 11
+    assert wide.endswith("| x copies | MERU | geoopt |")
+    assert lines.index("In float64:") < lines.index(wide)
+    assert "| dist | 4,096 | 512 | 4.0 | 0 | 4.00 | 0.5x | 2.0x | 1.5x | 0.5x |" in lines
+    assert lines[-1] == "| dist | 4,096 | 512 | 1.0 | 0 | 1.00 | 2.0x | 3.0x |"
+
+
+def test_the_figure_has_a_panel_for_each_dtype() -> None:
+    figure = plots.over_ops(WHOLE)
+    narrow, wide = figure.axes
+    assert [ax.get_title().split(",")[0] for ax in figure.axes] == ["float32", "float64"]
+    ratios = [[float(of.get_xdata()[0]) for of in ax.lines[:-1]] for ax in (narrow, wide)]
+    assert ratios == [[1.5, 0.5, 0.5, 2.0], [2.0, 3.0]]  # in the order of STYLES, before parity
+    plots.plt.close(figure)
+
+
+def test_what_is_measured_has_a_place_on_the_page(docs: Path, tmp_path: Path) -> None:
+    page, results = docs / tables.PAGE, tmp_path / "results"
+    shutil.copytree(run.RESULTS, results)
+    page.write_text(page.read_text("utf-8").replace("<!-- means:begin -->", ""), "utf-8")
+    (results / "means-cpu.json").unlink(missing_ok=True)
+    tables.write_pages(results, docs)
+    (results / "means-cpu.json").write_text(json.dumps(results_of({"ms": {"auto": 1}})), "utf-8")
+    with pytest.raises(SystemExit, match="means:begin"):
+        tables.write_pages(results, docs)
+
+
 def test_every_file_of_results_is_shown() -> None:
     page = (tables.DOCS / tables.PAGE).read_text("utf-8")
     for file in run.RESULTS.glob("*.json"):
         suite = file.stem.rpartition("-")[0]
         assert suite in tables.SUITES, f"{file.name} has no table"
         assert tables.text(suite, run.RESULTS) in page
-        if suite != "memory":
+        if suite in plots.DRAWN:
             assert f"images/benchmarks/{suite}.png" in page
 
 
@@ -176,7 +342,8 @@ def test_figures_are_drawn(docs: Path) -> None:
     plots.draw(run.RESULTS, docs)
     drawn = {file.stem for file in (docs / "images/benchmarks").iterdir()}
     measured = {file.stem.rpartition("-")[0] for file in run.RESULTS.glob("*.json")}
-    assert drawn == measured - {"memory"}
+    assert drawn == measured & plots.DRAWN.keys()
+    assert {*tables.SUITES} - plots.DRAWN.keys() == {"memory", "means", "optimiser"}
 
 
 def test_the_reduction_to_inner_products_finds_the_nearest() -> None:

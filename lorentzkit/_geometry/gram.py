@@ -85,8 +85,8 @@ class Settings(NamedTuple):
     """What else an op depends on."""
 
     c: Numbers
-    side: Side | None = None
-    """Of two points"""
+    side: Side = None  # type: ignore[assignment]
+    """Of two points; other ops have none"""
     t: Numbers = None
     """Of "geodesic", in [0, 1]"""
     min_radius: float = 0.1
@@ -135,10 +135,13 @@ def arc_excess(t: Numbers, arc: Numbers) -> Numbers:
     return where(z < 1e-2, t * z * polynomial(z, 1 / 3, 1 / 5, 1 / 7, 1 / 9, 1 / 11), arc - t)
 
 
+_Formulas = tuple[Callable[[Gram, Settings], Any], Callable[[Gram, Settings, Any], Slopes]]
+
+
 # --- One vector, made longer ----------------------------------------------------------------------
 
 
-def _grown(growth: Callable[[Numbers], Numbers], slope: Callable[..., Numbers]) -> Any:
+def _grown(growth: Callable[[Numbers], Numbers], slope: Callable[..., Numbers]) -> _Formulas:
     """``growth(z) x`` with ``z = c |x|**2``; its slope is a function of z and its value."""
 
     def value(gram: Gram, of: Settings) -> Sum:
@@ -391,7 +394,7 @@ def expmap_slopes(gram: Gram, of: Settings, along: Sum) -> Slopes:
 
 def _slanted(
     coefficient: Callable[[Numbers, Numbers], Numbers], slope: Callable[..., tuple[Any, Any]]
-) -> Any:
+) -> _Formulas:
     """``b + k (x.b) x``, k a function of ``cosh(a)`` and c; its derivatives by |x|**2 and c."""
 
     def value(gram: Gram, of: Settings) -> Sum:

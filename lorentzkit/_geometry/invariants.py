@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from lorentzkit._geometry.arrays import where
+from lorentzkit._geometry.arrays import Numbers, where
 from lorentzkit._geometry.vectors import (
     Parts,
     dot,
@@ -42,12 +42,12 @@ class Measures(NamedTuple):
     sine2: Tensor
     """The square of the sine, exact at any angle; where y is 0, 0, and where only x is, 1"""
 
-    def h(self) -> Tensor:
+    def h(self) -> Numbers:
         """``1 - cosine``"""
         acute = self.sine2 / (1 + abs(self.cosine))
         return where(self.cosine > 0, acute, 1 - self.cosine)
 
-    def g(self) -> Tensor:
+    def g(self) -> Numbers:
         """``1 + cosine``"""
         obtuse = self.sine2 / (1 + abs(self.cosine))
         return where(self.cosine > 0, 1 + self.cosine, obtuse)

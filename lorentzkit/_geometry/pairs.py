@@ -96,14 +96,16 @@ def _numbers(
     x: Tensor, measures: Sequence[Tensor], c: Tensor, rows: slice
 ) -> tuple[Measures, _Curvature]:
     """Of these rows; for NumPy, if they are few."""
-    limit, some = norm_limit(c), [m[rows] for m in measures]
+    some, of = [m[rows] for m in measures], [c, norm_limit(c)]
+    numbers: list[Numbers]
     if values_at_hand(c) and c.numel() == 1:
-        c, limit = float(c), float(limit)
+        numbers = [float(z) for z in of]
     else:
-        c, limit = (z.to(some[0].dtype)[rows if len(z) > 1 else ...] for z in (c, limit))
+        numbers = [z.to(some[0].dtype)[rows if len(z) > 1 else ...] for z in of]
     if values_at_hand(x) and wide_dtype(x) != x.dtype:  # what has no wider type is torch's to scale
-        *some, c, limit = as_arrays(*some, c, limit)
-    return Measures(*some), _Curvature(c, limit)
+        *some, c, limit = as_arrays(*some, *numbers)
+        return Measures(*some), _Curvature(c, limit)
+    return Measures(*some), _Curvature(*numbers)
 
 
 def gradients(

@@ -31,7 +31,7 @@ def products(
     wide = {name: v.numpy().astype(np.float64) for name, v in vectors.items()}
     if points == 2:
         wide["b"] -= wide["x"]
-    return tuple(vecdot(wide[i], wide[j])[:, None] for i, j in pairs)
+    return tuple(vecdot(wide[pair[0]], wide[pair[1]])[:, None] for pair in pairs)
 
 
 def sums(
@@ -41,7 +41,7 @@ def sums(
     wide: bool,
 ) -> list[Tensor]:
     """See `vectors.sums`."""
-    arrays = [None if v is None else v.numpy() for v in vectors]
+    arrays: list[Any] = [None if v is None else v.numpy() for v in vectors]
     if wide:
         arrays = [None if v is None else v.astype(np.float64) for v in arrays]
     if close is not False:

@@ -131,7 +131,7 @@ def excess_rise(p: Products, m: Measures, c: Tensor) -> Tensor:
 def excess(p: Products, m: Measures, c: Tensor) -> Tensor:
     """``E = cosh(sqrt(c) d) - 1``; smooth everywhere."""
     t = sinh_difference(m, m.dr, time_root(m.rx, c), time_root(m.ry, c))
-    value = t * (t / (1 + root_one_plus(t))) + c * m.rx * m.ry * m.h()
+    value: Tensor = t * (t / (1 + root_one_plus(t))) + c * m.rx * m.ry * m.h()
     return value + excess_rise(p, m, c)
 
 

@@ -64,11 +64,11 @@ def forward(
 def _measured(
     op: Op, numbers: Sequence[Numbers], c: Numbers, t: Numbers, min_radius: float
 ) -> tuple[Gram, Settings]:
-    gram = _gram(op, numbers)
-    return gram, Settings(c, side(gram, c) if op.points == 2 else None, t, min_radius)
+    gram, of = _gram(op, numbers), Settings(c, t=t, min_radius=min_radius)
+    return gram, of._replace(side=side(gram, c)) if op.points == 2 else of
 
 
-def _products(op: Op, vectors: Sequence[Tensor], pairs: Sequence[str]) -> tuple[Tensor, ...]:
+def _products(op: Op, vectors: Sequence[Tensor], pairs: Sequence[str]) -> tuple[Numbers, ...]:
     """Products ``(N, 1)`` by the letters of `gram`; g is the last vector."""
     letters = "xbu"[: len(vectors)] if "g" not in pairs[0] else "xbu"[: len(vectors) - 1] + "g"
     if small.is_small(vectors[0]):
@@ -79,7 +79,7 @@ def _products(op: Op, vectors: Sequence[Tensor], pairs: Sequence[str]) -> tuple[
             for p, q in zip(*block[:2], strict=True):
                 q -= p
         v = dict(zip(letters, block, strict=True))
-        blocks.append(wide_dots([(v[i], v[j]) for i, j in pairs]))
+        blocks.append(wide_dots([(v[pair[0]], v[pair[1]]) for pair in pairs]))
     return joined(blocks)
 
 
@@ -103,7 +103,8 @@ def backward(
     *vectors: Tensor,
 ) -> Gradients:
     """Derivatives of ``(grad * values).sum()``, of the vectors those needed."""
-    op, value, every = OPS[kind], Sum(None), vectors
+    op, value = OPS[kind], Sum(None)
+    every: tuple[Tensor | None, ...] = vectors
     *numbers, c, t = as_arrays(*numbers, c, t)
     gram, settings = _measured(op, numbers, c, t, min_radius)
     if op.along:
@@ -150,7 +151,8 @@ def _sums(
     Inductor would compute what is no result anew for each column.
     """
     rows, close = _in_basis(op, gram, rows)
-    if small.is_small(vectors[0]):
+    x = vectors[0]
+    if x is not None and small.is_small(x):
         return small.sums(vectors, rows, close, wide), rows
     return sums(
         vectors, rows, close if close is True or close is False else as_tensor(close), wide

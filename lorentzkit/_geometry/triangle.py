@@ -12,7 +12,7 @@ the points exchanged. ``N_x**2 + M_x**2 = R**2 = N_y**2 + M_y**2``, and so all d
 ratios of these numbers (docs/kernels.md derives them). Nothing cancels and nothing overflows.
 
 Rows carry the scalars of x as ``(N, 1)``, columns those of y as ``(1, M)``; the functions are plain
-torch, for `torch.compile` to fuse.
+torch, for `torch.compile` to fuse; of few pairs of points side by side, NumPy's.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from lorentzkit._geometry.arrays import (
+    Numbers,
     arctan2,
     is_double,
     log1p,
@@ -37,26 +37,26 @@ from lorentzkit._geometry.arrays import (
 class Radial(NamedTuple):
     """What a pair needs to know of the radius ``a`` of one of its points."""
 
-    sinh: Tensor
-    cosh: Tensor
-    tanh: Tensor
-    sech: Tensor
-    apex: Tensor
+    sinh: Numbers
+    cosh: Numbers
+    tanh: Numbers
+    sech: Numbers
+    apex: Numbers
     """1, but 0 at the origin: every angle there is 0, for the origin entails everything."""
 
 
 class Exponentials(NamedTuple):
     """From which differences of radii that are rounded themselves are taken."""
 
-    grow: Tensor
+    grow: Numbers
     """``exp(a/2)``"""
-    decay: Tensor
+    decay: Numbers
     """``exp(-a)``"""
-    rest: Tensor
+    rest: Numbers
     """``1 - exp(-a)``"""
 
 
-def radial(s: Tensor, apex: Tensor) -> Radial:
+def radial(s: Numbers, apex: Numbers) -> Radial:
     """From ``s = sinh a >= 0``."""
     cosh = sqrt(1 + s * s)
     sech = 1 / cosh
@@ -70,15 +70,15 @@ def exponentials(x: Radial) -> Exponentials:
 
 
 class Triangle(NamedTuple):
-    turn: Tensor
+    turn: Numbers
     """``sinh(a - b)``"""
-    T: Tensor
-    R: Tensor
-    gap: Tensor
+    T: Numbers
+    R: Numbers
+    gap: Numbers
     """``cosh(a) - cosh(b)``"""
 
 
-def triangle(h: Tensor, x: Radial, y: Radial, of_x: Exponentials, of_y: Exponentials) -> Triangle:
+def triangle(h: Numbers, x: Radial, y: Radial, of_x: Exponentials, of_y: Exponentials) -> Triangle:
     """From radii that are rounded: those of all pairs of points."""
     total = of_x.decay + of_y.decay
     # exp(-b) - exp(-a), from the complements where those are the smaller numbers.
@@ -92,7 +92,7 @@ def triangle(h: Tensor, x: Radial, y: Radial, of_x: Exponentials, of_y: Exponent
     return Triangle(2 * t * (half * total), T, R, t * both * (of_x.rest + of_x.decay * of_y.rest))
 
 
-def exact_triangle(h: Tensor, difference: Tensor, x: Radial, y: Radial, wide: bool) -> Triangle:
+def exact_triangle(h: Numbers, difference: Numbers, x: Radial, y: Radial, wide: bool) -> Triangle:
     """From ``sinh(a) - sinh(b)``, exact for close points too: those of points side by side.
 
     ``wide``: whether the numbers are of a wider type than the points, so that T does not underflow.
@@ -113,7 +113,7 @@ def exact_triangle(h: Tensor, difference: Tensor, x: Radial, y: Radial, wide: bo
     return Triangle(turn, T, R, difference * (total / (x.cosh + y.cosh)))
 
 
-def unfold(folded: Tensor) -> tuple[Tensor, Tensor]:
+def unfold(folded: Numbers) -> tuple[Numbers, Numbers]:
     """``h = 1 - cos`` and ``g = 1 + cos`` from the one of them that is given: g as ``-g``.
 
     Where cos is nearly -1, g is the small number, and h cannot hold it.
@@ -122,7 +122,7 @@ def unfold(folded: Tensor) -> tuple[Tensor, Tensor]:
     return where(opposite, 2 + folded, folded), where(opposite, -folded, 2 - folded)
 
 
-def sines(h: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+def sines(h: Numbers, g: Numbers) -> tuple[Numbers, Numbers]:
     """``sin(theta)`` and its inverse, which is 0 where the points are aligned."""
     square = h * g
     sine = sqrt(where(square < 0, 0.0, square))
@@ -133,22 +133,22 @@ def sines(h: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
 class Change(NamedTuple):
     """Derivative of a sum over pairs, term by term: in h, in both radii, and in c times ``2 c``."""
 
-    h: Tensor
-    a: Tensor
-    b: Tensor
-    c: Tensor
+    h: Numbers
+    a: Numbers
+    b: Numbers
+    c: Numbers
 
 
 class Legs(NamedTuple):
     """Sine and cosine of the two exterior angles, both times ``R``."""
 
-    n_x: Tensor
-    n_y: Tensor
-    m_x: Tensor
-    m_y: Tensor
+    n_x: Numbers
+    n_y: Numbers
+    m_x: Numbers
+    m_y: Numbers
 
 
-def legs(h: Tensor, sine: Tensor, tri: Triangle, x: Radial, y: Radial) -> Legs:
+def legs(h: Numbers, sine: Numbers, tri: Triangle, x: Radial, y: Radial) -> Legs:
     both = x.apex * y.apex  # at the origin there is no angle, and of it a constant one
     x_sinh, y_sinh = x.sinh * both, y.sinh * both
     return Legs(
@@ -159,19 +159,19 @@ def legs(h: Tensor, sine: Tensor, tri: Triangle, x: Radial, y: Radial) -> Legs:
     )
 
 
-def exterior_angle(h: Tensor, g: Tensor, tri: Triangle, x: Radial, y: Radial) -> Tensor:
+def exterior_angle(h: Numbers, g: Numbers, tri: Triangle, x: Radial, y: Radial) -> Numbers:
     """At x; 0 where the points coincide."""
     leg = legs(h, sines(h, g)[0], tri, x, y)
     return angle_of(leg.n_x, where(tri.R > 0, leg.m_x, 1.0))
 
 
-def interior_angle(h: Tensor, g: Tensor, tri: Triangle, x: Radial, y: Radial) -> Tensor:
+def interior_angle(h: Numbers, g: Numbers, tri: Triangle, x: Radial, y: Radial) -> Numbers:
     """At x; pi where the points coincide."""
     leg = legs(h, sines(h, g)[0], tri, x, y)
     return angle_of(leg.n_x, where(tri.R > 0, -leg.m_x, -1.0))
 
 
-def angles(h: Tensor, g: Tensor, tri: Triangle, x: Radial, y: Radial) -> tuple[Tensor, Tensor]:
+def angles(h: Numbers, g: Numbers, tri: Triangle, x: Radial, y: Radial) -> tuple[Numbers, Numbers]:
     """Exterior angles at x and at y; 0 where the points coincide."""
     leg = legs(h, sines(h, g)[0], tri, x, y)
     apart = tri.R > 0
@@ -198,7 +198,7 @@ def arctangent() -> tuple[list[float], float]:
     return ARCTAN, torch.pi
 
 
-def angle_of(n: Tensor, m: Tensor) -> Tensor:
+def angle_of(n: Numbers, m: Numbers) -> Numbers:
     """``atan2(n, m)`` for ``n >= 0``; in float32 twice as fast as torch's, 3 roundings off."""
     if is_double(n):
         return arctan2(n, m)
@@ -214,7 +214,7 @@ def angle_of(n: Tensor, m: Tensor) -> Tensor:
 
 
 def angle_change(
-    h: Tensor, g: Tensor, tri: Triangle, x: Radial, y: Radial, at_x: Tensor, at_y: Tensor | None
+    h: Numbers, g: Numbers, tri: Triangle, x: Radial, y: Radial, at_x: Numbers, at_y: Numbers | None
 ) -> Change:
     """Derivative of ``at_x * alpha + at_y * beta``."""
     sine, inverse_sine = sines(h, g)
@@ -241,13 +241,13 @@ def angle_change(
     )
 
 
-def distance(tri: Triangle) -> Tensor:
+def distance(tri: Triangle) -> Numbers:
     """``D = sqrt(c) d``."""
     return log1p(2 * tri.T + tri.R)
 
 
 def distance_change(
-    h: Tensor, tri: Triangle, x: Radial, y: Radial, at: Tensor, by_c: bool, wide: bool
+    h: Numbers, tri: Triangle, x: Radial, y: Radial, at: Numbers, by_c: bool, wide: bool
 ) -> Change:
     """Derivative of ``at * sqrt(c) d``, but in c that of ``at * d``, times ``2 c sqrt(c)``."""
     inverse = _inverse(tri.R)
@@ -264,7 +264,7 @@ def distance_change(
     return change._replace(c=-at * (2 * _half_excess(tri, inverse, wide) + spread))
 
 
-def inner_change(h: Tensor, tri: Triangle, x: Radial, y: Radial, at: Tensor) -> Change:
+def inner_change(h: Numbers, tri: Triangle, x: Radial, y: Radial, at: Numbers) -> Change:
     """Derivative of ``at * cosh(sqrt(c) d)``, but in c that of ``-at * c * inner``, times 2 c."""
     by_a, by_b = tri.turn + x.cosh * y.sinh * h, y.cosh * x.sinh * h - tri.turn
     ratios = x.cosh * y.sech + y.cosh * x.sech
@@ -272,8 +272,8 @@ def inner_change(h: Tensor, tri: Triangle, x: Radial, y: Radial, at: Tensor) -> 
 
 
 def values(
-    kind: str, h: Tensor, g: Tensor, tri: Triangle, x: Radial, y: Radial, c: Tensor | float
-) -> tuple[Tensor, ...]:
+    kind: str, h: Numbers, g: Numbers, tri: Triangle, x: Radial, y: Radial, c: Numbers
+) -> tuple[Numbers, ...]:
     """The value of a pair: of "angle" two, that at x and that at y."""
     if kind == "angle":
         return angles(h, g, tri, x, y)
@@ -290,13 +290,13 @@ def values(
 
 def change(
     kind: str,
-    h: Tensor,
-    g: Tensor,
+    h: Numbers,
+    g: Numbers,
     tri: Triangle,
     x: Radial,
     y: Radial,
-    c: Tensor | float,
-    at: Sequence[Tensor],
+    c: Numbers,
+    at: Sequence[Numbers],
     *,
     by_c: bool = True,
     wide: bool = False,
@@ -317,7 +317,7 @@ def change(
     return Change(-at[0] * (x.apex * y.apex), none, none, none)
 
 
-def _half_excess(tri: Triangle, inverse: Tensor, wide: bool) -> Tensor:
+def _half_excess(tri: Triangle, inverse: Numbers, wide: bool) -> Numbers:
     """``D/2 - tanh(D/2)``; to float32's digits, if that is what the points are."""
     tanh = 2 * tri.T * inverse
     square = tanh * tanh
@@ -328,7 +328,7 @@ def _half_excess(tri: Triangle, inverse: Tensor, wide: bool) -> Tensor:
     return where(square < 0.1, tanh * square * series, 0.5 * distance(tri) - tanh)
 
 
-def _inverse(R: Tensor) -> Tensor:
+def _inverse(R: Numbers) -> Numbers:
     """``1/R``; 0 where the points coincide, and with it all derivatives."""
     apart = 2 * tiny(R) < R
     return where(apart, 1 / where(apart, R, 1.0), 0.0)

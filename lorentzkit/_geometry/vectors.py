@@ -305,12 +305,13 @@ def sums(
     ``close``: whether the second vector is to be taken less the first.
     """
     x = vectors[0]
+    assert x is not None
     if torch.compiler.is_compiling():
         found = _block_sums(vectors, coefficients, close, wide_dtype(x))
         return [total.to(x.dtype) for total in found]
     stacked = _stacked([c for row in coefficients for c in row if _varies(c)], x)
     dtype = x.dtype if not wide and _in_range(stacked, x.dtype) else wide_dtype(x)
-    columns = iter(as_tensor(stacked).to(dtype).split(1, 1))
+    columns = iter(torch.split(as_tensor(stacked).to(dtype), 1, 1))
     rows = [[next(columns) if _varies(c) else c for c in row] for row in coefficients]
     every = zip(vectors, zip_longest(*rows), strict=False)
     used = [v if any(c is not None for c in of) else None for v, of in every]
@@ -333,8 +334,8 @@ def _block_sums(
     dtype: torch.dtype,
     out: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
-    basis = [v if v is None else v.to(dtype) for v in vectors]
-    if close is not False and basis[1] is not None:
+    basis: list[Any] = [v if v is None else v.to(dtype) for v in vectors]
+    if close is not False and basis[1] is not None:  # a bool is True then
         basis = _basis(basis, close)
     each = [[(c, v) for c, v in zip(row, basis, strict=False) if c is not None] for row in rows]
     if out is None:
@@ -357,7 +358,7 @@ def _stacked(numbers: Sequence[Numbers], like: Tensor) -> Numbers:
 
 def _basis(vectors: Sequence[Tensor], close: Tensor | bool) -> list[Tensor]:
     x, y, *others = vectors
-    if close is True:
+    if isinstance(close, bool):
         return [x, y - x, *others]
     return [x, torch.addcmul(y, x, close.to(x.dtype), value=-1), *others]
 

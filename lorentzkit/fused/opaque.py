@@ -82,9 +82,7 @@ _INPUTS = "str op, Tensor[] tensors, Tensor curv, Tensor? t, float[]? cone"
 
 def _op(schema: str) -> Callable[..., Any]:
     name, _, signature = schema.partition("(")
-    return torch.library.custom_op(  # type: ignore[no-any-return]
-        f"lorentzkit::{name}", mutates_args=(), schema=f"({signature}"
-    )
+    return torch.library.custom_op(f"lorentzkit::{name}", mutates_args=(), schema=f"({signature}")
 
 
 @_op(f"rows({_INPUTS}) -> (Tensor, Tensor)")
@@ -106,7 +104,7 @@ def rows(
     return values, curv.new_full((len(OPS[op].numbers), count, 1), torch.nan, dtype=torch.float64)
 
 
-@rows.register_fake
+@rows.register_fake  # type: ignore[untyped-decorator]
 def _(
     op: str,
     tensors: Sequence[Tensor],
@@ -143,7 +141,7 @@ def rows_gradients(
     return [by for by in found if by is not None]
 
 
-@rows_gradients.register_fake
+@rows_gradients.register_fake  # type: ignore[untyped-decorator]
 def _(
     op: str,
     tensors: Sequence[Tensor],
@@ -155,7 +153,8 @@ def _(
     needed: Sequence[bool],
 ) -> list[Tensor]:
     every = zip([curv, t, *tensors], needed, strict=True)
-    return [torch.empty_like(z, memory_format=torch.contiguous_format) for z, need in every if need]
+    wanted = [z for z, need in every if need and z is not None]
+    return [torch.empty_like(z, memory_format=torch.contiguous_format) for z in wanted]
 
 
 def _plainly(

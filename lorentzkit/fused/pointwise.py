@@ -68,7 +68,8 @@ def _opened(kind: str, folded: Tensor, x: Tensor, y: Tensor) -> _Opened:
 
 
 def matrix(kind: str, folded: Tensor, x: Tensor, y: Tensor, c: Tensor) -> Tensor:
-    return values(kind, *_opened(kind, folded, x, y), c)[0]
+    value: Tensor = values(kind, *_opened(kind, folded, x, y), c)[0]
+    return value
 
 
 def matrix_change(
@@ -89,7 +90,8 @@ def score(kind: str, folded: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Grows with the distance, or with the exterior angle (from 0 to 2), and costs less."""
     h, g, tri, x_, y_ = _opened(kind, folded, x, y)
     if kind != "angle":
-        return tri.T
+        T: Tensor = tri.T
+        return T
     leg = legs(h, sines(h, g)[0], tri, x_, y_)
     share = leg.n_x / (leg.n_x + leg.m_x.abs())
     return torch.where(tri.T > 0, torch.where(leg.m_x < 0, 2 - share, share), 0.0)
