@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from lorentzkit import ops
-from lorentzkit._geometry import maps, vectors
-from lorentzkit._geometry.arguments import norm_limit, points_and, working_dtype
-from lorentzkit._geometry.special import dot, log_sinhc, norm
+from lorentzkit._geometry import rowwise, vectors
+from lorentzkit._geometry.arguments import norm_limit, working_dtype
+from lorentzkit._geometry.special import differentiable, dot, log_sinhc, norm
 
 
 class Lorentz(Manifold):
@@ -143,8 +143,12 @@ class Lorentz(Manifold):
     @__scaling__(ScalingInfo(u=-1))
     def expmap_transp(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """The exponential map of u, and the parallel transport of v along it, at once."""
-        x, u, v, c = points_and(self.curv, {"x": x}, {"u": u, "v": v})
-        return maps.expmap_transp(x, u, v, c)
+        if not differentiable(x, u, v, self.curv):
+            near = rowwise.expmap_transp(x, u, v, self.curv)
+            if near is not None:
+                return near
+        y = self.expmap(x, u)
+        return y, self.transp(x, y, v)
 
     @__scaling__(ScalingInfo(u=-1))
     def retr_transp(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,22 +22,20 @@ def edge(op: str, seed: int, angle: float) -> tuple[list[torch.Tensor], torch.Te
     """Arguments at the edge of an op's reach, at this angle to one another."""
     torch.manual_seed(seed)
     curv = torch.rand(()) + 0.5
-    most_x, most_b = OPS[op].reach
+    most = OPS[op].reach
     axis, other = torch.eye(4)[:2]
     arguments = []
     for k, name in enumerate(SIGNATURES[op].split(" -> ")[0].split()):
         if name == "t":
             arguments.append(torch.rand(()))
             continue
-        far = most_x if k == 0 else min(most_b, most_x / 4)
-        if name in "uvg" and k > 0:
-            far = min(SHORT, far)
+        far = most if k == 0 else SHORT if name in "uvg" else most / 4
         r = math.sqrt(NEARLY * far / curv.item()) * (1.0 if k == 0 else 0.3 + 0.7 * torch.rand(()))
         direction = math.cos(k * angle) * axis + math.sin(k * angle) * other
         arguments.append(r * direction + (1e-6 * r * torch.randn(4) if angle else 0))
     if OPS[op].points == 2:
         x, y = arguments[-2:] if op == "geodesic" else arguments[:2]
-        shrink = min(1.0, float(math.sqrt(NEARLY * most_b / curv) / (x - y).norm()))
+        shrink = min(1.0, float(2 * math.sqrt(NEARLY * most / curv) / (x - y).norm()))
         x *= shrink
         y *= shrink
     return arguments, curv

@@ -31,7 +31,7 @@ from lorentzkit._geometry.arrays import (
 )
 
 NEAR = 2.0**14  # of c |x|**2: a radius of 5.5
-SHORT = 2.0**8  # of c |u|**2, of tangent vectors whose exponential is taken
+SHORT = 2.0**8  # of c <u, u>, of tangent vectors whose exponential is taken
 
 
 class Gram(NamedTuple):
@@ -108,8 +108,23 @@ class Op(NamedTuple):
     """How many of its vectors are points, the first ones"""
     along: str = ""
     """Of a vector: those of x and b whose products with grad the slopes take"""
-    reach: tuple[float, float] = (NEAR, NEAR)
-    """The most of ``c |x|**2`` and of ``c |b|**2`` that it is exact for"""
+    reach: float = NEAR
+    """The most of ``c |x|**2`` that it is exact for, and of ``c |y|**2``"""
+    step: bool = False
+    """Whether it goes along b, which is to be short then"""
+
+    def within(self, gram: Gram, of: Settings) -> bool:
+        """Whether the Gram numbers are exact enough; not if they are NaN."""
+        most = float((of.c * gram.xx).max())
+        if self.points == 2:
+            most = max(most, 0.25 * float((of.c * gram.bb).max()))
+        if self.step:
+            most = max(most, NEAR / SHORT * float((of.c * tangent_square(gram, of)).max()))
+        return most <= self.reach and (of.t is None or _all((of.t >= 0) & (of.t <= 1)))
+
+
+def _all(holds: Any) -> bool:
+    return holds if isinstance(holds, bool) else bool(holds.all())
 
 
 # --- One-dimensional functions --------------------------------------------------------------------
@@ -392,6 +407,14 @@ def expmap_slopes(gram: Gram, of: Settings, along: Sum) -> Slopes:
     return slopes._replace(c=slopes.c + by_z * square)
 
 
+def expmap_transp(gram: Gram, of: Settings) -> tuple[Sum, Sum]:
+    """`expmap` of b, and u transported along it: what is across b stays."""
+    arc = sqrt(of.c * tangent_square(gram, of))
+    growth, half = sinhc(arc), sinhc(0.5 * arc)
+    product = of.c * tangent_inner(gram, of)
+    return Sum(cosh(arc), growth), Sum(product * growth, 0.5 * product * half * half, 1.0)
+
+
 def _slanted(
     coefficient: Callable[[Numbers, Numbers], Numbers], slope: Callable[..., tuple[Any, Any]]
 ) -> _Formulas:
@@ -418,16 +441,17 @@ TRANSP0BACK = _slanted(
 EGRAD2RGRAD = _slanted(lambda C, c: c, lambda C, k: (0 * C, 1.0))
 
 
+EXPMAP_TRANSP = Op(expmap_transp, expmap_slopes, ("xx", "xb", "bb", "xu", "bu"), 1, "xb", step=True)
 OPS = {
     "time": Op(time, time_slopes, ("xx",), 1),
     "dist0": Op(dist0, dist0_slopes, ("xx",), 1),
     "half_aperture": Op(half_aperture, half_aperture_slopes, ("xx",), 1),
-    "expmap0": Op(*EXPMAP0, ("xx",), 0, "x", reach=(SHORT, 0)),
+    "expmap0": Op(*EXPMAP0, ("xx",), 0, "x", reach=SHORT),
     "logmap0": Op(*LOGMAP0, ("xx",), 1, "x"),
     "to_klein": Op(*TO_KLEIN, ("xx",), 1, "x"),
     "to_poincare": Op(*TO_POINCARE, ("xx",), 1, "x"),
-    "from_klein": Op(*FROM_KLEIN, ("xx",), 0, "x", reach=(1 - 1 / NEAR, 0)),
-    "from_poincare": Op(*FROM_POINCARE, ("xx",), 0, "x", reach=(1 - 1 / NEAR, 0)),
+    "from_klein": Op(*FROM_KLEIN, ("xx",), 0, "x", reach=1 - 1 / NEAR),
+    "from_poincare": Op(*FROM_POINCARE, ("xx",), 0, "x", reach=1 - 1 / NEAR),
     "dist": Op(dist, dist_slopes, ("xx", "xb", "bb"), 2),
     "inner": Op(inner, inner_slopes, ("xx", "xb", "bb"), 2),
     "logmap": Op(logmap, logmap_slopes, ("xx", "xb", "bb"), 2, "xb"),
@@ -436,7 +460,7 @@ OPS = {
     "tangent_inner": Op(tangent_inner, tangent_inner_slopes, ("xx", "xb", "xu", "bu"), 1),
     "tangent_square": Op(tangent_square, tangent_square_slopes, ("xx", "xb", "bb"), 1),
     "tangent_norm": Op(tangent_norm, tangent_norm_slopes, ("xx", "xb", "bb"), 1),
-    "expmap": Op(expmap, expmap_slopes, ("xx", "xb", "bb"), 1, "xb", (NEAR, SHORT)),
+    "expmap": Op(expmap, expmap_slopes, ("xx", "xb", "bb"), 1, "xb", step=True),
     "transp0": Op(*TRANSP0, ("xx", "xb"), 1, "x"),
     "transp0back": Op(*TRANSP0BACK, ("xx", "xb"), 1, "x"),
     "egrad2rgrad": Op(*EGRAD2RGRAD, ("xx", "xb"), 1, "x"),

@@ -120,37 +120,6 @@ def _times(scale: Tensor | None, u: Tensor) -> Tensor:
     return u if scale is None else scale * u
 
 
-def expmap_transp(x: Tensor, u: Tensor, v: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """`expmap` of u, and v transported along it."""
-    # Derivatives are those of the two; and what leads beyond the limit ends elsewhere than u says.
-    plain = wide_dtype(x) == x.dtype or differentiable(x, u, v, c)
-    if not plain and within(u, (2 * largest_radius(u.dtype) + 1) / c.sqrt()):
-        y, moved = _along(x, u, v, c)
-        if within(y, norm_limit(c) / 2):
-            return y, moved
-    y = expmap(x, u, c)
-    return y, transp(x, y, v, c)
-
-
-def _along(x: Tensor, u: Tensor, v: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-    """Values of `expmap_transp`, from the invariants of x, u and v alone.
-
-    With l the length of ``sqrt(c) u``, u becomes ``sinh(l)/l c <u,u> x + cosh(l) u``, and what is
-    across u stays: v becomes ``v + c <u,v> (sinh(l)/l x + (cosh(l) - 1)/l**2 u)``.
-    """
-    p, m, across = products(x, u, v)
-    assert p.xu is not None
-    assert across is not None
-    wide = c.to(p.xx.dtype)
-    square, root = squared_arc(p, m, wide), cosh_root(m.rx, wide)
-    cosh, sinhc, k = cosh_sinhc(square)
-    _, half, half_k = cosh_sinhc(0.25 * square)
-    uv = wide * (across + root.over(m.ry * m.cosine) * root.over(p.xu / or_one(m.rx)))
-    by_x, by_u = uv * (sinhc * k.exp()), 0.5 * uv * (half * half_k.exp()) ** 2
-    moved = combine([torch.ones_like(uv), by_u, by_x], [v, u, x])
-    return _grown(x, u, cosh, sinhc, k, p, m, norm_limit(c), 1.0), moved
-
-
 def _in_range(x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | float]:
     """Vectors and curvature in a larger unit of length, and the unit.
 

@@ -46,11 +46,7 @@ def near_rows(
     """
     tensors = vectors(**named)
     numbers = [z for z in (curv, t) if isinstance(z, Tensor)]
-    if name not in OPS or working_dtype(*tensors, *numbers) != torch.float32:
-        return None
-    if wide_dtype(tensors[0]) != torch.float64 or not eager(tensors[0]):
-        return None
-    if not all(v.device.type == "cpu" and v.numel() > 0 for v in (*tensors, *numbers)):
+    if name not in OPS or not _serves(*tensors, *numbers):
         return None
     found = computed(name, tensors, curv, t, min_radius, named)
     if found is None:
@@ -59,6 +55,31 @@ def near_rows(
     if torch.is_grad_enabled() and any(z.requires_grad for z in (*tensors, *numbers)):
         values = _Near.apply(rows, values, plain, curv, t, *tensors)  # type: ignore[no-untyped-call]
     return values
+
+
+@torch.no_grad()
+def expmap_transp(x: Tensor, u: Tensor, v: Tensor, curv: Tensor) -> tuple[Tensor, Tensor] | None:
+    """`maps.expmap_transp` without derivatives; None as of `near_rows`."""
+    if not _serves(x, u, v, curv):
+        return None
+    named = {"x": x, "u": u, "v": v}
+    shape, given = parameters([x, u, v], curv, None, 0.0, named)
+    rows, found = [_flat(z, shape) for z in (x, u, v)], []
+    for chunk in _chunks(rows[0], False):
+        some = sweeps.expmap_transp(_some(given, chunk, False)[0], *(z[chunk] for z in rows))
+        if some is None:
+            return None
+        found.append(some)
+    y, moved = (_joined(of).view(*shape, -1) for of in zip(*found, strict=True))
+    return y, moved
+
+
+def _serves(*tensors: Tensor) -> bool:
+    """Whether these are float32 tensors on a CPU whose values can be looked at."""
+    x = tensors[0]
+    if working_dtype(*tensors) != torch.float32 or wide_dtype(x) != torch.float64:
+        return False
+    return eager(x) and all(v.device.type == "cpu" and v.numel() > 0 for v in tensors)
 
 
 @torch.no_grad()
@@ -78,7 +99,7 @@ def computed(
     compiled, found = forward is not sweeps.forward, []
     for chunk in _chunks(rows[0], compiled):
         some = forward(kind, *_some(given, chunk, compiled), *(v[chunk] for v in rows))
-        if some is None or (compiled and not sweeps.within(OPS[kind], some[1], *given[:2])):
+        if some is None or (compiled and not sweeps.within(kind, some[1], *given[:2])):
             return None
         found.append(some)
     values = _joined([value for value, *_ in found])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lorentzkit._geometry import small
 from lorentzkit._geometry.arrays import Numbers, as_arrays, as_tensor, where
-from lorentzkit._geometry.gram import OPS, Gram, Op, Settings, Slopes, Sum, side
+from lorentzkit._geometry.gram import EXPMAP_TRANSP, OPS, Gram, Op, Settings, Slopes, Sum, side
 from lorentzkit._geometry.vectors import (
     joined,
     sums,
@@ -22,23 +22,14 @@ from lorentzkit._geometry.vectors import (
 )
 
 
-def within(op: Op, numbers: Sequence[Numbers], c: Numbers, t: Numbers) -> bool:
+def within(kind: str, numbers: Sequence[Numbers], c: Numbers, t: Numbers) -> bool:
     """Whether Gram numbers are exact enough."""
-    gram = _gram(op, numbers)
-    most_x, most_b = op.reach
-    if t is not None and not _all((t >= 0) & (t <= 1)):
-        return False
-    if not float((c * gram.xx).max()) <= most_x:
-        return False
-    return gram.bb is None or float((c * gram.bb).max()) <= most_b
+    op = OPS[kind]
+    return op.within(_gram(op, numbers), Settings(c, t=t))
 
 
 def _gram(op: Op, numbers: Sequence[Numbers]) -> Gram:
     return Gram(**dict(zip(op.numbers, numbers, strict=True)))
-
-
-def _all(holds: Any) -> bool:
-    return holds if isinstance(holds, bool) else bool(holds.all())
 
 
 def forward(
@@ -50,15 +41,25 @@ def forward(
     """
     op = OPS[kind]
     *numbers, c, t = as_arrays(*_products(op, vectors, op.numbers), c, t)
-    if not torch.compiler.is_compiling() and not within(op, numbers, c, t):
-        return None
     gram, settings = _measured(op, numbers, c, t, min_radius)
+    if not torch.compiler.is_compiling() and not op.within(gram, settings):
+        return None
     value = op.value(gram, settings)
     if op.along:
         # What cancels of several vectors is not left to their own dtype's rounding.
         (found,), kept = _sums(op, gram, vectors, [value], wide=len(vectors) > 1)
         return found, tuple(numbers), kept
     return as_tensor(value).to(torch.float32), tuple(numbers), ()
+
+
+def expmap_transp(c: Numbers, *vectors: Tensor) -> list[Tensor] | None:
+    """`expmap` of the second vector, and the third one transported along it; no derivatives."""
+    op = EXPMAP_TRANSP
+    *numbers, c = as_arrays(*_products(op, vectors, op.numbers), c)
+    gram, settings = _measured(op, numbers, c, None, 0.0)
+    if not op.within(gram, settings):
+        return None
+    return _sums(op, gram, vectors, op.value(gram, settings), wide=True)[0]
 
 
 def _measured(

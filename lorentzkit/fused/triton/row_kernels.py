@@ -158,12 +158,12 @@ def rows_kernel(
     ANGLE: tl.constexpr, ONE_FOR_ALL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     i = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    c = curvature(C, c_row, i, N, ONE_FOR_ALL)
-    k, scale = tl.zeros_like(c) + k_high + k_low, tl.zeros_like(c) + scale_high + scale_low
     of = _products(
         X, x_row, x_column, Y, y_row, y_column, U, u_row, u_column, None, 0, 0, i, N, D,
         VECTORS, False, ROWS, BLOCK,
     )  # fmt: skip
+    c = curvature(C, c_row, i, N, ONE_FOR_ALL)
+    k, scale = tl.zeros_like(c) + k_high + k_low, tl.zeros_like(c) + scale_high + scale_low
     ww, uw = tl.zeros_like(c), tl.zeros_like(c)
     if ANGLE:
         ww, uw = _across(
@@ -209,12 +209,12 @@ def rows_change_kernel(
 ):  # fmt: skip
     """Gradients for that with respect to the result, G; those that are None are left out."""
     i = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    c = curvature(C, c_row, i, N, ONE_FOR_ALL)
-    k, scale = tl.zeros_like(c) + k_high + k_low, tl.zeros_like(c) + scale_high + scale_low
     of = _products(
         X, x_row, x_column, Y, y_row, y_column, U, u_row, u_column, G, g_row, g_column, i, N, D,
         VECTORS, not SCALAR, ROWS, BLOCK,
     )  # fmt: skip
+    c = curvature(C, c_row, i, N, ONE_FOR_ALL)
+    k, scale = tl.zeros_like(c) + k_high + k_low, tl.zeros_like(c) + scale_high + scale_low
     ww, uw = tl.zeros_like(c), tl.zeros_like(c)
     if ANGLE:
         ww, uw = _across(
