@@ -11,8 +11,10 @@ import pytest
 import torch
 from condition import OPS as SIGNATURES
 from condition import gradient_errors, value_error
+from torch._dynamo.testing import CompileCounter
 
-from lorentzkit._geometry import rowwise
+from lorentzkit import ops
+from lorentzkit._geometry import arrays, compilation, rowwise, small, vectors
 from lorentzkit._geometry.gram import OPS, SHORT
 
 NEARLY = 1 - 1e-5
@@ -65,3 +67,80 @@ def test_exact_at_the_edge(near_only, op, angle):
     cotangent = torch.randn(4) if vector else None
     errors = gradient_errors(op, arguments, curv, cotangent)
     assert max(errors.values()) <= 4, errors
+
+
+# --- Other ways to the same formulas --------------------------------------------------------------
+
+
+def pair(count: int, radius: float) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, count, 6, generator=generator)
+    inputs = [radius * x, x + 0.3 * radius * y, torch.tensor(0.7)]
+    return [v.requires_grad_() for v in inputs]
+
+
+def value_and_gradients(function, inputs):
+    value = function(*inputs)
+    cotangent = torch.linspace(-1, 1, value.numel()).reshape(value.shape)
+    return [value, *torch.autograd.grad(value, inputs, cotangent)]
+
+
+@pytest.mark.parametrize("op", ["dist", "logmap", "expmap"])
+def test_rows_of_numpy_and_of_torch_are_the_same(monkeypatch, op):
+    inputs = pair(100, 1.0)
+    expected = value_and_gradients(getattr(ops, op), inputs)
+    monkeypatch.setattr(small, "_FEW_ELEMENTS", 0)
+    monkeypatch.setattr(arrays, "FEW_ROWS", 0)
+    monkeypatch.setattr(vectors, "_BLOCK", 7 * 6)
+    torch.testing.assert_close(value_and_gradients(getattr(ops, op), inputs), expected)
+
+
+@pytest.mark.parametrize("op", ["dist", "expmap"])
+def test_compiled_rows_are_the_eager_ones(monkeypatch, op):
+    inputs = pair(100, 1.0)
+    expected = value_and_gradients(getattr(ops, op), inputs)
+    monkeypatch.setattr(compilation, "_EARNS_COMPILING", 0)
+    torch.testing.assert_close(value_and_gradients(getattr(ops, op), inputs), expected)
+    far = [(50 * v).detach().requires_grad_() if v.dim() else v for v in inputs]
+    compiled = value_and_gradients(getattr(ops, op), far)
+    monkeypatch.setattr(compilation, "_EARNS_COMPILING", 2**60)
+    torch.testing.assert_close(compiled, value_and_gradients(getattr(ops, op), far))
+
+
+@pytest.mark.parametrize("op", ["dist", "logmap"])
+def test_compiled_code_looks_at_values_as_eager_code_does(op):
+    """Near the origin and far from it, in one graph, which is compiled once."""
+    torch.compiler.reset()
+    counter = CompileCounter()
+    function = torch.compile(getattr(ops, op), fullgraph=True, backend=counter)
+    for radius in (1.0, 1e4):
+        inputs = pair(20, radius)
+        expected = value_and_gradients(getattr(ops, op), inputs)
+        torch.testing.assert_close(value_and_gradients(function, inputs), expected)
+    assert counter.frame_count == 1
+
+
+def test_compiled_code_takes_curvatures_and_places_row_by_row():
+    torch.compiler.reset()
+    x, y, _ = pair(20, 1.0)
+    t, curv = torch.rand(20, requires_grad=True), torch.rand(20, requires_grad=True)
+    function = torch.compile(ops.geodesic, fullgraph=True, backend="aot_eager")
+    inputs = [t, x, y, curv]
+    expected = value_and_gradients(ops.geodesic, inputs)
+    torch.testing.assert_close(value_and_gradients(function, inputs), expected)
+
+
+@pytest.mark.parametrize("radius", [1.0, 1e4])
+def test_the_custom_op_is_a_good_one(radius):
+    x, y, curv = pair(5, radius)
+    torch.library.opcheck(torch.ops.lorentzkit.rows.default, ("dist", [x, y], curv, None, None))
+
+
+def test_half_precision_is_computed_in_float32():
+    x, y, curv = (v.detach().half() if v.dim() else v for v in pair(20, 1.0))
+    for v in (x, y):
+        v.requires_grad_()
+    value, *gradients = value_and_gradients(ops.dist, [x, y, curv])
+    assert value.dtype == torch.float32
+    assert [g.dtype for g in gradients] == [torch.float16, torch.float16, torch.float32]
+    torch.testing.assert_close(value, ops.dist(x.float(), y.float(), curv))

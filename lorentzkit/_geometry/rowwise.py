@@ -247,10 +247,13 @@ def differentiated(
     """
     again = torch.is_grad_enabled()
     with torch.enable_grad():
-        curv, t, *tensors = leaves = [
-            z.view_as(z) if need else z for z, need in zip(inputs, needed, strict=True)
-        ]
+        every = zip(inputs, needed, strict=True)
+        curv, t, *tensors = leaves = [_leaf(z) if need else z for z, need in every]
         of = plain(*([] if t is None else [t]), *tensors, curv)
         wanted = [z for z, need in zip(leaves, needed, strict=True) if need]
         found = iter(torch.autograd.grad(of, wanted, grad, create_graph=again))
     return [next(found) if need else None for need in needed]
+
+
+def _leaf(z: Tensor) -> Tensor:
+    return z.view_as(z) if z.requires_grad else z.detach().requires_grad_()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -93,7 +94,7 @@ def rows(
     t: Tensor | None,
     cone: Sequence[float] | None,
 ) -> tuple[Tensor, Tensor]:
-    """The values, and the Gram numbers ``(K, N, 1)``: NaN where the points are too far out."""
+    """The values, and the Gram numbers ``(K, N, 1)``: infinite where the points are too far."""
     min_radius = cone[0] if cone else 0.0
     found = rowwise.computed(op, tensors, curv, t, min_radius, _named(tensors))
     if found is not None:
@@ -101,7 +102,7 @@ def rows(
         return values, torch.stack([as_tensor(n) for n in of.numbers])
     values = _plainly(op, tensors, curv, t, cone)
     count = math.prod(_shape(tensors, curv, t))
-    return values, curv.new_full((len(OPS[op].numbers), count, 1), torch.nan, dtype=torch.float64)
+    return values, curv.new_full((len(OPS[op].numbers), count, 1), torch.inf, dtype=torch.float64)
 
 
 @rows.register_fake  # type: ignore[untyped-decorator]
@@ -131,8 +132,11 @@ def rows_gradients(
 ) -> list[Tensor]:
     """By curv, t and the tensors: those needed."""
     inputs = [curv, t, *tensors]
-    if bool(numbers.isnan().any()):
-        found = rowwise.differentiated(plain(op, cone), inputs, grad, needed)
+    if bool(numbers.isinf().any()):
+        # torch keeps autograd out of a custom op, but not out of another thread.
+        with ThreadPoolExecutor(1) as thread:
+            args = plain(op, cone), inputs, grad, needed
+            found = thread.submit(rowwise.differentiated, *args).result()
     else:
         min_radius = cone[0] if cone else 0.0
         shape, parameters = rowwise.parameters(tensors, curv, t, min_radius, _named(tensors))
