@@ -175,11 +175,10 @@ class Adam:
 
     def __init__(self, manifold: Any, x: Tensor, gradient: Tensor) -> None:
         self.x = geoopt.ManifoldParameter(x.clone(), manifold=manifold.to(x.device))
-        self.gradient = gradient
+        self.x.grad = gradient
         self.optimiser = geoopt.optim.RiemannianAdam([self.x], lr=1e-3)
 
     def step(self) -> tuple[float, float]:
-        self.x.grad = self.gradient.clone()  # geoopt's manifold changes it in place
         started = now()
         self.optimiser.step()
         return now() - started, 0.0
