@@ -22,6 +22,9 @@ NEARLY = 1 - 1e-5
 
 def edge(op: str, seed: int, angle: float) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Arguments at the edge of an op's reach, at this angle to one another."""
+    if op == "from_halfspace":
+        (x,), curv = edge("to_halfspace", seed, angle)
+        return [ops.to_halfspace(0.99 * x.roll(1), curv)], curv
     torch.manual_seed(seed)
     curv = torch.rand(()) + 0.5
     most = OPS[op].reach

@@ -12,6 +12,7 @@ nothing cancels of close points. The third, u, is a tangent vector.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -42,6 +43,8 @@ class Gram(NamedTuple):
     bb: Numbers = None
     xu: Numbers = None
     bu: Numbers = None
+    last: Numbers = None
+    """Of half-space maps: the last coordinate of x, which xx leaves out"""
 
 
 class Sum(NamedTuple):
@@ -50,6 +53,13 @@ class Sum(NamedTuple):
     x: Numbers
     b: Numbers = None
     u: Numbers = None
+
+
+class Apart(NamedTuple):
+    """A vector ``(rest x_rest, last)``: of half-space maps, which single out one coordinate."""
+
+    rest: Numbers
+    last: Numbers
 
 
 class Slopes(NamedTuple):
@@ -62,6 +72,7 @@ class Slopes(NamedTuple):
     bu: Numbers = None
     c: Numbers = None
     t: Numbers = None
+    last: Numbers = None
 
 
 class Side(NamedTuple):
@@ -112,10 +123,18 @@ class Op(NamedTuple):
     """The most of ``c |x|**2`` that it is exact for, and of ``c |y|**2``"""
     step: bool = False
     """Whether it goes along b, which is to be short then"""
+    size: Callable[[Gram, Settings], Numbers] | None = None
+    """What `reach` limits, if it is not the size of the vectors"""
+
+    @property
+    def apart(self) -> bool:
+        """Whether it singles out the last coordinate."""
+        return "last" in self.numbers
 
     def within(self, gram: Gram, of: Settings) -> bool:
         """Whether the Gram numbers are exact enough; not if they are NaN."""
-        most = float((of.c * gram.xx).max())
+        size = of.c * gram.xx if self.size is None else self.size(gram, of)
+        most = float(size.max())
         if self.points == 2:
             most = max(most, 0.25 * float((of.c * gram.bb).max()))
         if self.step:
@@ -189,6 +208,61 @@ FROM_KLEIN = _grown(lambda z: 1 / sqrt(1 - z), lambda z, of: 0.5 * of * of * of)
 FROM_POINCARE = _grown(lambda z: 2 / (1 - z), lambda z, of: 0.5 * of * of)
 
 
+# --- Half-space: the last coordinate, l or the height t, is apart ---------------------------------
+
+
+def to_halfspace(gram: Gram, of: Settings) -> Apart:
+    """``t/sqrt(c) = 1/(c (x0 - l))``, times ``sqrt(c)`` the factor of the other coordinates."""
+    c, last = of.c, gram.last
+    x0 = sqrt(1 / c + gram.xx + last * last)
+    # Where x0 - l cancels, by the other light-like coordinate: c (x0 - l)(x0 + l) = 1 + c |rest|^2
+    up = last > 0
+    total = x0 + where(up, last, -last)
+    height = where(up, total / (1 + c * gram.xx), 1 / (c * total))
+    return Apart(sqrt(c) * height, height)
+
+
+def to_halfspace_slopes(gram: Gram, of: Settings, along: Apart) -> Slopes:
+    c, root, last = of.c, sqrt(of.c), gram.last
+    h = to_halfspace(gram, of).last
+    x0 = sqrt(1 / c + gram.xx + last * last)
+    by = along.last + root * along.rest
+    by_rest = -0.5 * c * by * h * h / x0
+    # Of high points h/(2 x0) - 1 would cancel.
+    up = last > 0
+    total = x0 + where(up, last, 0.0)
+    fall = where(up, -0.5 / (c * x0 * total) - c * gram.xx / (1 + c * gram.xx), 0.5 * h / x0 - 1)
+    by_c = along.last * (h / c) * fall + along.rest * h * (last - c * gram.xx * h) / (2 * root * x0)
+    return Slopes(xx=by_rest, last=by * h / x0, c=by_c)
+
+
+def _halfspace_size(gram: Gram, of: Settings) -> Numbers:
+    return of.c * (gram.xx + gram.last * gram.last)
+
+
+def from_halfspace(gram: Gram, of: Settings) -> Apart:
+    s, t = 1 / sqrt(of.c), gram.last
+    return Apart(s / t, 0.5 * ((t - s) * (t + s) + gram.xx) / t)
+
+
+def from_halfspace_slopes(gram: Gram, of: Settings, along: Apart) -> Slopes:
+    s, t = 1 / sqrt(of.c), gram.last
+    by_last = 0.5 * along.last * (t * t + s * s - gram.xx) / (t * t)
+    return Slopes(
+        xx=0.5 * along.last / t,
+        last=by_last - along.rest * s / (t * t),
+        c=0.5 * (along.last * s * s - along.rest * s) / (of.c * t),
+    )
+
+
+def _ball_size(gram: Gram, of: Settings) -> Numbers:
+    """Of the point itself; heights that are not positive are no points."""
+    positive = gram.last > 0
+    point = from_halfspace(gram._replace(last=where(positive, gram.last, 1.0)), of)
+    size = of.c * (point.rest * point.rest * gram.xx + point.last * point.last)
+    return where(positive, size, math.inf)
+
+
 # --- Numbers of one point -------------------------------------------------------------------------
 
 
@@ -217,7 +291,7 @@ def half_aperture(gram: Gram, of: Settings) -> Numbers:
     k, s = 2 * of.min_radius, sqrt(of.c * gram.xx)
     far = where(s > k, s, 2 * k)
     angle = arctan2(k + 0 * far, sqrt(far - k) * sqrt(far + k))
-    return where(s > k, angle, 0.5 * _PI)
+    return where(s > k, angle, 0.5 * math.pi)
 
 
 def half_aperture_slopes(gram: Gram, of: Settings, grad: Numbers) -> Slopes:
@@ -226,9 +300,6 @@ def half_aperture_slopes(gram: Gram, of: Settings, grad: Numbers) -> Slopes:
     far = where(s > k, s, 2 * k)
     by_z = where(s > k, -0.5 * grad * k / (far * far * sqrt(far - k) * sqrt(far + k)), 0.0)
     return Slopes(xx=by_z * of.c, c=by_z * gram.xx)
-
-
-_PI = 3.141592653589793
 
 
 # --- Two points -----------------------------------------------------------------------------------
@@ -452,6 +523,12 @@ OPS = {
     "to_poincare": Op(*TO_POINCARE, ("xx",), 1, "x"),
     "from_klein": Op(*FROM_KLEIN, ("xx",), 0, "x", reach=1 - 1 / NEAR),
     "from_poincare": Op(*FROM_POINCARE, ("xx",), 0, "x", reach=1 - 1 / NEAR),
+    "to_halfspace": Op(
+        to_halfspace, to_halfspace_slopes, ("xx", "last"), 1, "x", size=_halfspace_size
+    ),
+    "from_halfspace": Op(
+        from_halfspace, from_halfspace_slopes, ("xx", "last"), 0, "x", size=_ball_size
+    ),
     "dist": Op(dist, dist_slopes, ("xx", "xb", "bb"), 2),
     "inner": Op(inner, inner_slopes, ("xx", "xb", "bb"), 2),
     "logmap": Op(logmap, logmap_slopes, ("xx", "xb", "bb"), 2, "xb"),

@@ -13,7 +13,17 @@ from torch import Tensor
 
 from lorentzkit._geometry import small
 from lorentzkit._geometry.arrays import Numbers, as_arrays, as_tensor, where
-from lorentzkit._geometry.gram import EXPMAP_TRANSP, OPS, Gram, Op, Settings, Slopes, Sum, side
+from lorentzkit._geometry.gram import (
+    EXPMAP_TRANSP,
+    OPS,
+    Apart,
+    Gram,
+    Op,
+    Settings,
+    Slopes,
+    Sum,
+    side,
+)
 from lorentzkit._geometry.vectors import (
     joined,
     sums,
@@ -40,16 +50,29 @@ def forward(
     Compiled code does not see whether they are. c and t are floats, or ``(N, 1)``.
     """
     op = OPS[kind]
-    *numbers, c, t = as_arrays(*_products(op, vectors, op.numbers), c, t)
+    *numbers, c, t = as_arrays(*_numbers(op, vectors), c, t)
     gram, settings = _measured(op, numbers, c, t, min_radius)
     if not torch.compiler.is_compiling() and not op.within(gram, settings):
         return None
     value = op.value(gram, settings)
+    if op.apart:
+        (found,), kept = _sums(op, gram, vectors, [value[:1]])
+        return _with_last(found, value.last), tuple(numbers), kept
     if op.along:
         # What cancels of several vectors is not left to their own dtype's rounding.
         (found,), kept = _sums(op, gram, vectors, [value], wide=len(vectors) > 1)
         return found, tuple(numbers), kept
     return as_tensor(value).to(torch.float32), tuple(numbers), ()
+
+
+def _with_last(found: Tensor, last: Numbers) -> Tensor:
+    found[:, -1:] = as_tensor(last)
+    return found
+
+
+def _rest(v: Tensor) -> Tensor:
+    """All coordinates but the last; a zero in the place of none."""
+    return v[:, :-1] if v.shape[1] > 1 else torch.zeros_like(v)
 
 
 def expmap_transp(c: Numbers, *vectors: Tensor) -> list[Tensor] | None:
@@ -67,6 +90,13 @@ def _measured(
 ) -> tuple[Gram, Settings]:
     gram, of = _gram(op, numbers), Settings(c, t=t, min_radius=min_radius)
     return gram, of._replace(side=side(gram, c)) if op.points == 2 else of
+
+
+def _numbers(op: Op, vectors: Sequence[Tensor]) -> tuple[Numbers, ...]:
+    if not op.apart:
+        return _products(op, vectors, op.numbers)
+    (x,) = vectors
+    return *_products(op, [_rest(x)], ["xx"]), x[:, -1:].double()
 
 
 def _products(op: Op, vectors: Sequence[Tensor], pairs: Sequence[str]) -> tuple[Numbers, ...]:
@@ -108,6 +138,8 @@ def backward(
     every: tuple[Tensor | None, ...] = vectors
     *numbers, c, t = as_arrays(*numbers, c, t)
     gram, settings = _measured(op, numbers, c, t, min_radius)
+    if op.apart:
+        return _backward_apart(op, gram, settings, grad, *vectors)
     if op.along:
         of_grad = _products(op, (*vectors[: len(op.along)], grad), [f"{v}g" for v in op.along])
         along: Any = Sum(*as_arrays(*of_grad))
@@ -119,6 +151,15 @@ def backward(
     rows = _by_vector(op, by, value)
     wanted = [row for row, need in zip(rows, needed, strict=False) if need]
     return Gradients(by.c, by.t, *(_sums(op, gram, every, wanted) if wanted else ([], [])))
+
+
+def _backward_apart(op: Op, gram: Gram, settings: Settings, grad: Tensor, x: Tensor) -> Gradients:
+    of_rest = _products(op, [_rest(x), _rest(grad)], ["xg"])
+    along = Apart(*as_arrays(*of_rest, grad[:, -1:].double()))
+    by = op.slopes(gram, settings, along)
+    row = [_twice(by.xx), op.value(gram, settings).rest]
+    (found,), kept = _sums(op, gram, [x, grad], [row])
+    return Gradients(by.c, None, [_with_last(found, by.last)], kept)
 
 
 def _by_vector(op: Op, by: Slopes, value: Sum) -> list[list[Numbers]]:
