@@ -77,7 +77,7 @@ IMPLEMENTATIONS = ("auto", "reference")
 OURS = (*IMPLEMENTATIONS, "auto_later", "auto_compiled", "lorentzkit", "lorentzkit.ops")
 # Ops compile their rows once they have done enough work: first calls never, later ones always.
 EARNED_AT = {"auto": math.inf, "auto_later": 0}
-NEVER_EARNED = ("add_time", "einstein_midpoint", "frechet_mean", "from_halfspace", "to_halfspace")
+NEVER_EARNED = ("add_time", "einstein_midpoint", "frechet_mean")
 # Compiled where the sizes are large: compiling takes longer than all else, and eager overhead,
 # which it saves, is what the small size shows.
 LEAST_COMPILED = 1024
