@@ -15,7 +15,8 @@ from torch._dynamo.testing import CompileCounter
 
 from lorentzkit import ops
 from lorentzkit._geometry import arrays, compilation, rowwise, small, vectors
-from lorentzkit._geometry.gram import OPS, SHORT
+from lorentzkit._geometry.formulas import OPS
+from lorentzkit._geometry.gram import SHORT
 
 NEARLY = 1 - 1e-5
 

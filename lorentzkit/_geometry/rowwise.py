@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lorentzkit._geometry import sweeps
 from lorentzkit._geometry.arguments import check_broadcast, curvature, vectors, working_dtype
 from lorentzkit._geometry.arrays import FEW_ROWS, Numbers, as_tensor
 from lorentzkit._geometry.compilation import earned
-from lorentzkit._geometry.gram import OPS
+from lorentzkit._geometry.formulas import OPS
 from lorentzkit._geometry.special import values_known
 from lorentzkit._geometry.vectors import eager, flat, wide_dtype
 
@@ -79,7 +80,9 @@ def _serves(*tensors: Tensor) -> bool:
     x = tensors[0]
     if working_dtype(*tensors) != torch.float32 or wide_dtype(x) != torch.float64:
         return False
-    return eager(x) and all(v.device.type == "cpu" and v.numel() > 0 for v in tensors)
+    if not all(v.device.type == "cpu" and v.numel() > 0 for v in tensors):
+        return False
+    return eager(x) and not any(map(is_traceable_wrapper_subclass, tensors))
 
 
 @torch.no_grad()

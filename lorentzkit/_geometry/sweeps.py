@@ -13,17 +13,8 @@ from torch import Tensor
 
 from lorentzkit._geometry import small
 from lorentzkit._geometry.arrays import Numbers, as_arrays, as_tensor, where
-from lorentzkit._geometry.gram import (
-    EXPMAP_TRANSP,
-    OPS,
-    Apart,
-    Gram,
-    Op,
-    Settings,
-    Slopes,
-    Sum,
-    side,
-)
+from lorentzkit._geometry.formulas import EXPMAP_TRANSP, OPS, side
+from lorentzkit._geometry.gram import Apart, Gram, Op, Settings, Slopes, Sum
 from lorentzkit._geometry.vectors import (
     joined,
     sums,

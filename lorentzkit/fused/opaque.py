@@ -1,6 +1,6 @@
 """Ops on rows of vectors under `torch.compile`, on a CPU: custom ops that look at values.
 
-Near the origin an op is a third of the work (`_geometry.gram`), and whether the points are near is
+Near the origin an op is a third of the work (`_geometry.formulas`), and whether the points are near is
 seen at run time. Transforms, export and other devices compile the op in torch.
 """
 
@@ -19,7 +19,7 @@ from torch.autograd import forward_ad
 from lorentzkit._geometry import rowwise
 from lorentzkit._geometry.arguments import working_dtype
 from lorentzkit._geometry.arrays import as_tensor
-from lorentzkit._geometry.gram import OPS
+from lorentzkit._geometry.formulas import OPS
 from lorentzkit._geometry.vectors import is_exporting
 
 _IN_TORCH: dict[str, Callable[..., Tensor]] = {}
