@@ -9,7 +9,13 @@ from torch import Tensor
 from torch.autograd import Function
 
 from lorentzkit._geometry.arguments import norm_limit
-from lorentzkit._geometry.special import arsinh_length, asinhc, cosh_sinhc, norm
+from lorentzkit._geometry.special import (
+    arsinh_length,
+    asinhc,
+    cosh_sinhc,
+    norm,
+    values_at_hand,
+)
 from lorentzkit._geometry.vectors import (
     combine,
     dot,
@@ -61,7 +67,7 @@ class _Length(Function):
         x, r = ctx.saved_tensors
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             r = _plain_length(x)
-        if r.dtype == x.dtype:  # of denormal numbers 1/r would overflow
+        if r.dtype == x.dtype and not _moderate(r):  # of denormal numbers 1/r would overflow
             scale = power_of_two([x])
             x, r = x / scale, r / scale
         return expand([x], None, [torch.where(r == 0, 0.0, grad / or_one(r))])[0]
@@ -69,11 +75,20 @@ class _Length(Function):
 
 def _length(x: Tensor) -> Tensor:
     p = parts(x, wide_dtype(x))
-    if p[0].dtype != x.dtype:
-        return dot(p, p).sqrt()
+    r = dot(p, p).sqrt()
+    if p[0].dtype != x.dtype or _moderate(r):
+        return r
     scale = power_of_two(p)
     p = [v / scale for v in p]
     return scale * dot(p, p).sqrt()
+
+
+def _moderate(r: Tensor) -> bool:
+    """Whether squares of such float64 lengths are seen to neither overflow nor underflow."""
+    if r.dtype != torch.float64 or not values_at_hand(r) or r.numel() == 0:
+        return False
+    least, most = r.aminmax()
+    return float(least) > 1e-140 and float(most) < 1e150
 
 
 def time(x: Tensor, c: Tensor) -> Tensor:

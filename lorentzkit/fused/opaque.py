@@ -1,7 +1,7 @@
 """Ops on rows of vectors under `torch.compile`, on a CPU: custom ops that look at values.
 
-Near the origin an op is a third of the work (`_geometry.formulas`), and whether the points are near is
-seen at run time. Transforms, export and other devices compile the op in torch.
+Near the origin an op is a third of the work (`_geometry.formulas`), and whether the points are near
+is seen at run time. Transforms, export and other devices compile the op in torch.
 """
 
 from __future__ import annotations
