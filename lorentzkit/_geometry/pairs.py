@@ -70,8 +70,8 @@ class _OfRows(Function):
             return (None, *torch.autograd.grad(of, inputs, grad, create_graph=True))
         wanted = ctx.needs_input_grad[3]
         function = earned(gradients if wanted else point_gradients, ctx.kind, x)
-        by_c, *by_points = function(ctx.kind, x, y, c, grad, *measures)
-        return (None, *by_points, by_c.sum_to_size(c.shape).to(c.dtype) if wanted else None)
+        by_c, by_x, by_y, *_ = function(ctx.kind, x, y, c, grad, *measures)
+        return (None, by_x, by_y, by_c.sum_to_size(c.shape).to(c.dtype) if wanted else None)
 
 
 def of_blocks(kind: str, x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, ...]:
@@ -127,7 +127,8 @@ def gradients(
     if wide_dtype(x) == x.dtype:
         of_x, of_y = _scales(measures, close)
         x, y = x / of_x, y / of_y
-    return of_c, *expand([x, y], close, slopes[:2], slopes[2:])
+    # The coefficients are results too, lest inductor compute them anew for each column.
+    return of_c, *expand([x, y], close, slopes[:2], slopes[2:]), *slopes
 
 
 def point_gradients(*args: Any) -> tuple[Tensor, ...]:
@@ -158,7 +159,7 @@ def selected_gradients(
     by_c = torch.zeros(1, dtype=wide_dtype(x), device=x.device)
     for some in row_blocks(x, len(i)):
         p, q = x[i[some]], y[j[some]]
-        of_c, *of_points = gradients(kind, p, q, c, grad[some], *measured(p, q))
+        of_c, *of_points = gradients(kind, p, q, c, grad[some], *measured(p, q))[:3]
         by_c += of_c.sum()
         for total, index, of in zip(totals, (i, j), of_points, strict=True):
             total.index_add_(0, index[some], of)
