@@ -60,18 +60,22 @@ def row_blocks(count: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def earned(function: Callable[..., Any], kind: str, x: Tensor) -> Callable[..., Any]:
+def earned(
+    function: Callable[..., Any], kind: str, x: Tensor, at_once: bool = False
+) -> Callable[..., Any]:
     """``function(kind, ...)`` of rows x: compiled once it has done as much as compiling costs.
 
     So a program that calls it a few times never waits for a compiler, and one that calls it often
     pays for that at most as much again. What is counted is work, not time: a program that is run
-    again compiles at the same call.
+    again compiles at the same call. ``at_once``: many rows are compiled without having earned it,
+    for a program that compiles itself.
     """
     if x.device.type != "cpu" or x.dtype == torch.float64 or not values_known(x):
         return function
     key = (function, _kind_of_rows(kind, x))
     _done[key] = _done.get(key, 0) + _CALL + len(x) * (x.shape[-1] + _SCALARS)
-    if _done[key] < _EARNS_COMPILING or not _has_compiler():
+    enough = _done[key] >= _EARNS_COMPILING or (at_once and x.numel() >= _WORTH_COMPILING)
+    if not enough or not _has_compiler():
         return function
     return compiled_rows(function, kind, x)
 

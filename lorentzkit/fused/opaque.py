@@ -96,7 +96,8 @@ def rows(
 ) -> tuple[Tensor, Tensor]:
     """The values, and the Gram numbers ``(K, N, 1)``: infinite where the points are too far."""
     min_radius = cone[0] if cone else 0.0
-    found = rowwise.computed(op, tensors, curv, t, min_radius, _named(tensors))
+    named = _named(tensors)
+    found = rowwise.computed(op, tensors, curv, t, min_radius, named, at_once=True)
     if found is not None:
         of, values = found
         return values, torch.stack([as_tensor(n) for n in of.numbers])
@@ -141,7 +142,7 @@ def rows_gradients(
         min_radius = cone[0] if cone else 0.0
         shape, parameters = rowwise.parameters(tensors, curv, t, min_radius, _named(tensors))
         of = rowwise.Rows(op, shape, parameters, tuple(numbers))
-        found = rowwise.gradients(of, inputs, grad, needed)
+        found = rowwise.gradients(of, inputs, grad, needed, at_once=True)
     return [by for by in found if by is not None]
 
 
