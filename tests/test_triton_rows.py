@@ -1,5 +1,6 @@
 """The kernels of rows of vectors, compiled for three generations of GPUs; interpreted elsewhere."""
 
+import itertools
 import os
 
 import pytest
@@ -39,10 +40,19 @@ def compiled(monkeypatch):
 @pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize("op", OPS)
 def test_kernels_compile_and_spill_no_register(compiled, op, capability):
-    """Of long rows, and of short ones whose entries are aligned and are not."""
-    for D in (512, 32, 5) if op in MOST_SCALARS else (512, 32) if capability == 90 else (512,):
-        stacks = compiled(capability, op, D)
-        assert list(stacks.values()) == [0, 0], D
+    """Of long rows and of short ones, for a number as the curvature; of a tensor, on one GPU."""
+    numbers = (0.7, torch.ones(1)) if capability == 100 else (0.7,)
+    for D, curv in itertools.product((512, 32), numbers):
+        stacks = compiled(capability, op, D, curv)
+        assert list(stacks.values()) == [0, 0], (D, curv)
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("op", MOST_SCALARS)
+def test_kernels_of_entries_that_are_not_aligned_spill_no_register(compiled, op, capability):
+    """Of short rows with a curvature each."""
+    stacks = compiled(capability, op, 5, torch.ones(64))
+    assert list(stacks.values()) == [0, 0]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +64,6 @@ def test_kernels_of_other_arguments_compile_and_spill_no_register(compiled, op):
         {"D": 130},
         {"dtype": torch.float16, "D": 32},
         {"dtype": torch.bfloat16},
-        {"curv": torch.ones(64)},
         {"curv": torch.ones(1, dtype=torch.float64)},
         {"D": 32, "of_sum": True},
     ):

@@ -78,6 +78,31 @@ def test_values_and_gradients(kind, D):
         assert (error <= 2.0**-22 * size + 2.0**-140).all(), (error / size).nan_to_num().max()
 
 
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_pairs_with_a_point_in_common(dtype, deterministic):
+    """Of a point in many pairs the sum, the same bits on every run; of one in none, zero."""
+    torch.use_deterministic_algorithms(deterministic)
+    draw = Draw(17)
+    x, y, c = draw.normal(20).to(dtype), draw.normal(30).to(dtype), torch.tensor([0.7])
+    i = torch.randint(3, (300,), generator=draw.generator)
+    j = torch.randint(30, (300,), generator=draw.generator) // 2 * 2
+    at = torch.randn(300, 2, generator=draw.generator)
+    found = chosen.selected_gradients("angle", x, y, c, i, j, at)
+    terms = kernels.gradients("angle", (x[i], y[j]), c, at, (True, True, False, False)).vectors
+    for index, by, term in zip((i, j), found, terms, strict=False):
+        none = torch.zeros(by.shape, dtype=torch.float64)
+        total = none.index_add(0, index, term.double())
+        size = none.index_add(0, index, term.double().abs())
+        count = index.bincount(minlength=len(by))[:, None]
+        assert by.dtype == dtype
+        assert (count == 0).any()
+        assert ((by.double() - total).abs() <= count * torch.finfo(dtype).eps * size).all()
+    for _ in range(10 if DEVICE == "cuda" else 1):
+        again = chosen.selected_gradients("angle", x, y, c, i, j, at)
+        assert all(torch.equal(a, b) for a, b in zip(again, found, strict=True))
+
+
 @every_kind
 def test_derivatives_through_the_registry(kind):
     """The first are the kernel's, the second the reference's."""
@@ -129,7 +154,7 @@ def test_launches(kind, launches):  # noqa: F811
     _, others = launched_by_torch(lambda: registry.selected_gradients(x, y, c, i, j, at, kind))
     assert launches == ["rows_change_kernel"]
     assert others == [*["aten::index"] * 2, "aten::sum", "aten::copy_",
-                      *["aten::new_zeros", "aten::index_add_"] * 2]  # fmt: skip
+                      *["aten::new_zeros", "aten::_index_put_impl_"] * 2]  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore:.*deprecated")

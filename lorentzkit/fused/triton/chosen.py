@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from lorentzkit.fused.triton import rows
@@ -28,9 +29,20 @@ def selected_gradients(
     at = at if kind == "angle" else at[:, 0]
     of = rows.gradients(_OPS[kind], (x[i], y[j]), c, at, (True, True, True, False))
     of_x, of_y = (
-        v.new_zeros(v.shape).index_add_(0, index, by)
+        _summed(v, index, by)
         for v, index, by in zip((x, y), (i, j), of.vectors, strict=True)
         if by is not None
     )
     assert of.c is not None
     return of_x, of_y, of.c
+
+
+def _summed(v: Tensor, index: Tensor, by: Tensor) -> Tensor:
+    """The gradient of ``v`` for ``by``, that of ``v[index]``, as torch has it.
+
+    On a GPU it sorts the index, and adds up each row's in that order: the same bits on every run,
+    where `index_add_` has atomics. The indices are not looked at again, for `v[index]` has been;
+    the host would wait for that.
+    """
+    total = v.new_zeros(v.shape)
+    return torch._index_put_impl_(total, (index,), by, accumulate=True, unsafe=True)
