@@ -89,6 +89,19 @@ def value_and_gradients(function, inputs):
     return [value, *torch.autograd.grad(value, inputs, cotangent)]
 
 
+@pytest.mark.parametrize("op", ["dist", "inner", "logmap"])
+def test_close_and_distant_points_in_one_batch(op):
+    """Sums of the close ones are made of y - x, those of the others of y."""
+    inputs = pair(100, 1.0)
+    with torch.no_grad():
+        inputs[1][::2] *= -2
+    found = value_and_gradients(getattr(ops, op), inputs)
+    wide = [v.detach().double().requires_grad_() for v in inputs]
+    exact = value_and_gradients(getattr(ops, op), wide)
+    for part, expected in zip(found, exact, strict=True):
+        torch.testing.assert_close(part.double(), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("op", ["dist", "logmap", "expmap"])
 def test_rows_of_numpy_and_of_torch_are_the_same(monkeypatch, op):
     inputs = pair(100, 1.0)
