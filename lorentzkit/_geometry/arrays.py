@@ -52,7 +52,7 @@ def _of(name: str) -> Any:
 
 
 sqrt, log1p, arcsinh = _of("sqrt"), _of("log1p"), _of("arcsinh")
-sinh, cosh, tanh = _of("sinh"), _of("cosh"), _of("tanh")
+sinh, cosh = _of("sinh"), _of("cosh")
 arctan2 = _of("arctan2")
 
 

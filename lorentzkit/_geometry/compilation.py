@@ -72,21 +72,13 @@ def earned(
     """
     if x.device.type != "cpu" or x.dtype == torch.float64 or not values_known(x):
         return function
-    key = (function, _kind_of_rows(kind, x))
+    kind = f"{kind}_{x.shape[-1] if x.shape[-1] <= FEW else 0}"  # short rows are code of their own
+    key = (function, kind)
     _done[key] = _done.get(key, 0) + _CALL + len(x) * (x.shape[-1] + _SCALARS)
     enough = _done[key] >= _EARNS_COMPILING or (at_once and x.numel() >= _WORTH_COMPILING)
     if not enough or not _has_compiler():
         return function
-    return compiled_rows(function, kind, x)
-
-
-def compiled_rows(function: Callable[..., Any], kind: str, x: Tensor) -> Callable[..., Any]:
-    return compiled(function, _kind_of_rows(kind, x), x.dtype, rows=True)
-
-
-def _kind_of_rows(kind: str, x: Tensor) -> str:
-    """Short rows are code of their own."""
-    return f"{kind}_{x.shape[-1] if x.shape[-1] <= FEW else 0}"
+    return compiled(function, kind, x.dtype, rows=True)
 
 
 def compiles(x: Tensor, work: int) -> bool:

@@ -117,11 +117,12 @@ class Op(NamedTuple):
 
     def within(self, gram: Gram, of: Settings) -> bool:
         """Whether the Gram numbers are exact enough; not if they are NaN."""
-        size = of.c * gram.xx if self.size is None else self.size(gram, of)
-        most = float(size.max())
+        sizes = [of.c * gram.xx if self.size is None else self.size(gram, of)]
         if self.points == 2:
-            most = max(most, 0.25 * float((of.c * gram.bb).max()))
-        return most <= self.reach and (of.t is None or _all((of.t >= 0) & (of.t <= 1)))
+            sizes.append(0.25 * of.c * gram.bb)
+        # NaN is not less than anything, and no maximum hides it.
+        within = all(float(size.max()) <= self.reach for size in sizes)
+        return within and (of.t is None or _all((of.t >= 0) & (of.t <= 1)))
 
 
 def _all(holds: Any) -> bool:

@@ -59,8 +59,9 @@ def near_rows(
 
 
 @torch.no_grad()
+@np.errstate(all="ignore")
 def expmap_transp(x: Tensor, u: Tensor, v: Tensor, curv: Tensor) -> tuple[Tensor, Tensor] | None:
-    """`maps.expmap_transp` without derivatives; None as of `near_rows`."""
+    """`ops.expmap` of u, and v transported along it; no derivatives. None as of `near_rows`."""
     if not _serves(x, u, v, curv):
         return None
     named = {"x": x, "u": u, "v": v}

@@ -5,7 +5,7 @@ One sweep takes the products of the vectors in float64, the other sums them up w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -69,7 +69,7 @@ def _rest(v: Tensor) -> Tensor:
 def expmap_transp(c: Numbers, *vectors: Tensor) -> list[Tensor] | None:
     """`expmap` of the second vector, and the third one transported along it; no derivatives."""
     op = EXPMAP_TRANSP
-    *numbers, c = as_arrays(*_products(op, vectors, op.numbers), c)
+    *numbers, c = as_arrays(*_numbers(op, vectors), c)
     gram, settings = _measured(op, numbers, c, None, 0.0)
     if not op.within(gram, settings):
         return None
@@ -85,22 +85,21 @@ def _measured(
 
 def _numbers(op: Op, vectors: Sequence[Tensor]) -> tuple[Numbers, ...]:
     if not op.apart:
-        return _products(op, vectors, op.numbers)
+        return _products(op, dict(zip("xbu", vectors, strict=False)), op.numbers)
     (x,) = vectors
-    return *_products(op, [_rest(x)], ["xx"]), x[:, -1:].double()
+    return *_products(op, {"x": _rest(x)}, ["xx"]), x[:, -1:].double()
 
 
-def _products(op: Op, vectors: Sequence[Tensor], pairs: Sequence[str]) -> tuple[Numbers, ...]:
-    """Products ``(N, 1)`` by the letters of `gram`; g is the last vector."""
-    letters = "xbu"[: len(vectors)] if "g" not in pairs[0] else "xbu"[: len(vectors) - 1] + "g"
-    if small.is_small(vectors[0]):
-        return small.products(dict(zip(letters, vectors, strict=True)), op.points, pairs)
+def _products(op: Op, vectors: Mapping[str, Tensor], pairs: Sequence[str]) -> tuple[Numbers, ...]:
+    """Products ``(N, 1)`` of the vectors x, b, u and g, by letters; two points' b as y."""
+    if small.is_small(vectors["x"]):
+        return small.products(vectors, op.points, pairs)
     blocks = []
-    for block in wide_blocks(vectors):
+    for block in wide_blocks(list(vectors.values())):
+        v = dict(zip(vectors, block, strict=True))
         if op.points == 2:
-            for p, q in zip(*block[:2], strict=True):
+            for p, q in zip(v["x"], v["b"], strict=True):
                 q -= p
-        v = dict(zip(letters, block, strict=True))
         blocks.append(wide_dots([(v[pair[0]], v[pair[1]]) for pair in pairs]))
     return joined(blocks)
 
@@ -132,7 +131,8 @@ def backward(
     if op.apart:
         return _backward_apart(op, gram, settings, grad, *vectors)
     if op.along:
-        of_grad = _products(op, (*vectors[: len(op.along)], grad), [f"{v}g" for v in op.along])
+        with_grad = dict(zip(op.along, vectors, strict=False)) | {"g": grad}
+        of_grad = _products(op, with_grad, [f"{v}g" for v in op.along])
         along: Any = Sum(*as_arrays(*of_grad))
         value = op.value(gram, settings)
         every = (*vectors, *[None] * (3 - len(vectors)), grad)
@@ -145,7 +145,7 @@ def backward(
 
 
 def _backward_apart(op: Op, gram: Gram, settings: Settings, grad: Tensor, x: Tensor) -> Gradients:
-    of_rest = _products(op, [_rest(x), _rest(grad)], ["xg"])
+    of_rest = _products(op, {"x": _rest(x), "g": _rest(grad)}, ["xg"])
     along = Apart(*as_arrays(*of_rest, grad[:, -1:].double()))
     by = op.slopes(gram, settings, along)
     row = [_twice(by.xx), op.value(gram, settings).rest]

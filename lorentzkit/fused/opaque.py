@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,14 +25,14 @@ from lorentzkit._geometry.vectors import is_exporting
 _IN_TORCH: dict[str, Callable[..., Tensor]] = {}
 
 
-def in_torch(*ops: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+def in_torch(op: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Marks an op's function in torch: it checks arguments and has derivatives of every order.
 
     It takes the op's arguments in their order; those on cones a keyword ``cone``.
     """
 
     def add(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        _IN_TORCH.update(dict.fromkeys(ops, function))
+        _IN_TORCH[op] = function
         return function
 
     return add
@@ -81,104 +81,82 @@ def call(
 _INPUTS = "str op, Tensor[] tensors, Tensor curv, Tensor? t, float[]? cone"
 
 
+class _Call(NamedTuple):
+    """The arguments of both ops."""
+
+    op: str
+    tensors: Sequence[Tensor]
+    curv: Tensor
+    t: Tensor | None
+    cone: Sequence[float] | None
+
+    def shape(self) -> torch.Size:
+        """The leading dimensions."""
+        numbers = [z.shape for z in (self.curv, self.t) if z is not None]
+        return torch.broadcast_shapes(*(v.shape[:-1] for v in self.tensors), *numbers)  # type: ignore[no-untyped-call, no-any-return]
+
+    def numbers(self) -> tuple[int, int, int]:
+        """The shape of the Gram numbers."""
+        return len(OPS[self.op].numbers), math.prod(self.shape()), 1
+
+    def near(self) -> tuple[Sequence[Tensor], Tensor, Tensor | None, float, dict[str, Tensor]]:
+        """As `rowwise` takes them."""
+        named = dict(zip("xyu", self.tensors, strict=False))
+        return self.tensors, self.curv, self.t, self.cone[0] if self.cone else 0.0, named
+
+
 def _op(schema: str) -> Callable[..., Any]:
     name, _, signature = schema.partition("(")
     return torch.library.custom_op(f"lorentzkit::{name}", mutates_args=(), schema=f"({signature}")
 
 
 @_op(f"rows({_INPUTS}) -> (Tensor, Tensor)")
-def rows(
-    op: str,
-    tensors: Sequence[Tensor],
-    curv: Tensor,
-    t: Tensor | None,
-    cone: Sequence[float] | None,
-) -> tuple[Tensor, Tensor]:
+def rows(*args: Any) -> tuple[Tensor, Tensor]:
     """The values, and the Gram numbers ``(K, N, 1)``: infinite where the points are too far."""
-    min_radius = cone[0] if cone else 0.0
-    named = _named(tensors)
-    found = rowwise.computed(op, tensors, curv, t, min_radius, named, at_once=True)
+    call = _Call(*args)
+    found = rowwise.computed(call.op, *call.near(), at_once=True)
     if found is not None:
         of, values = found
         return values, torch.stack([as_tensor(n) for n in of.numbers])
-    values = _plainly(op, tensors, curv, t, cone)
-    count = math.prod(_shape(tensors, curv, t))
-    return values, curv.new_full((len(OPS[op].numbers), count, 1), torch.inf, dtype=torch.float64)
+    t = [] if call.t is None else [call.t]
+    values = plain(call.op, call.cone)(*t, *call.tensors, call.curv)
+    return values, call.curv.new_full(call.numbers(), torch.inf, dtype=torch.float64)
 
 
 @rows.register_fake  # type: ignore[untyped-decorator]
-def _(
-    op: str,
-    tensors: Sequence[Tensor],
-    curv: Tensor,
-    t: Tensor | None,
-    cone: Sequence[float] | None,
-) -> tuple[Tensor, Tensor]:
-    x, shape = tensors[0], _shape(tensors, curv, t)
-    values = x.new_empty((*shape, x.shape[-1]) if OPS[op].along else shape, dtype=torch.float32)
-    count = math.prod(shape)
-    return values, x.new_empty((len(OPS[op].numbers), count, 1), dtype=torch.float64)
+def _(*args: Any) -> tuple[Tensor, Tensor]:
+    call = _Call(*args)
+    x, shape = call.tensors[0], call.shape()
+    of_row = x.shape[-1:] if OPS[call.op].along else ()
+    values = x.new_empty((*shape, *of_row), dtype=torch.float32)
+    return values, x.new_empty(call.numbers(), dtype=torch.float64)
 
 
 @_op(f"rows_gradients({_INPUTS}, Tensor numbers, Tensor grad, bool[] needed) -> Tensor[]")
-def rows_gradients(
-    op: str,
-    tensors: Sequence[Tensor],
-    curv: Tensor,
-    t: Tensor | None,
-    cone: Sequence[float] | None,
-    numbers: Tensor,
-    grad: Tensor,
-    needed: Sequence[bool],
-) -> list[Tensor]:
+def rows_gradients(*args: Any) -> list[Tensor]:
     """By curv, t and the tensors: those needed."""
-    inputs = [curv, t, *tensors]
+    *given, numbers, grad, needed = args
+    call = _Call(*given)
+    inputs = [call.curv, call.t, *call.tensors]
     if bool(numbers.isinf().any()):
         # torch keeps autograd out of a custom op, but not out of another thread.
         with ThreadPoolExecutor(1) as thread:
-            args = plain(op, cone), inputs, grad, needed
-            found = thread.submit(rowwise.differentiated, *args).result()
+            far = plain(call.op, call.cone), inputs, grad, needed
+            found = thread.submit(rowwise.differentiated, *far).result()
     else:
-        min_radius = cone[0] if cone else 0.0
-        shape, parameters = rowwise.parameters(tensors, curv, t, min_radius, _named(tensors))
-        of = rowwise.Rows(op, shape, parameters, tuple(numbers))
+        shape, parameters = rowwise.parameters(*call.near())
+        of = rowwise.Rows(call.op, shape, parameters, tuple(numbers))
         found = rowwise.gradients(of, inputs, grad, needed, at_once=True)
     return [by for by in found if by is not None]
 
 
 @rows_gradients.register_fake  # type: ignore[untyped-decorator]
-def _(
-    op: str,
-    tensors: Sequence[Tensor],
-    curv: Tensor,
-    t: Tensor | None,
-    cone: Sequence[float] | None,
-    numbers: Tensor,
-    grad: Tensor,
-    needed: Sequence[bool],
-) -> list[Tensor]:
-    every = zip([curv, t, *tensors], needed, strict=True)
+def _(*args: Any) -> list[Tensor]:
+    *given, _, _, needed = args
+    call = _Call(*given)
+    every = zip([call.curv, call.t, *call.tensors], needed, strict=True)
     wanted = [z for z, need in every if need and z is not None]
     return [torch.empty_like(z, memory_format=torch.contiguous_format) for z in wanted]
-
-
-def _plainly(
-    op: str,
-    tensors: Sequence[Tensor],
-    curv: Tensor,
-    t: Tensor | None,
-    cone: Sequence[float] | None,
-) -> Tensor:
-    return plain(op, cone)(*([] if t is None else [t]), *tensors, curv)
-
-
-def _named(tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-    return dict(zip("xyu", tensors, strict=False))
-
-
-def _shape(tensors: Sequence[Tensor], curv: Tensor, t: Tensor | None) -> torch.Size:
-    shapes = [v.shape[:-1] for v in tensors] + [z.shape for z in (curv, t) if z is not None]
-    return torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -54,7 +54,7 @@ def rows(
     plain = opaque.plain(op, cone)
     given = list(named.values())
     if by_kernel([curv, *([] if t is None else [t])], given) and op in _kernels().OPS:
-        return _by_kernel(op, plain, curv, t, cone or (0.1, 1.0), named)
+        return _run_kernel(op, plain, curv, t, cone or (0.1, 1.0), named)
     if torch.compiler.is_compiling():
         if opaque.serves(op, given, curv, t):
             return opaque.call(op, given, curv, t, cone)
@@ -65,7 +65,7 @@ def rows(
     return plain(*([] if t is None else [t]), *given, curv)
 
 
-def _by_kernel(
+def _run_kernel(
     op: str,
     plain: Callable[..., Tensor],
     curv: float | Tensor,
