@@ -115,15 +115,16 @@ class Op(NamedTuple):
         """Whether it singles out the last coordinate."""
         return "last" in self.numbers
 
-    def within(self, gram: Gram, of: Settings) -> bool:
-        """Whether the Gram numbers are exact enough; not if they are NaN."""
+    def within(self, gram: Gram, of: Settings) -> Numbers:
+        """Whether all Gram numbers are exact enough, one bool; not if they are NaN."""
         sizes = [of.c * gram.xx if self.size is None else self.size(gram, of)]
         if self.points == 2:
             sizes.append(0.25 * of.c * gram.bb)
         # NaN is not less than anything, and no maximum hides it.
-        within = all(float(size.max()) <= self.reach for size in sizes)
-        return within and (of.t is None or _all((of.t >= 0) & (of.t <= 1)))
-
-
-def _all(holds: Any) -> bool:
-    return holds if isinstance(holds, bool) else bool(holds.all())
+        within = sizes[0].max() <= self.reach
+        for size in sizes[1:]:
+            within = within & (size.max() <= self.reach)
+        if of.t is None:
+            return within
+        inside = (of.t >= 0) & (of.t <= 1)
+        return within & (inside if isinstance(inside, bool) else inside.all())

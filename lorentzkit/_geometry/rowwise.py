@@ -107,13 +107,16 @@ def computed(
     forward = earned(sweeps.forward, kind, rows[0], at_once)
     compiled, found = forward is not sweeps.forward, []
     for chunk in _chunks(rows[0], compiled):
-        some = forward(kind, *_some(given, chunk, compiled), *(v[chunk] for v in rows))
-        if some is None or (compiled and not sweeps.within(kind, some[1], *given[:2])):
+        vectors = [v[chunk] for v in rows]
+        some = forward(kind, *_some(given, chunk, compiled), *vectors)
+        if compiled and not some.right:
+            some = sweeps.forward(kind, *given, *vectors)
+        if some.values is None:
             return None
         found.append(some)
-    values = _joined([value for value, *_ in found])
+    values = _joined([of.values for of in found])
     values = values.view(*shape, -1) if OPS[kind].along else values.view(shape)
-    numbers = tuple(map(_joined, zip(*(of for _, of, _ in found), strict=True)))
+    numbers = tuple(map(_joined, zip(*(of.numbers for of in found), strict=True)))
     return Rows(kind, shape, given, numbers), values
 
 
@@ -220,14 +223,17 @@ def gradients(
     compiled, found = backward is not sweeps.backward, []
     for chunk in _chunks(rows[0], compiled):
         numbers = [n[chunk] for n in map(as_tensor, of.numbers)]
-        own, some = _some(of.parameters, chunk, compiled), [v[chunk] for v in rows]
-        found.append(backward(of.kind, *own, numbers, grad[chunk], by_tensors, *some))
+        some = numbers, grad[chunk], by_tensors, *(v[chunk] for v in rows)
+        by = backward(of.kind, *_some(of.parameters, chunk, compiled), *some)
+        if compiled and not by.right:
+            by = sweeps.backward(of.kind, *of.parameters, *some)
+        found.append(by)
     of_vectors = iter(map(_joined, zip(*(g.vectors for g in found), strict=True)))
     return [
         _of_number([g.c for g in found], curv, of.shape) if by_curv else None,
         _of_number([g.t for g in found], t, of.shape) if by_t else None,
         *(
-            _like(next(of_vectors), v, of.shape) if need else None
+            like(next(of_vectors), v, of.shape) if need else None
             for v, need in zip(tensors, by_tensors, strict=True)
         ),
     ]
@@ -237,7 +243,7 @@ def _joined(parts: Sequence[Any]) -> Any:
     return parts[0] if len(parts) == 1 else torch.cat([as_tensor(p) for p in parts])
 
 
-def _like(found: Tensor, v: Tensor, shape: Sequence[int]) -> Tensor:
+def like(found: Tensor, v: Tensor, shape: Sequence[int]) -> Tensor:
     """The gradient by v of that by its rows."""
     if found.shape != v.shape:
         found = found.view(*shape, v.shape[-1]).sum_to_size(v.shape)

@@ -18,42 +18,51 @@ from lorentzkit._geometry.gram import Apart, Gram, Op, Settings, Slopes, Sum
 from lorentzkit._geometry.vectors import (
     joined,
     sums,
+    sums_unseen,
     wide_blocks,
     wide_dots,
 )
 
 
-def within(kind: str, numbers: Sequence[Numbers], c: Numbers, t: Numbers) -> bool:
-    """Whether Gram numbers are exact enough."""
-    op = OPS[kind]
-    return op.within(_gram(op, numbers), Settings(c, t=t))
+class Values(NamedTuple):
+    values: Any
+    """``(N, 1)`` or ``(N, D)``; eager code has none if they would not be right"""
+    numbers: tuple[Numbers, ...] = ()
+    """The Gram numbers"""
+    right: Numbers = False
+    """Whether the vectors are near enough. One bool, for the caller of compiled code to look at"""
+
+
+class Gradients(NamedTuple):
+    c: Numbers
+    """Row by row, as t"""
+    t: Numbers
+    vectors: list[Tensor]
+    right: Numbers = True
+    """As of `Values`"""
 
 
 def _gram(op: Op, numbers: Sequence[Numbers]) -> Gram:
     return Gram(**dict(zip(op.numbers, numbers, strict=True)))
 
 
-def forward(
-    kind: str, c: Numbers, t: Numbers, min_radius: float, *vectors: Tensor
-) -> tuple[Tensor, tuple[Numbers, ...], Any] | None:
-    """The values ``(N, 1)`` or ``(N, D)``, and Gram numbers; None if those are not exact enough.
-
-    Compiled code does not see whether they are. c and t are floats, or ``(N, 1)``.
-    """
+def forward(kind: str, c: Numbers, t: Numbers, min_radius: float, *vectors: Tensor) -> Values:
+    """The op of rows of vectors. c and t are floats, or ``(N, 1)``."""
     op = OPS[kind]
     *numbers, c, t = as_arrays(*_numbers(op, vectors), c, t)
     gram, settings = _measured(op, numbers, c, t, min_radius)
-    if not torch.compiler.is_compiling() and not op.within(gram, settings):
-        return None
+    near = op.within(gram, settings)
+    if not torch.compiler.is_compiling() and not near:
+        return Values(None)
     value = op.value(gram, settings)
     if op.apart:
-        (found,), kept = _sums(op, gram, vectors, [value[:1]])
-        return _with_last(found, value.last), tuple(numbers), kept
+        (found,), right = _sums(op, gram, vectors, [value[:1]])
+        return Values(_with_last(found, value.last), tuple(numbers), near & right)
     if op.along:
         # What cancels of several vectors is not left to their own dtype's rounding.
-        (found,), kept = _sums(op, gram, vectors, [value], wide=len(vectors) > 1)
-        return found, tuple(numbers), kept
-    return as_tensor(value).to(torch.float32), tuple(numbers), ()
+        (found,), right = _sums(op, gram, vectors, [value], wide=len(vectors) > 1)
+        return Values(found, tuple(numbers), near & right)
+    return Values(as_tensor(value).to(torch.float32), tuple(numbers), near)
 
 
 def _with_last(found: Tensor, last: Numbers) -> Tensor:
@@ -104,15 +113,6 @@ def _products(op: Op, vectors: Mapping[str, Tensor], pairs: Sequence[str]) -> tu
     return joined(blocks)
 
 
-class Gradients(NamedTuple):
-    """By c and t row by row, and by the vectors."""
-
-    c: Numbers
-    t: Numbers
-    vectors: list[Tensor]
-    coefficients: Any
-
-
 def backward(
     kind: str,
     c: Numbers,
@@ -141,7 +141,7 @@ def backward(
     by = op.slopes(gram, settings, along)
     rows = _by_vector(op, by, value)
     wanted = [row for row, need in zip(rows, needed, strict=False) if need]
-    return Gradients(by.c, by.t, *(_sums(op, gram, every, wanted) if wanted else ([], [])))
+    return Gradients(by.c, by.t, *(_sums(op, gram, every, wanted) if wanted else ([], True)))
 
 
 def _backward_apart(op: Op, gram: Gram, settings: Settings, grad: Tensor, x: Tensor) -> Gradients:
@@ -149,8 +149,8 @@ def _backward_apart(op: Op, gram: Gram, settings: Settings, grad: Tensor, x: Ten
     along = Apart(*as_arrays(*of_rest, grad[:, -1:].double()))
     by = op.slopes(gram, settings, along)
     row = [_twice(by.xx), op.value(gram, settings).rest]
-    (found,), kept = _sums(op, gram, [x, grad], [row])
-    return Gradients(by.c, None, [_with_last(found, by.last)], kept)
+    (found,), right = _sums(op, gram, [x, grad], [row])
+    return Gradients(by.c, None, [_with_last(found, by.last)], right)
 
 
 def _by_vector(op: Op, by: Slopes, value: Sum) -> list[list[Numbers]]:
@@ -178,18 +178,16 @@ def _sums(
     vectors: Sequence[Tensor | None],
     rows: Sequence[Sequence[Numbers]],
     wide: bool = False,
-) -> tuple[list[Tensor], Sequence[Sequence[Numbers]]]:
-    """For each row of coefficients that sum of x, b, ...; and the coefficients.
-
-    Inductor would compute what is no result anew for each column.
-    """
+) -> tuple[list[Tensor], Numbers]:
+    """For each row of coefficients that sum of x, b, ...; and whether compiled code is right."""
     rows, close = _in_basis(op, gram, rows)
     x = vectors[0]
     if x is not None and small.is_small(x):
-        return small.sums(vectors, rows, close, wide), rows
-    return sums(
-        vectors, rows, close if close is True or close is False else as_tensor(close), wide
-    ), rows
+        return small.sums(vectors, rows, close, wide), True
+    near = close if close is True or close is False else as_tensor(close)
+    if torch.compiler.is_compiling():
+        return sums_unseen(vectors, rows, near, wide)
+    return sums(vectors, rows, near, wide), True
 
 
 def _in_basis(

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from lorentzkit._geometry import small
-from lorentzkit._geometry.arrays import Numbers, as_tensor
+from lorentzkit._geometry.arrays import Numbers, as_arrays, as_tensor
 from lorentzkit._geometry.special import values_known
 
 _BLOCK = 2**18  # elements of a block of rows: what is made of it fits the cache
@@ -307,8 +307,7 @@ def sums(
     x = vectors[0]
     assert x is not None
     if torch.compiler.is_compiling():
-        found = _block_sums(vectors, coefficients, close, wide_dtype(x))
-        return [total.to(x.dtype) for total in found]
+        return [t.to(x.dtype) for t in _block_sums(vectors, coefficients, close, wide_dtype(x))]
     stacked = _stacked([c for row in coefficients for c in row if _varies(c)], x)
     dtype = x.dtype if not wide and _in_range(stacked, x.dtype) else wide_dtype(x)
     columns = iter(torch.split(as_tensor(stacked).to(dtype), 1, 1))
@@ -325,6 +324,40 @@ def sums(
         near = close if isinstance(close, bool) else close[block]
         _block_sums(some, own, near, dtype, [total[block] for total in totals])
     return totals
+
+
+def sums_unseen(
+    vectors: Sequence[Tensor | None],
+    coefficients: Sequence[Sequence[Numbers]],
+    close: Tensor | bool,
+    wide: bool,
+) -> tuple[list[Tensor], Tensor]:
+    """`sums` for a compiler, which does not see the coefficients; and whether they are right."""
+    x = vectors[0]
+    assert x is not None
+    dtype = wide_dtype(x) if wide else x.dtype
+    given = [c for row in coefficients for c in row if _varies(c)]
+    found, hold = torch.ops.lorentzkit.rounded(given, dtype)
+    columns = iter(found)
+    rows = [[next(columns) if _varies(c) else c for c in row] for row in coefficients]
+    return [total.to(x.dtype) for total in _block_sums(vectors, rows, close, dtype)], hold
+
+
+# An op of its own also keeps inductor from computing the coefficients anew for each column.
+library = torch.library.Library("lorentzkit", "FRAGMENT")
+library.define("rounded(Tensor[] numbers, ScalarType dtype) -> (Tensor[], Tensor)")
+
+
+@torch.library.impl(library, "rounded", "CPU")
+def _rounded(numbers: Sequence[Tensor], dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+    """Numbers in that dtype, and whether none is near the ends of its range."""
+    hold = all(_in_range(n, dtype) for n in as_arrays(*numbers))
+    return [n.to(dtype, copy=True) for n in numbers], torch.tensor(hold)
+
+
+@torch.library.register_fake("lorentzkit::rounded", lib=library)
+def _(numbers: Sequence[Tensor], dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+    return [torch.empty_like(n, dtype=dtype) for n in numbers], numbers[0].new_empty((), dtype=torch.bool)
 
 
 def _block_sums(
@@ -379,6 +412,8 @@ def _sum(terms: Sequence[tuple[Tensor | float, Tensor]], out: Tensor | None = No
 
 def _in_range(coefficients: Numbers, dtype: torch.dtype) -> bool:
     """Whether they may be rounded to the dtype: none is near the ends of its range."""
+    if dtype == torch.float64:
+        return True
     if isinstance(coefficients, np.ndarray):
         return small.in_range(coefficients)
     if coefficients.dtype == dtype or coefficients.numel() == 0:

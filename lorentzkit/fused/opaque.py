@@ -1,12 +1,13 @@
-"""Ops on rows of vectors under `torch.compile`, on a CPU: custom ops that look at values.
+"""Ops on rows of vectors under `torch.compile`, on a CPU.
 
-Near the origin an op is a third of the work (`_geometry.formulas`), and whether the points are near
-is seen at run time. Transforms, export and other devices compile the op in torch.
+Near the origin an op is a third of the work (`_geometry.formulas`), but compiled code does not see
+whether the points are near. So it takes them to be, and ends with a custom op: that looks, and
+where they are not, computes the op again. Transforms, export and other devices compile the op in
+torch.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -14,13 +15,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+from torch.autograd import Function, forward_ad
 
-from lorentzkit._geometry import rowwise
-from lorentzkit._geometry.arguments import working_dtype
-from lorentzkit._geometry.arrays import as_tensor
+from lorentzkit._geometry import rowwise, sweeps
+from lorentzkit._geometry.arguments import valid_curvature, working_dtype
 from lorentzkit._geometry.formulas import OPS
-from lorentzkit._geometry.vectors import is_exporting
+from lorentzkit._geometry.vectors import flat, is_exporting, library, run
 
 _IN_TORCH: dict[str, Callable[..., Tensor]] = {}
 
@@ -44,7 +44,7 @@ def plain(op: str, cone: Sequence[float] | None) -> Callable[..., Tensor]:
 
 
 def serves(op: str, tensors: Sequence[Any], *numbers: Any) -> bool:
-    """Whether there is a custom op: for float32 vectors on a CPU, and no transform of them."""
+    """Whether `call` does: for float32 vectors on a CPU, and no transform of them."""
     every = [*tensors, *(z for z in numbers if isinstance(z, Tensor))]
     if op not in OPS or is_exporting() or not all(isinstance(v, Tensor) for v in every):
         return False
@@ -72,109 +72,126 @@ def call(
         curv = torch.full((), curv)
     if t is not None and not isinstance(t, Tensor):
         t = torch.full((), t)
-    values: Tensor = torch.ops.lorentzkit.rows(op, list(tensors), curv, t, cone)[0]
+    values: Tensor = run(_Near, op, cone, curv, t, *tensors)
     return values
 
 
-# --- The custom ops -------------------------------------------------------------------------------
-
-_INPUTS = "str op, Tensor[] tensors, Tensor curv, Tensor? t, float[]? cone"
-
-
-class _Call(NamedTuple):
-    """The arguments of both ops."""
+class _Rows(NamedTuple):
+    """An op's arguments."""
 
     op: str
-    tensors: Sequence[Tensor]
+    cone: Sequence[float] | None
     curv: Tensor
     t: Tensor | None
-    cone: Sequence[float] | None
+    tensors: list[Tensor]
 
+    @property
     def shape(self) -> torch.Size:
         """The leading dimensions."""
         numbers = [z.shape for z in (self.curv, self.t) if z is not None]
         return torch.broadcast_shapes(*(v.shape[:-1] for v in self.tensors), *numbers)  # type: ignore[no-untyped-call, no-any-return]
 
-    def numbers(self) -> tuple[int, int, int]:
-        """The shape of the Gram numbers."""
-        return len(OPS[self.op].numbers), math.prod(self.shape()), 1
+    def of_sweeps(self) -> tuple[Tensor, Tensor | None, float]:
+        """The parameters in float64, ``()`` or ``(N, 1)``."""
+        c, t = (z if z is None else self._number(z.double()) for z in (self.curv, self.t))
+        assert c is not None
+        return c, t, self.cone[0] if self.cone else 0.0
 
-    def near(self) -> tuple[Sequence[Tensor], Tensor, Tensor | None, float, dict[str, Tensor]]:
-        """As `rowwise` takes them."""
-        named = dict(zip("xyu", self.tensors, strict=False))
-        return self.tensors, self.curv, self.t, self.cone[0] if self.cone else 0.0, named
+    def _number(self, z: Tensor) -> Tensor:
+        return z if z.dim() == 0 else z.expand(self.shape).reshape(-1, 1)
+
+    def flat(self, v: Tensor) -> Tensor:
+        return flat(v.expand(*self.shape, v.shape[-1])).float()
+
+
+class _Near(Function):
+    @staticmethod
+    def compute(op: str, cone: Any, curv: Tensor, t: Tensor | None, *tensors: Tensor) -> Tensor:
+        return _Near.found(_Rows(op, cone, curv, t, list(tensors)))[0]
+
+    @staticmethod
+    def found(of: _Rows) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
+        c, t, min_radius = of.of_sweeps()
+        found = sweeps.forward(of.op, c, t, min_radius, *map(of.flat, of.tensors))
+        right = found.right & valid_curvature(c).all()
+        of_row = of.tensors[0].shape[-1:] if OPS[of.op].along else ()
+        values = found.values.reshape(*of.shape, *of_row)
+        torch.ops.lorentzkit.recompute_far(values, right, *of)
+        return values, right, found.numbers
+
+    @staticmethod
+    def forward(ctx: Any, op: str, cone: Any, curv: Tensor, t: Any, *tensors: Tensor) -> Tensor:
+        values, right, numbers = _Near.found(_Rows(op, cone, curv, t, list(tensors)))
+        ctx.op, ctx.cone, ctx.count = op, cone, len(tensors)
+        ctx.save_for_backward(curv, t, *tensors, right, *numbers)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        curv, t, *saved = ctx.saved_tensors
+        tensors, (right, *numbers) = saved[: ctx.count], saved[ctx.count :]
+        of = _Rows(ctx.op, ctx.cone, curv, t, list(tensors))
+        needed = ctx.needs_input_grad[2:]
+        rows = [of.flat(v) for v in tensors]
+        of_grad = of.flat(grad if OPS[of.op].along else grad.unsqueeze(-1))
+        by = sweeps.backward(of.op, *of.of_sweeps(), numbers, of_grad, needed[2:], *rows)
+        of_vectors = iter(by.vectors)
+        found = [
+            *(
+                z.view(of.shape).sum_to_size(like.shape).to(like.dtype) if need else None
+                for z, like, need in zip((by.c, by.t), (curv, t), needed[:2], strict=True)
+            ),
+            *(
+                rowwise.like(next(of_vectors), v, of.shape) if need else None
+                for v, need in zip(tensors, needed[2:], strict=True)
+            ),
+        ]
+        torch.ops.lorentzkit.recompute_far_gradients(
+            [z for z in found if z is not None], right & by.right, grad, list(needed), *of
+        )
+        return None, None, *found
+
+
+# --- The custom ops -------------------------------------------------------------------------------
+
+_OP = "str op, float[]? cone, Tensor curv, Tensor? t, Tensor[] tensors"
 
 
 def _op(schema: str) -> Callable[..., Any]:
-    name, _, signature = schema.partition("(")
-    return torch.library.custom_op(f"lorentzkit::{name}", mutates_args=(), schema=f"({signature}")
+    library.define(f"{schema} -> ()")
+    name, _, _ = schema.partition("(")
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        library.impl(name, function, "CPU")
+        torch.library.register_fake(f"lorentzkit::{name}", lambda *_: None, lib=library)
+        return function
+
+    return register
 
 
-@_op(f"rows({_INPUTS}) -> (Tensor, Tensor)")
-def rows(*args: Any) -> tuple[Tensor, Tensor]:
-    """The values, and the Gram numbers ``(K, N, 1)``: infinite where the points are too far."""
-    call = _Call(*args)
-    found = rowwise.computed(call.op, *call.near(), at_once=True)
-    if found is not None:
-        of, values = found
-        return values, torch.stack([as_tensor(n) for n in of.numbers])
-    t = [] if call.t is None else [call.t]
-    values = plain(call.op, call.cone)(*t, *call.tensors, call.curv)
-    return values, call.curv.new_full(call.numbers(), torch.inf, dtype=torch.float64)
+@_op(f"recompute_far(Tensor(a!) values, Tensor right, {_OP})")
+def recompute_far(values: Tensor, right: Tensor, *op: Any) -> None:
+    if right:
+        return
+    of = _Rows(*op)
+    t = [] if of.t is None else [of.t]
+    values.copy_(plain(of.op, of.cone)(*t, *of.tensors, of.curv))
 
 
-@rows.register_fake  # type: ignore[untyped-decorator]
-def _(*args: Any) -> tuple[Tensor, Tensor]:
-    call = _Call(*args)
-    x, shape = call.tensors[0], call.shape()
-    of_row = x.shape[-1:] if OPS[call.op].along else ()
-    values = x.new_empty((*shape, *of_row), dtype=torch.float32)
-    return values, x.new_empty(call.numbers(), dtype=torch.float64)
-
-
-@_op(f"rows_gradients({_INPUTS}, Tensor numbers, Tensor grad, bool[] needed) -> Tensor[]")
-def rows_gradients(*args: Any) -> list[Tensor]:
-    """By curv, t and the tensors: those needed."""
-    *given, numbers, grad, needed = args
-    call = _Call(*given)
-    inputs = [call.curv, call.t, *call.tensors]
-    if bool(numbers.isinf().any()):
-        # torch keeps autograd out of a custom op, but not out of another thread.
-        with ThreadPoolExecutor(1) as thread:
-            far = plain(call.op, call.cone), inputs, grad, needed
-            found = thread.submit(rowwise.differentiated, *far).result()
-    else:
-        shape, parameters = rowwise.parameters(*call.near())
-        of = rowwise.Rows(call.op, shape, parameters, tuple(numbers))
-        found = rowwise.gradients(of, inputs, grad, needed, at_once=True)
-    return [by for by in found if by is not None]
-
-
-@rows_gradients.register_fake  # type: ignore[untyped-decorator]
-def _(*args: Any) -> list[Tensor]:
-    *given, _, _, needed = args
-    call = _Call(*given)
-    every = zip([call.curv, call.t, *call.tensors], needed, strict=True)
-    wanted = [z for z, need in every if need and z is not None]
-    return [torch.empty_like(z, memory_format=torch.contiguous_format) for z in wanted]
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.op, tensors, curv, t, ctx.cone = inputs
-    ctx.save_for_backward(curv, t, output[1], *tensors)
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
-    curv, t, numbers, *tensors = ctx.saved_tensors
-    by_tensors, by_curv, by_t = ctx.needs_input_grad[1:4]
-    needed = [by_curv, by_t, *by_tensors]
-    if grad is None or not any(needed):
-        return (None,) * 5
-    args = ctx.op, tensors, curv, t, ctx.cone
-    given = iter(torch.ops.lorentzkit.rows_gradients(*args, numbers, grad, needed))
-    of_curv, of_t, *of_tensors = (next(given) if need else None for need in needed)
-    return None, of_tensors, of_curv, of_t, None
-
-
-rows.register_autograd(_backward, setup_context=_save)
+@_op(f"recompute_far_gradients(Tensor(a!)[] found, Tensor right, Tensor grad, bool[] needed, {_OP})")
+def recompute_far_gradients(
+    found: Sequence[Tensor],
+    right: Tensor,
+    grad: Tensor,
+    needed: Sequence[bool],
+    *op: Any,
+) -> None:
+    if right:
+        return
+    of = _Rows(*op)
+    # torch keeps autograd out of a custom op, but not out of another thread.
+    with ThreadPoolExecutor(1) as thread:
+        far = plain(of.op, of.cone), [of.curv, of.t, *of.tensors], grad, needed
+        again = thread.submit(rowwise.differentiated, *far).result()
+    for place, z in zip(found, (z for z in again if z is not None), strict=True):
+        place.copy_(z)
