@@ -130,7 +130,7 @@ def test_compiled_code_looks_at_values_as_eager_code_does(op):
     torch.compiler.reset()
     counter = CompileCounter()
     function = torch.compile(getattr(ops, op), fullgraph=True, backend=counter)
-    for radius in (1.0, 1e4):
+    for radius in (1.0, 1e8):
         inputs = pair(20, radius)
         expected = value_and_gradients(getattr(ops, op), inputs)
         torch.testing.assert_close(value_and_gradients(function, inputs), expected)
@@ -147,10 +147,45 @@ def test_compiled_code_takes_curvatures_and_places_row_by_row():
     torch.testing.assert_close(value_and_gradients(function, inputs), expected)
 
 
-@pytest.mark.parametrize("radius", [1.0, 1e4])
-def test_the_custom_op_is_a_good_one(radius):
-    x, y, curv = pair(5, radius)
-    torch.library.opcheck(torch.ops.lorentzkit.rows.default, ("dist", [x, y], curv, None, None))
+@pytest.mark.parametrize("right", [True, False])
+def test_the_custom_ops_are_good_ones(right):
+    x, y, curv = pair(5, 1.0)
+    of = (None, curv, None, [x.detach(), y.detach()])
+    torch.library.opcheck(
+        torch.ops.lorentzkit.recompute_far.default,
+        (torch.zeros(5), torch.tensor(right), "dist", *of),
+        test_utils=("test_schema", "test_faketensor"),
+    )
+    torch.library.opcheck(
+        torch.ops.lorentzkit.rounded.default,
+        ([torch.rand(5, 1).double(), torch.full((5, 1), 1e35).double()], torch.float32),
+        test_utils=("test_schema", "test_faketensor"),
+    )
+
+
+@pytest.mark.parametrize("value", [-1.0, 1e9])
+def test_compiled_code_refuses_curvatures_as_eager_code_does(value):
+    torch.compiler.reset()
+    x, y, _ = pair(5, 1.0)
+    function = torch.compile(ops.dist, fullgraph=True, backend="aot_eager")
+    with pytest.raises(ValueError, match="curv: expected a positive number"):
+        function(x, y, torch.tensor(value))
+
+
+def test_compiled_code_refuses_vectors_of_other_dimensions():
+    with pytest.raises(Exception, match="y: expected"):
+        torch.compile(ops.dist, backend="aot_eager")(torch.rand(5, 4), torch.rand(5, 1))
+
+
+def test_coefficients_beyond_float32_are_taken_in_float64():
+    """The gradient of a tiny distance is a huge number times a tiny vector."""
+    torch.compiler.reset()
+    x, y, curv = pair(20, 1.0)
+    inputs = [(1e-40 * v).detach().requires_grad_() for v in (x, y)] + [curv]
+    function = torch.compile(ops.dist, fullgraph=True, backend="aot_eager")
+    found = value_and_gradients(function, inputs)
+    assert found[1].abs().max() > 0.1
+    torch.testing.assert_close(found, value_and_gradients(ops.dist, inputs))
 
 
 def test_half_precision_is_computed_in_float32():

@@ -75,7 +75,7 @@ def curvature(curv: object, dtype: torch.dtype, device: torch.device) -> Tensor:
             if not _LEAST_CURV <= value <= LARGEST_CURV and not math.isnan(value):
                 raise ValueError(_bad_curvature(f"a tensor with the value {value:g}"))
             return c
-        valid = valid_curvature(c)
+        valid = (c >= _LEAST_CURV) & (c <= LARGEST_CURV)
         # On an accelerator the check would stop the queue at every op: invalid values are NaN.
         if values_at_hand(c) and not bool((valid | c.isnan()).all()):
             raise ValueError(_bad_curvature(f"a tensor with minimum {float(curv.min()):g}"))
@@ -85,10 +85,6 @@ def curvature(curv: object, dtype: torch.dtype, device: torch.device) -> Tensor:
     if not SMALLEST_CURV <= curv <= LARGEST_CURV:
         raise ValueError(_bad_curvature(repr(curv)))
     return torch.full((1,), float(curv), dtype=dtype, device=device)
-
-
-def valid_curvature(c: Tensor) -> Tensor:
-    return (c >= _LEAST_CURV) & (c <= LARGEST_CURV)
 
 
 def _bad_curvature(got: str) -> str:

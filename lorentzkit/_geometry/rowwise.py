@@ -66,7 +66,7 @@ def expmap_transp(x: Tensor, u: Tensor, v: Tensor, curv: Tensor) -> tuple[Tensor
         return None
     named = {"x": x, "u": u, "v": v}
     shape, given = parameters([x, u, v], curv, None, 0.0, named)
-    rows, found = [_flat(z, shape) for z in (x, u, v)], []
+    rows, found = [flat_rows(z, shape) for z in (x, u, v)], []
     for chunk in _chunks(rows[0], False):
         some = sweeps.expmap_transp(_some(given, chunk, False)[0], *(z[chunk] for z in rows))
         if some is None:
@@ -103,7 +103,7 @@ def computed(
         at_once: whether to compile what has not earned it yet.
     """
     shape, given = parameters(tensors, curv, t, min_radius, named)
-    rows = [_flat(v, shape) for v in tensors]
+    rows = [flat_rows(v, shape) for v in tensors]
     forward = earned(sweeps.forward, kind, rows[0], at_once)
     compiled, found = forward is not sweeps.forward, []
     for chunk in _chunks(rows[0], compiled):
@@ -161,7 +161,7 @@ def _shape(
     return torch.broadcast_shapes(shape, *others, c.shape[:-1])  # type: ignore[no-untyped-call, no-any-return]
 
 
-def _flat(v: Tensor, shape: Sequence[int]) -> Tensor:
+def flat_rows(v: Tensor, shape: Sequence[int]) -> Tensor:
     """As float32 rows ``(N, D)``."""
     if v.shape[:-1] != shape:
         v = v.expand(*shape, v.shape[-1])
@@ -169,8 +169,10 @@ def _flat(v: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def _number(z: Tensor, shape: Sequence[int]) -> Tensor | float:
-    """One for all rows as a float, else ``(N, 1)``."""
-    return float(z) if z.numel() == 1 else z.double().expand(*shape, 1).reshape(-1, 1)
+    """One for all rows as a float (``()`` where values are not seen), else ``(N, 1)``."""
+    if z.numel() > 1:
+        return z.double().expand(*shape, 1).reshape(-1, 1)
+    return z.double().reshape(()) if torch.compiler.is_compiling() else float(z)
 
 
 def _chunks(x: Tensor, whole: bool) -> list[slice]:
@@ -217,8 +219,8 @@ def gradients(
 ) -> list[Tensor | None]:
     """By curv, t and the tensors."""
     (curv, t, *tensors), (by_curv, by_t, *by_tensors) = inputs, needed
-    rows = [_flat(v, of.shape) for v in tensors]
-    grad = _flat(grad if OPS[of.kind].along else grad.unsqueeze(-1), of.shape)
+    rows = [flat_rows(v, of.shape) for v in tensors]
+    grad = flat_rows(grad if OPS[of.kind].along else grad.unsqueeze(-1), of.shape)
     backward = earned(sweeps.backward, of.kind, rows[0], at_once)
     compiled, found = backward is not sweeps.backward, []
     for chunk in _chunks(rows[0], compiled):

@@ -27,8 +27,8 @@ from lorentzkit._geometry.arguments import (
 )
 from lorentzkit._geometry.rowwise import differentiated, near_rows
 from lorentzkit._geometry.vectors import eager
-from lorentzkit.fused import opaque
-from lorentzkit.fused.opaque import in_torch
+from lorentzkit.fused import traced
+from lorentzkit.fused.traced import in_torch
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and not torch.cuda.is_available()
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -51,13 +51,13 @@ def rows(
         cone: ``min_radius`` and ``aperture_scale``, of ops on cones.
         named: the vectors ``(..., D)`` in the op's order, by the names that errors give them.
     """
-    plain = opaque.plain(op, cone)
+    plain = traced.plain(op, cone)
     given = list(named.values())
     if by_kernel([curv, *([] if t is None else [t])], given) and op in _kernels().OPS:
         return _run_kernel(op, plain, curv, t, cone or (0.1, 1.0), named)
     if torch.compiler.is_compiling():
-        if opaque.serves(op, given, curv, t):
-            return opaque.call(op, given, curv, t, cone)
+        if traced.serves(op, given, curv, t):
+            return traced.call(op, named, curv, t, cone)
     else:
         near = near_rows(op, plain, curv, t, cone[0] if cone else 0.0, named)
         if near is not None:

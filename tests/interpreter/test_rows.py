@@ -13,7 +13,7 @@ from mpmath import mp, mpf
 from lorentzkit import ops
 from lorentzkit._geometry import pairs as of_pairs
 from lorentzkit._geometry.arguments import norm_limit
-from lorentzkit.fused import opaque
+from lorentzkit.fused import traced
 from lorentzkit.fused.rows import rows
 from lorentzkit.fused.triton import elementary
 from lorentzkit.fused.triton import rows as kernels
@@ -43,7 +43,7 @@ def _uninitialised_memory_is_nan():
 @pytest.fixture(autouse=True)
 def _kinds_are_ops(monkeypatch):
     for kind in KINDS:
-        monkeypatch.setitem(opaque._IN_TORCH, kind, exact_op(kind))
+        monkeypatch.setitem(traced._IN_TORCH, kind, exact_op(kind))
 
 
 @pytest.fixture(autouse=True)
@@ -586,7 +586,7 @@ def test_others_take_the_torch_function(change, launches):
         of = torch.func.vmap(lambda x, y: rows("dist", curv, x=x, y=y))(x, y)
     else:
         of = rows("dist", curv, x=x, y=y)
-    torch.testing.assert_close(of, opaque.plain("dist", None)(x, y, curv))
+    torch.testing.assert_close(of, traced.plain("dist", None)(x, y, curv))
     assert not launches
 
 

@@ -8,7 +8,7 @@ torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from lorentzkit._geometry import rowwise, sweeps
-from lorentzkit._geometry.arguments import valid_curvature, working_dtype
+from lorentzkit._geometry.arguments import vectors, working_dtype
 from lorentzkit._geometry.formulas import OPS
-from lorentzkit._geometry.vectors import flat, is_exporting, library, run
+from lorentzkit._geometry.vectors import is_exporting, library, run
 
 _IN_TORCH: dict[str, Callable[..., Tensor]] = {}
 
@@ -63,11 +63,13 @@ _no_transform._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def call(
     op: str,
-    tensors: Sequence[Tensor],
+    named: Mapping[str, Tensor],
     curv: float | Tensor,
     t: float | Tensor | None,
     cone: tuple[float, float] | None,
 ) -> Tensor:
+    """The op of these vectors, by the names that errors give them."""
+    tensors = vectors(**named)
     if not isinstance(curv, Tensor):
         curv = torch.full((), curv)
     if t is not None and not isinstance(t, Tensor):
@@ -76,52 +78,16 @@ def call(
     return values
 
 
-class _Rows(NamedTuple):
-    """An op's arguments."""
-
-    op: str
-    cone: Sequence[float] | None
-    curv: Tensor
-    t: Tensor | None
-    tensors: list[Tensor]
-
-    @property
-    def shape(self) -> torch.Size:
-        """The leading dimensions."""
-        numbers = [z.shape for z in (self.curv, self.t) if z is not None]
-        return torch.broadcast_shapes(*(v.shape[:-1] for v in self.tensors), *numbers)  # type: ignore[no-untyped-call, no-any-return]
-
-    def of_sweeps(self) -> tuple[Tensor, Tensor | None, float]:
-        """The parameters in float64, ``()`` or ``(N, 1)``."""
-        c, t = (z if z is None else self._number(z.double()) for z in (self.curv, self.t))
-        assert c is not None
-        return c, t, self.cone[0] if self.cone else 0.0
-
-    def _number(self, z: Tensor) -> Tensor:
-        return z if z.dim() == 0 else z.expand(self.shape).reshape(-1, 1)
-
-    def flat(self, v: Tensor) -> Tensor:
-        return flat(v.expand(*self.shape, v.shape[-1])).float()
-
-
 class _Near(Function):
     @staticmethod
     def compute(op: str, cone: Any, curv: Tensor, t: Tensor | None, *tensors: Tensor) -> Tensor:
-        return _Near.found(_Rows(op, cone, curv, t, list(tensors)))[0]
+        return _forward(_Call(op, cone, curv, t, list(tensors)))[0]
 
     @staticmethod
-    def found(of: _Rows) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
-        c, t, min_radius = of.of_sweeps()
-        found = sweeps.forward(of.op, c, t, min_radius, *map(of.flat, of.tensors))
-        right = found.right & valid_curvature(c).all()
-        of_row = of.tensors[0].shape[-1:] if OPS[of.op].along else ()
-        values = found.values.reshape(*of.shape, *of_row)
-        torch.ops.lorentzkit.recompute_far(values, right, *of)
-        return values, right, found.numbers
-
-    @staticmethod
-    def forward(ctx: Any, op: str, cone: Any, curv: Tensor, t: Any, *tensors: Tensor) -> Tensor:
-        values, right, numbers = _Near.found(_Rows(op, cone, curv, t, list(tensors)))
+    def forward(
+        ctx: Any, op: str, cone: Any, curv: Tensor, t: Tensor | None, *tensors: Tensor
+    ) -> Tensor:
+        values, right, numbers = _forward(_Call(op, cone, curv, t, list(tensors)))
         ctx.op, ctx.cone, ctx.count = op, cone, len(tensors)
         ctx.save_for_backward(curv, t, *tensors, right, *numbers)
         return values
@@ -130,26 +96,55 @@ class _Near(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         curv, t, *saved = ctx.saved_tensors
         tensors, (right, *numbers) = saved[: ctx.count], saved[ctx.count :]
-        of = _Rows(ctx.op, ctx.cone, curv, t, list(tensors))
-        needed = ctx.needs_input_grad[2:]
-        rows = [of.flat(v) for v in tensors]
-        of_grad = of.flat(grad if OPS[of.op].along else grad.unsqueeze(-1))
-        by = sweeps.backward(of.op, *of.of_sweeps(), numbers, of_grad, needed[2:], *rows)
-        of_vectors = iter(by.vectors)
-        found = [
-            *(
-                z.view(of.shape).sum_to_size(like.shape).to(like.dtype) if need else None
-                for z, like, need in zip((by.c, by.t), (curv, t), needed[:2], strict=True)
-            ),
-            *(
-                rowwise.like(next(of_vectors), v, of.shape) if need else None
-                for v, need in zip(tensors, needed[2:], strict=True)
-            ),
-        ]
-        torch.ops.lorentzkit.recompute_far_gradients(
-            [z for z in found if z is not None], right & by.right, grad, list(needed), *of
-        )
-        return None, None, *found
+        call = _Call(ctx.op, ctx.cone, curv, t, list(tensors))
+        return None, None, *_gradients(call, right, numbers, grad, ctx.needs_input_grad[2:])
+
+
+class _Call(NamedTuple):
+    op: str
+    cone: Sequence[float] | None
+    curv: Tensor
+    t: Tensor | None
+    tensors: list[Tensor]
+
+    def parameters(self) -> tuple[torch.Size, tuple[Any, ...]]:
+        """See `rowwise.parameters`."""
+        named = dict(zip("xyu", self.tensors, strict=False))
+        min_radius = self.cone[0] if self.cone else 0.0
+        return rowwise.parameters(self.tensors, self.curv, self.t, min_radius, named)
+
+
+def _forward(call: _Call) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
+    """The values, whether they were right without looking, and the Gram numbers."""
+    shape, parameters = call.parameters()
+    rows = [rowwise.flat_rows(v, shape) for v in call.tensors]
+    found = sweeps.forward(call.op, *parameters, *rows)
+    values = found.values.reshape(*shape, *(rows[0].shape[1:] if OPS[call.op].along else ()))
+    torch.ops.lorentzkit.recompute_far(values, found.right, *call)
+    return values, found.right, found.numbers
+
+
+def _gradients(
+    call: _Call, right: Tensor, numbers: Sequence[Tensor], grad: Tensor, needed: Sequence[bool]
+) -> list[Tensor | None]:
+    """By curv, t and the tensors."""
+    shape, parameters = call.parameters()
+    rows = [rowwise.flat_rows(v, shape) for v in call.tensors]
+    of_grad = rowwise.flat_rows(grad if OPS[call.op].along else grad.unsqueeze(-1), shape)
+    by = sweeps.backward(call.op, *parameters, numbers, of_grad, needed[2:], *rows)
+    of_vectors = iter(by.vectors)
+    found = [
+        z.view(shape).sum_to_size(like.shape).to(like.dtype) if need else None
+        for z, like, need in zip((by.c, by.t), (call.curv, call.t), needed, strict=False)
+    ] + [
+        rowwise.like(next(of_vectors), v, shape) if need else None
+        for v, need in zip(call.tensors, needed[2:], strict=True)
+    ]
+    given = [z for z in found if z is not None]
+    torch.ops.lorentzkit.recompute_far_gradients(
+        given, right & by.right, grad, list(needed), *call
+    )
+    return found
 
 
 # --- The custom ops -------------------------------------------------------------------------------
@@ -173,9 +168,9 @@ def _op(schema: str) -> Callable[..., Any]:
 def recompute_far(values: Tensor, right: Tensor, *op: Any) -> None:
     if right:
         return
-    of = _Rows(*op)
-    t = [] if of.t is None else [of.t]
-    values.copy_(plain(of.op, of.cone)(*t, *of.tensors, of.curv))
+    call = _Call(*op)
+    t = [] if call.t is None else [call.t]
+    values.copy_(plain(call.op, call.cone)(*t, *call.tensors, call.curv))
 
 
 @_op(f"recompute_far_gradients(Tensor(a!)[] found, Tensor right, Tensor grad, bool[] needed, {_OP})")
@@ -188,10 +183,12 @@ def recompute_far_gradients(
 ) -> None:
     if right:
         return
-    of = _Rows(*op)
+    call = _Call(*op)
     # torch keeps autograd out of a custom op, but not out of another thread.
     with ThreadPoolExecutor(1) as thread:
-        far = plain(of.op, of.cone), [of.curv, of.t, *of.tensors], grad, needed
-        again = thread.submit(rowwise.differentiated, *far).result()
+        inputs = [call.curv, call.t, *call.tensors]
+        again = thread.submit(
+            rowwise.differentiated, plain(call.op, call.cone), inputs, grad, needed
+        ).result()
     for place, z in zip(found, (z for z in again if z is not None), strict=True):
         place.copy_(z)
