@@ -107,11 +107,8 @@ def computed(
     forward = earned(sweeps.forward, kind, rows[0], at_once)
     compiled, found = forward is not sweeps.forward, []
     for chunk in _chunks(rows[0], compiled):
-        vectors = [v[chunk] for v in rows]
-        some = forward(kind, *_some(given, chunk, compiled), *vectors)
-        if compiled and not some.right:
-            some = sweeps.forward(kind, *given, *vectors)
-        if some.values is None:
+        some = forward(kind, *_some(given, chunk, compiled), *(v[chunk] for v in rows))
+        if not some.right:
             return None
         found.append(some)
     values = _joined([of.values for of in found])
@@ -225,9 +222,9 @@ def gradients(
     compiled, found = backward is not sweeps.backward, []
     for chunk in _chunks(rows[0], compiled):
         numbers = [n[chunk] for n in map(as_tensor, of.numbers)]
-        some = numbers, grad[chunk], by_tensors, *(v[chunk] for v in rows)
+        some: list[Any] = [numbers, grad[chunk], by_tensors, *(v[chunk] for v in rows)]
         by = backward(of.kind, *_some(of.parameters, chunk, compiled), *some)
-        if compiled and not by.right:
+        if not by.right:  # compiled, of all rows
             by = sweeps.backward(of.kind, *of.parameters, *some)
         found.append(by)
     of_vectors = iter(map(_joined, zip(*(g.vectors for g in found), strict=True)))

@@ -26,11 +26,11 @@ from lorentzkit._geometry.vectors import (
 
 class Values(NamedTuple):
     values: Any
-    """``(N, 1)`` or ``(N, D)``; eager code has none if they would not be right"""
+    """``(N, 1)`` or ``(N, D)``; None in eager code if the vectors are too far out"""
     numbers: tuple[Numbers, ...] = ()
     """The Gram numbers"""
     right: Numbers = False
-    """Whether the vectors are near enough. One bool, for the caller of compiled code to look at"""
+    """One bool: whether the vectors are near enough. Compiled code does not look at it"""
 
 
 class Gradients(NamedTuple):

@@ -344,8 +344,8 @@ def sums_unseen(
 
 
 # An op of its own also keeps inductor from computing the coefficients anew for each column.
-library = torch.library.Library("lorentzkit", "FRAGMENT")
-library.define("rounded(Tensor[] numbers, ScalarType dtype) -> (Tensor[], Tensor)")
+library = torch.library.Library("lorentzkit", "FRAGMENT")  # type: ignore[no-untyped-call]
+library.define("rounded(Tensor[] numbers, ScalarType dtype) -> (Tensor[], Tensor)")  # type: ignore[no-untyped-call]
 
 
 @torch.library.impl(library, "rounded", "CPU")
@@ -355,9 +355,10 @@ def _rounded(numbers: Sequence[Tensor], dtype: torch.dtype) -> tuple[list[Tensor
     return [n.to(dtype, copy=True) for n in numbers], torch.tensor(hold)
 
 
-@torch.library.register_fake("lorentzkit::rounded", lib=library)
+@torch.library.register_fake("lorentzkit::rounded", lib=library)  # type: ignore[untyped-decorator]
 def _(numbers: Sequence[Tensor], dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
-    return [torch.empty_like(n, dtype=dtype) for n in numbers], numbers[0].new_empty((), dtype=torch.bool)
+    hold = numbers[0].new_empty((), dtype=torch.bool)
+    return [torch.empty_like(n, dtype=dtype) for n in numbers], hold
 
 
 def _block_sums(

@@ -131,19 +131,18 @@ def _gradients(
     shape, parameters = call.parameters()
     rows = [rowwise.flat_rows(v, shape) for v in call.tensors]
     of_grad = rowwise.flat_rows(grad if OPS[call.op].along else grad.unsqueeze(-1), shape)
-    by = sweeps.backward(call.op, *parameters, numbers, of_grad, needed[2:], *rows)
+    of: list[Any] = [numbers, of_grad, needed[2:], *rows]
+    by = sweeps.backward(call.op, *parameters, *of)
     of_vectors = iter(by.vectors)
     found = [
-        z.view(shape).sum_to_size(like.shape).to(like.dtype) if need else None
+        z.view(shape).sum_to_size(like.shape).to(like.dtype) if need and like is not None else None
         for z, like, need in zip((by.c, by.t), (call.curv, call.t), needed, strict=False)
     ] + [
         rowwise.like(next(of_vectors), v, shape) if need else None
         for v, need in zip(call.tensors, needed[2:], strict=True)
     ]
     given = [z for z in found if z is not None]
-    torch.ops.lorentzkit.recompute_far_gradients(
-        given, right & by.right, grad, list(needed), *call
-    )
+    torch.ops.lorentzkit.recompute_far_gradients(given, right & by.right, grad, list(needed), *call)
     return found
 
 
@@ -153,11 +152,11 @@ _OP = "str op, float[]? cone, Tensor curv, Tensor? t, Tensor[] tensors"
 
 
 def _op(schema: str) -> Callable[..., Any]:
-    library.define(f"{schema} -> ()")
+    library.define(f"{schema} -> ()")  # type: ignore[no-untyped-call]
     name, _, _ = schema.partition("(")
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
-        library.impl(name, function, "CPU")
+        library.impl(name, function, "CPU")  # type: ignore[no-untyped-call]
         torch.library.register_fake(f"lorentzkit::{name}", lambda *_: None, lib=library)
         return function
 
@@ -173,7 +172,9 @@ def recompute_far(values: Tensor, right: Tensor, *op: Any) -> None:
     values.copy_(plain(call.op, call.cone)(*t, *call.tensors, call.curv))
 
 
-@_op(f"recompute_far_gradients(Tensor(a!)[] found, Tensor right, Tensor grad, bool[] needed, {_OP})")
+@_op(
+    f"recompute_far_gradients(Tensor(a!)[] found, Tensor right, Tensor grad, bool[] needed, {_OP})"
+)
 def recompute_far_gradients(
     found: Sequence[Tensor],
     right: Tensor,
