@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 from unittest import mock
 
+# The workers of a parallel compiler start beside the first steps that are timed.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -68,6 +71,18 @@ def now() -> float:
     if DEVICE == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def keep_memory() -> None:
+    """What a step frees, this process keeps for the next one, as far as glibc lets it.
+
+    Else it is by chance whether a step gets its 8 MB anew, zeroed page by page, which takes longer
+    than the work on them: a row varied by a factor of four.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        libc.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: more is refused
 
 
 def in_turns(steps: dict[str, Step], seconds: float) -> dict[str, dict[str, list[float]]]:

@@ -34,7 +34,7 @@ import plots
 import tables
 import torch
 from compare import Times
-from measure import DEVICE, THREADS, environment, in_turns
+from measure import DEVICE, THREADS, environment, in_turns, keep_memory
 from suites import ALSO, KINDS, PAIRED, SIZES, USUAL_SIZES, WIDE_SIZES, WITH_RIVALS, Row
 
 from lorentzkit import ops
@@ -56,6 +56,7 @@ def measured(row: Row, seconds: float, without: list[str]) -> dict[str, Any]:
 def timed(row: Row, seconds: float, without: list[str]) -> Times:
     if "torch._dynamo" in sys.modules:  # what was compiled for another row counts against a limit
         torch.compiler.reset()
+    keep_memory()
     return in_turns(row.steps(without), seconds)
 
 
