@@ -8,7 +8,9 @@ NaN.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,11 +82,39 @@ def curvature(curv: object, dtype: torch.dtype, device: torch.device) -> Tensor:
         if values_at_hand(c) and not bool((valid | c.isnan()).all()):
             raise ValueError(_bad_curvature(f"a tensor with minimum {float(curv.min()):g}"))
         return torch.where(valid, c, torch.nan)
-    if isinstance(curv, bool) or not isinstance(curv, (int, float)):
-        raise TypeError(f"curv: expected a float or a floating tensor, got {type(curv).__name__}")
-    if not SMALLEST_CURV <= curv <= LARGEST_CURV:
+    value = number("curv", curv, "a float or a floating tensor")
+    if not SMALLEST_CURV <= value <= LARGEST_CURV:
         raise ValueError(_bad_curvature(repr(curv)))
-    return torch.full((1,), float(curv), dtype=dtype, device=device)
+    return torch.full((1,), value, dtype=dtype, device=device)
+
+
+def number(name: str, value: object, expected: str) -> float:
+    """``value`` as a float: one real number, of Python, NumPy or what else has ``__float__``."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return _as_float(value)
+    one = value
+    if getattr(value, "size", None) == 1 and hasattr(value, "item"):  # of NumPy
+        one = value.item()
+    other = isinstance(one, (bool, str)) or (
+        isinstance(one, numbers.Complex) and not isinstance(one, numbers.Real)
+    )
+    if not other and hasattr(one, "__float__"):
+        try:
+            return _as_float(one)
+        except (TypeError, ValueError):  # several numbers, or what is none
+            pass
+    shape = getattr(value, "shape", ())
+    raise TypeError(
+        f"{name}: expected {expected}, got {type(value).__name__}"
+        + (f" of shape {tuple(shape)}; convert it with torch.as_tensor" if shape else "")
+    )
+
+
+def _as_float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer beyond all floats
+        return math.inf
 
 
 def _bad_curvature(got: str) -> str:
@@ -119,8 +149,8 @@ def points_and(
     dtype = working_dtype(*tensors, curv, scalars)
     c = curvature(curv, dtype, tensors[0].device)
     tensors = [tensor.to(dtype) for tensor in tensors]
-    leading = {name: tensor[..., 0] for name, tensor in zip(named, tensors, strict=True)}
-    check_broadcast(**leading, curv=c[..., 0])
+    leading = {name: tensor.shape[:-1] for name, tensor in zip(named, tensors, strict=True)}
+    check_broadcast(c.shape[:-1], **leading)
     count = len(points)
     if count:
         limit = norm_limit(c.detach())
@@ -128,19 +158,46 @@ def points_and(
     return [*tensors, c]
 
 
-def check_broadcast(**tensors: Tensor) -> None:
-    """Raise ValueError unless the shapes broadcast; under a compiler torch's own error will do."""
+def check_broadcast(
+    curv: Sequence[int], t: Sequence[int] | None = None, **leading: Sequence[int]
+) -> None:
+    """Raise ValueError unless the shapes of curvature, parameter and points broadcast.
+
+    Also if points ``(N, D)`` come with a curvature ``(N, 1)``: that makes ``(N, N)``, which is
+    hardly ever meant. Under a compiler torch's own error will do for the rest.
+    """
+    points = {name: tuple(shape) for name, shape in leading.items()}
+    if len(curv) > max(map(len, points.values())):
+        _check_no_column(tuple(curv), list(points.values()))
     if torch.compiler.is_compiling():
         return
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    try:
-        torch.broadcast_shapes(*shapes.values())  # type: ignore[no-untyped-call]
-    except RuntimeError:
+    shapes = {**({} if t is None else {"t": tuple(t)}), **points, "curv": tuple(curv)}
+    if _broadcast(shapes.values()) is None:
         got = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ValueError(
             f"{', '.join(shapes)}: leading dimensions do not broadcast: {got}; "
             f"curv broadcasts against the leading dimensions (no trailing 1)"
-        ) from None
+        )
+
+
+def _check_no_column(curv: tuple[int, ...], points: list[tuple[int, ...]]) -> None:
+    """Raise ValueError if ``curv`` is the leading shape of points and a trailing 1."""
+    for shape in (*points, _broadcast(points)):
+        if shape and curv == (*shape, 1) and any(size != 1 for size in shape):
+            raise ValueError(
+                f"curv: expected at most the points' leading dimensions {shape}, got {curv}, which "
+                f"would pair every curvature with every point; curv broadcasts against the leading "
+                f"dimensions: squeeze(-1). For a table of curvatures and points, unsqueeze the "
+                f"points"
+            )
+
+
+def _broadcast(shapes: Iterable[Sequence[int]]) -> tuple[int, ...] | None:
+    """The shape that all broadcast to; None if there is none."""
+    try:
+        return tuple(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
+    except RuntimeError:
+        return None
 
 
 def norm_limit(c: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from lorentzkit._geometry.arrays import Numbers, where
+from lorentzkit._geometry.elementary import hardshrink
 from lorentzkit._geometry.vectors import (
     Parts,
     dot,
@@ -94,7 +95,7 @@ def _wide_measures(x: Parts, y: Parts, needed: bool) -> tuple[Measures, Parts]:
     # An error of the quotient lies along x: the square of what is across x does not see it.
     across = _less(y, x, xy / xx.clamp_min(_TINY))
     # No two float32 directions are so close, but equal ones.
-    sine2 = torch.hardshrink(dot(across, across) / yy.clamp_min(_TINY), 1e-28)
+    sine2 = hardshrink(dot(across, across) / yy.clamp_min(_TINY), 1e-28)
     if needed:
         across = _less(across, x, dot(x, across) / xx.clamp_min(_TINY))
     return Measures(rx, ry, rx - ry, xy / (rx * ry).clamp_min(_TINY), sine2), across
@@ -110,7 +111,7 @@ def _exact_measures(x: Parts, y: Parts, needed: bool) -> tuple[Measures, Parts]:
     along = dot(p, across) / or_one(pp)
     across = subtract_product(across, p, along) if needed else _less(across, p, along)
     least = 2.0**-200 if pp.dtype == torch.float64 else 2.0**-80
-    sine2 = torch.hardshrink(dot(across, across) / or_one(qq), least)
+    sine2 = hardshrink(dot(across, across) / or_one(qq), least)
     cosine = pq / or_one(pp.sqrt() * qq.sqrt())
     most = torch.finfo(pp.dtype).max
     rx, ry = (of_x * pp.sqrt()).clamp_max(most), (of_y * qq.sqrt()).clamp_max(most)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lorentzkit._geometry.arguments import norm_limit, within
+from lorentzkit._geometry.elementary import hypot
 from lorentzkit._geometry.invariants import Measures, Products, products
 from lorentzkit._geometry.singles import length
 from lorentzkit._geometry.smooth import (
@@ -142,7 +143,7 @@ def _within_reach(x: Tensor, u: Tensor, c: Tensor) -> tuple[Tensor, Tensor | Non
     _, m, _ = products(x.detach(), u.detach())
     wide = c.detach().to(m.rx.dtype)
     along = cosh_root(m.rx, wide).over(m.ry * m.cosine)
-    length = torch.hypot(m.ry * m.sine2.sqrt(), along)
+    length = hypot(m.ry * m.sine2.sqrt(), along)
     beyond = length > reach.detach()
     shorter = (u * (reach / torch.where(beyond, length, 1.0))).to(u.dtype)
     return torch.where(beyond, shorter, u), beyond
@@ -257,7 +258,7 @@ def _transp_slope_value(
     one, x_s, y_s = 1 / s / s, m.rx / s, ry / s
     difference_s = sinh_difference(m, m.dr / s / s, x_root, y_root)
     t_s = torch.where(obtuse, c * (x_s * (y0 / s) - y_s * (x0 / s)), difference_s)
-    cosh_s = torch.hypot(one, t_s)
+    cosh_s = hypot(one, t_s)
     whole_s = one + cosh_s + c * x_s * y_s * h
     # (t/x0 + c ry h)/whole; where t/whole is near +-1, from its difference to that
     rest = 1 - one * (1 + one / (cosh_s + t_s.abs())) / whole_s

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
 from lorentzkit._geometry import vectors
+from lorentzkit._geometry.elementary import hardshrink
 from lorentzkit._geometry.invariants import subtract_product
 from lorentzkit._geometry.special import (
     carry,
@@ -312,7 +313,7 @@ def _across(
     k = vectors.dot(p, across) / vectors.or_one(pp)
     across = [torch.addcmul(b, a, k, value=-1) for a, b in zip(p, across, strict=True)]
     sine2 = vectors.dot(across, across) / vectors.or_one(qq)
-    sine2 = torch.hardshrink(sine2, 1e-28 if wide else 2.0**-200)
+    sine2 = hardshrink(sine2, 1e-28 if wide else 2.0**-200)
     across = [torch.where(sine2 == 0, 0.0, of_points * v) for v in across]
     return across, pq / vectors.or_one(pp.sqrt() * qq.sqrt()), sine2
 

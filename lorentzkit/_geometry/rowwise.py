@@ -152,9 +152,8 @@ def _shape(
     others = [*(v.shape[:-1] for v in tensors[1:]), *([] if t is None else [t.shape])]
     if c.dim() == 1 and all(s == shape for s in others):
         return shape
-    leading = {name: v[..., 0] for name, v in zip(named, tensors, strict=True)}
-    leading |= {"curv": c[..., 0]} if t is None else {"t": t, "curv": c[..., 0]}
-    check_broadcast(**leading)
+    leading = {name: v.shape[:-1] for name, v in zip(named, tensors, strict=True)}
+    check_broadcast(c.shape[:-1], None if t is None else t.shape, **leading)
     return torch.broadcast_shapes(shape, *others, c.shape[:-1])  # type: ignore[no-untyped-call, no-any-return]
 
 

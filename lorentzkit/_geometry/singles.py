@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from lorentzkit._geometry.arguments import norm_limit
+from lorentzkit._geometry.elementary import atan2
 from lorentzkit._geometry.special import (
     arsinh_length,
     asinhc,
@@ -116,7 +117,7 @@ def half_aperture(x: Tensor, c: Tensor, min_radius: float) -> Tensor:
     s_cone = torch.where(cone, s, 2 * k2)
     cosine = (s_cone - k2).sqrt() * (s_cone + k2).sqrt()
     sine = torch.full_like(s, k2)
-    angle = torch.where(cone, torch.atan2(sine, cosine), torch.pi / 2)
+    angle = torch.where(cone, atan2(sine, cosine), torch.pi / 2)
     return (angle + (s - s)).to(x.dtype)  # of infinity, NaN
 
 

@@ -38,12 +38,9 @@ def sums(
     vectors: Sequence[Tensor | None],
     coefficients: Sequence[Sequence[Numbers]],
     close: np.ndarray | bool,
-    wide: bool,
 ) -> list[Tensor]:
     """See `vectors.sums`."""
     arrays: list[Any] = [None if v is None else v.numpy() for v in vectors]
-    if wide:
-        arrays = [None if v is None else v.astype(np.float64) for v in arrays]
     if close is not False:
         x, y, *others = arrays
         arrays = [x, y - (x if close is True else x * close), *others]

@@ -17,7 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lorentzkit._geometry import elementary
 from lorentzkit._geometry.arguments import clamp_norm, norm_limit
+from lorentzkit._geometry.elementary import asinh, atan2
 from lorentzkit._geometry.invariants import Measures, Products, products
 from lorentzkit._geometry.special import (
     arsinh_length,
@@ -192,8 +194,8 @@ def exterior_legs(m: Measures, of: Relative, c: Tensor) -> tuple[Tensor, Tensor]
 
     (a, cosh_rise), (b, _) = _arc_rise(m.rx, of.xx, c), _arc_rise(m.ry, of.yy, c)
     cosh = root_one_plus(c.sqrt() * turn) / c.sqrt()
-    radial = sinh_difference(m, m.dr / size, cosh_x, cosh_y) * (a - b).cosh()
-    radial = radial + cosh / size * (a - b).sinh()
+    radial = sinh_difference(m, m.dr / size, cosh_x, cosh_y) * elementary.cosh(a - b)
+    radial = radial + cosh / size * elementary.sinh(a - b)
     across = m.ry / size * longer * (h + by_h)
     cosine = -radial - cosh_x.times(across) - cosh_rise * across
     sine, cosine = torch.where(exists, sine, 0.0), torch.where(exists, cosine, 1.0)
@@ -213,7 +215,7 @@ def _arc_rise(r: Tensor, of: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     # asinh(p) - asinh(q) = asinh((p^2 - q^2) / (p sqrt(1 + q^2) + q sqrt(1 + p^2)))
     # The factor first: a gradient divided by it before it is multiplied might underflow.
     step = sinh / (grown + (1 + of).sqrt() * cosh) * of
-    return torch.asinh(step), square / (grown + cosh) * of
+    return asinh(step), square / (grown + cosh) * of
 
 
 def _chord_rise(m: Measures, of: Relative) -> Tensor:
@@ -241,12 +243,12 @@ def values(
         return (torch.where(some, m.cosine - _chord_rise(m, of), 0.0),)
     sine, along = exterior_legs(m, of, c)
     if kind == "interior":
-        return (torch.atan2(sine, -along),)
-    at_x = torch.atan2(sine, along)
+        return (atan2(sine, -along),)
+    at_x = atan2(sine, along)
     if kind == "exterior":
         return (at_x,)
     exchanged = m._replace(rx=m.ry, ry=m.rx, dr=-m.dr), Relative(of.yy, of.xx, of.xy)
-    return at_x, torch.atan2(*exterior_legs(*exchanged, c))
+    return at_x, atan2(*exterior_legs(*exchanged, c))
 
 
 def of_rows(kind: str, x: Tensor, y: Tensor, c: Tensor) -> Tensor:

@@ -18,12 +18,14 @@ All functions here keep the last dimension: scalars are of shape ``(..., 1)``.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from lorentzkit._geometry import elementary
+from lorentzkit._geometry.elementary import asinh, expm1, log1p, series
 
 # Taylor coefficients in z, highest order first; enough for float64 where they are used (z <= 1).
 _SINHC = [1 / math.factorial(2 * k + 1) for k in range(10, -1, -1)]
@@ -118,19 +120,12 @@ def polar(x: Tensor) -> tuple[Tensor, Tensor]:
 def hypot(a: Tensor, b: Tensor) -> Tensor:
     """``sqrt(a**2 + b**2)`` without overflow; gradient 0 at (0, 0), where torch's is NaN."""
     zero = (a == 0) & (b == 0)
-    return torch.where(zero, 0.0, torch.hypot(torch.where(zero, 1.0, a), b))
+    return torch.where(zero, 0.0, elementary.hypot(torch.where(zero, 1.0, a), b))
 
 
 def root_one_plus(t: Tensor) -> Tensor:
     """``sqrt(1 + t**2)``; unlike that of the plain form, its derivative does not underflow."""
-    return torch.hypot(torch.ones_like(t), t)
-
-
-def _series(coefficients: Sequence[float], z: Tensor) -> Tensor:
-    total = torch.full_like(z, coefficients[0])
-    for coefficient in coefficients[1:]:
-        total = total * z + coefficient
-    return total
+    return elementary.hypot(torch.ones_like(t), t)
 
 
 def _near(z: Tensor, wide: bool) -> tuple[Tensor, Tensor, int]:
@@ -152,8 +147,8 @@ def cosh_sinhc(z: Tensor, wide: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     small, near, terms = _near(z, wide)
     t = torch.where(small, 1.0, z).sqrt()
     decay = torch.exp(-2 * t)
-    cosh = torch.where(small, _series(_COSH[-terms:], near), (1 + decay) / 2)
-    sinhc = torch.where(small, _series(_SINHC[-terms:], near), (1 - decay) / (2 * t))
+    cosh = torch.where(small, series(_COSH[-terms:], near), (1 + decay) / 2)
+    sinhc = torch.where(small, series(_SINHC[-terms:], near), (1 - decay) / (2 * t))
     return cosh, sinhc, torch.where(small, 0.0, t)
 
 
@@ -169,7 +164,7 @@ def coth_excess(z: Tensor) -> Tensor:
     near, far = torch.where(small, z, 0.0), torch.where(small, 1.0, z)
     t = far.sqrt()
     return torch.where(
-        small, _series(_COSH_LESS_SINHC, near) / _series(_SINHC, near), (t / t.tanh() - 1) / far
+        small, series(_COSH_LESS_SINHC, near) / series(_SINHC, near), (t / t.tanh() - 1) / far
     )
 
 
@@ -178,22 +173,22 @@ def asinhc(z: Tensor, wide: bool = False) -> Tensor:
     small, near, terms = _near(z, wide)
     t = torch.where(small, 1.0, z).sqrt()
     if wide:
-        return torch.where(small, _series(_ASINHC[-terms:], near), torch.asinh(t) / t)
+        return torch.where(small, series(_ASINHC[-terms:], near), asinh(t) / t)
     # asinh t = 2 asinh(t / sqrt(2 (1 + sqrt(1 + t^2)))), twice: z <= 1 becomes z <= 0.05.
     stretch = torch.ones_like(z)
     for _ in range(2):
         half = (1 + (1 + near).sqrt()) / 2
         near = near / (4 * half)
         stretch = stretch / half.sqrt()
-    return torch.where(small, stretch * _series(_ASINHC, near), torch.asinh(t) / t)
+    return torch.where(small, stretch * series(_ASINHC, near), asinh(t) / t)
 
 
 def arc_square(excess: Tensor, wide: bool = False) -> Tensor:
     """``acosh(1 + excess)**2`` for ``excess >= 0``, smooth at 0."""
     half = excess / 2
     small = half <= 1
-    series = 4 * half * asinhc(torch.where(small, half, 0.0), wide) ** 2
-    return torch.where(small, series, (2 * torch.asinh(torch.where(small, 1.0, half).sqrt())) ** 2)
+    near = 4 * half * asinhc(torch.where(small, half, 0.0), wide) ** 2
+    return torch.where(small, near, (2 * asinh(torch.where(small, 1.0, half).sqrt())) ** 2)
 
 
 def arc_over_sinh(excess: Tensor, wide: bool = False) -> Tensor:
@@ -207,8 +202,8 @@ def log_arc_over_sinh(excess: Tensor) -> Tensor:
     half = excess / 2
     small = half <= 1
     t = torch.where(small, 1.0, half).sqrt()
-    arc = torch.where(small, asinhc(torch.where(small, half, 0.0)), torch.asinh(t) / t)
-    return arc.log() - half.log1p() / 2
+    arc = torch.where(small, asinhc(torch.where(small, half, 0.0)), asinh(t) / t)
+    return arc.log() - log1p(half) / 2
 
 
 def arsinh_length(r: Tensor, c: Tensor, wide: bool = False) -> Tensor:
@@ -220,7 +215,7 @@ def arsinh_length(r: Tensor, c: Tensor, wide: bool = False) -> Tensor:
     z = c * r * r
     small = z <= 1
     root = c.sqrt()
-    plain = torch.asinh(root * torch.where(small, 0.0, r)) / root
+    plain = asinh(root * torch.where(small, 0.0, r)) / root
     return torch.where(small, r * asinhc(torch.where(small, z, 0.0), wide), plain)
 
 
@@ -250,12 +245,12 @@ def sinh_decay(t: Tensor, s: Tensor, decline: Tensor) -> Tensor:
 
 def _expm1_ratio(t: Tensor, s: Tensor) -> Tensor:
     """``expm1(t s) / expm1(s)`` for t >= 0 and s < 0; at t = 1 its derivative in s is exactly 0."""
-    whole = torch.expm1(s)
+    whole = expm1(s)
     above, gap = t >= 1, t - 1
-    more = torch.exp(s) * torch.expm1(torch.where(above, gap, 0.0) * s)
-    less = torch.exp(t * s) * torch.expm1(torch.where(above, 0.0, -gap) * s)
+    more = torch.exp(s) * expm1(torch.where(above, gap, 0.0) * s)
+    less = torch.exp(t * s) * expm1(torch.where(above, 0.0, -gap) * s)
     near_one = 1 + torch.where(above, more, -less) / whole
-    return torch.where(t > 0.5, near_one, torch.expm1(t * s) / whole)
+    return torch.where(t > 0.5, near_one, expm1(t * s) / whole)
 
 
 def arc_times_tanh(excess: Tensor, wide: bool) -> Tensor:
@@ -263,5 +258,5 @@ def arc_times_tanh(excess: Tensor, wide: bool) -> Tensor:
     half = excess / 2
     small = half <= 1
     far = torch.where(small, 1.0, half)
-    arc = 2 * torch.asinh(far.sqrt())
+    arc = 2 * asinh(far.sqrt())
     return torch.where(small, excess * arc_over_sinh(excess, wide), arc * (1 + 1 / far).rsqrt())

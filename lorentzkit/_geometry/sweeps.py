@@ -59,8 +59,7 @@ def forward(kind: str, c: Numbers, t: Numbers, min_radius: float, *vectors: Tens
         (found,), right = _sums(op, gram, vectors, [value[:1]])
         return Values(_with_last(found, value.last), tuple(numbers), near & right)
     if op.along:
-        # What cancels of several vectors is not left to their own dtype's rounding.
-        (found,), right = _sums(op, gram, vectors, [value], wide=len(vectors) > 1)
+        (found,), right = _sums(op, gram, vectors, [value])
         return Values(found, tuple(numbers), near & right)
     return Values(as_tensor(value).to(torch.float32), tuple(numbers), near)
 
@@ -82,7 +81,7 @@ def expmap_transp(c: Numbers, *vectors: Tensor) -> list[Tensor] | None:
     gram, settings = _measured(op, numbers, c, None, 0.0)
     if not op.within(gram, settings):
         return None
-    return _sums(op, gram, vectors, op.value(gram, settings), wide=True)[0]
+    return _sums(op, gram, vectors, op.value(gram, settings))[0]
 
 
 def _measured(
@@ -177,17 +176,16 @@ def _sums(
     gram: Gram,
     vectors: Sequence[Tensor | None],
     rows: Sequence[Sequence[Numbers]],
-    wide: bool = False,
 ) -> tuple[list[Tensor], Numbers]:
     """For each row of coefficients that sum of x, b, ...; and whether compiled code is right."""
     rows, close = _in_basis(op, gram, rows)
     x = vectors[0]
     if x is not None and small.is_small(x):
-        return small.sums(vectors, rows, close, wide), True
+        return small.sums(vectors, rows, close), True
     near = close if close is True or close is False else as_tensor(close)
     if torch.compiler.is_compiling():
-        return sums_unseen(vectors, rows, near, wide)
-    return sums(vectors, rows, near, wide), True
+        return sums_unseen(vectors, rows, near)
+    return sums(vectors, rows, near), True
 
 
 def _in_basis(

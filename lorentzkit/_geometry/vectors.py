@@ -10,7 +10,7 @@ that fit the cache; `torch.func`, forward mode and tracers get the same as plain
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -21,16 +21,13 @@ from torch.autograd import Function, forward_ad
 
 from lorentzkit._geometry import small
 from lorentzkit._geometry.arrays import Numbers, as_arrays, as_tensor
+from lorentzkit._geometry.elementary import floor_to_power_of_two, is_exporting
 from lorentzkit._geometry.special import values_known
 
 _BLOCK = 2**18  # elements of a block of rows: what is made of it fits the cache
 FEW = 8  # so many columns are worked on one by one: sums of so short rows are slow
 
 Parts = Sequence[Tensor]  # a vector as blocks of its columns
-
-# torch 2.6 cannot tell.
-is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
-
 
 def has_float64(device: torch.device) -> bool:
     """Apple's GPUs have none."""
@@ -132,10 +129,7 @@ def power_of_two(x: Parts) -> Tensor:
     largest = each[0]
     for other in each[1:]:
         largest = torch.maximum(largest, other)
-    double = largest.dtype == torch.float64
-    integer, exponent = (torch.int64, 0x7FF << 52) if double else (torch.int32, 0xFF << 23)
-    normal = largest.clamp_min(torch.finfo(largest.dtype).tiny)
-    power = (normal.view(integer) & exponent).view(largest.dtype)
+    power = floor_to_power_of_two(largest.clamp_min(torch.finfo(largest.dtype).tiny))
     return torch.where(largest > 0, power, torch.where(largest == 0, 1.0, largest))
 
 
@@ -330,17 +324,15 @@ def sums_unseen(
     vectors: Sequence[Tensor | None],
     coefficients: Sequence[Sequence[Numbers]],
     close: Tensor | bool,
-    wide: bool,
 ) -> tuple[list[Tensor], Tensor]:
     """`sums` for a compiler, which does not see the coefficients; and whether they are right."""
     x = vectors[0]
     assert x is not None
-    dtype = wide_dtype(x) if wide else x.dtype
     given = [c for row in coefficients for c in row if _varies(c)]
-    found, hold = torch.ops.lorentzkit.rounded(given, dtype)
+    found, hold = torch.ops.lorentzkit.rounded(given, x.dtype)
     columns = iter(found)
     rows = [[next(columns) if _varies(c) else c for c in row] for row in coefficients]
-    return [total.to(x.dtype) for total in _block_sums(vectors, rows, close, dtype)], hold
+    return _block_sums(vectors, rows, close, x.dtype), hold
 
 
 # An op of its own also keeps inductor from computing the coefficients anew for each column.
