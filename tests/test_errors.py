@@ -3,7 +3,11 @@ and what to do."""
 
 import math
 import re
+from decimal import Decimal
+from fractions import Fraction
 
+import mpmath
+import numpy as np
 import pytest
 import torch
 from calls import SIGNATURES, arguments
@@ -116,12 +120,86 @@ def test_curvature_tensors_with_a_bad_entry(op):
 
 
 @every_op
-@pytest.mark.parametrize("curv", [True, "1.0", None, [1.0], 1j])
+@pytest.mark.parametrize(
+    "curv",
+    [
+        *(True, "1.0", None, [1.0], 1j, np.bool_(True), np.str_("1"), np.complex64(1)),
+        *(np.array(1j), np.array(True), np.ones(2), np.ones(0)),
+    ],
+    ids=repr,
+)
 def test_curvatures_of_a_wrong_type(op, curv):
     with pytest.raises(
         TypeError, match=says("curv: expected a float", f"got {type(curv).__name__}")
     ):
         getattr(ops, op)(*arguments(op), curv=curv)
+
+
+@every_op
+@pytest.mark.parametrize(
+    "curv",
+    [
+        *(np.float32(0.5), np.float64(0.5), np.float16(0.5), np.array(0.5), np.array([0.5])),
+        *(np.longdouble(0.5), Fraction(1, 2), Decimal("0.5"), mpmath.mpf(0.5)),
+    ],
+    ids=repr,
+)
+def test_curvatures_that_are_numbers_of_other_libraries(op, curv):
+    args = [a.requires_grad_() for a in arguments(op)]
+    out, expected = getattr(ops, op)(*args, curv=curv), getattr(ops, op)(*args, curv=0.5)
+    assert torch.equal(out, expected)
+    for a, b in zip(
+        torch.autograd.grad(out.sum(), args), torch.autograd.grad(expected.sum(), args), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
+@every_op
+@pytest.mark.parametrize("far", [False, True])  # near points are checked elsewhere
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_column_of_curvatures(op, far, dtype):
+    """It would give (N, N) results of N points: every curvature with every point."""
+    args = arguments(op, radius=50.0 if far else 0.1, dtype=dtype)
+    parts = ("curv: expected", "(4,)", "got (4, 1)", "squeeze(-1)", "unsqueeze the points")
+    with pytest.raises(ValueError, match=says(*parts)):
+        getattr(ops, op)(*args, curv=torch.ones(4, 1))
+    with pytest.raises(ValueError, match=says("curv: expected", "(2, 3)", "got (2, 3, 1)")):
+        getattr(ops, op)(*arguments(op, batch=(2, 3)), curv=torch.ones(2, 3, 1))
+
+
+@every_op
+def test_tables_of_curvatures_and_points(op):
+    """What the error names as the way, and a table that cannot be meant otherwise."""
+    args, curv = arguments(op), torch.tensor([0.2, 0.3, 0.5, 0.7])
+    rows = torch.stack([getattr(ops, op)(*args, curv=c) for c in curv])
+    lifted = [a.unsqueeze(0) for a in args]
+    torch.testing.assert_close(getattr(ops, op)(*lifted, curv=curv[:, None]), rows)
+    torch.testing.assert_close(getattr(ops, op)(*args, curv=curv[:3, None]), rows[:3])
+
+
+@pytest.mark.parametrize("mean", [ops.einstein_midpoint, ops.frechet_mean])
+def test_means_of_one_cloud_under_as_many_curvatures_as_points(mean):
+    """One mean for each curvature, with weights too."""
+    x, weights = arguments("einstein_midpoint", batch=())
+    curv = torch.tensor([0.2, 0.5, 0.7], dtype=x.dtype)
+    expected = torch.stack([mean(x, weights, c) for c in curv])
+    torch.testing.assert_close(mean(x, weights, curv), expected)
+
+
+def test_columns_of_curvatures_for_points_that_broadcast():
+    x, y = torch.rand(4, 1, 3), torch.rand(1, 5, 3)
+    assert ops.dist(x, y, torch.ones(4, 1)).shape == (4, 5)
+    for curv in (torch.ones(4, 1, 1), torch.ones(4, 5, 1)):
+        with pytest.raises(ValueError, match=says("curv: expected", f"got {tuple(curv.shape)}")):
+            ops.dist(x, y, curv)
+    assert ops.dist(x[0], y[0, :1], torch.ones(1, 1)).shape == (1, 1)
+
+
+@pytest.mark.parametrize("curv", [torch.ones(4, 1), torch.ones(0, 1)])
+def test_a_column_of_curvatures_compiled(curv):
+    x = torch.rand(len(curv), 3)
+    with pytest.raises(ValueError, match=says("curv: expected", "squeeze(-1)")):
+        torch.compile(ops.dist, backend="eager")(x, x, curv)
 
 
 @every_op

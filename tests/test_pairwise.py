@@ -177,6 +177,40 @@ def test_topk_of_all_and_of_ties():
     assert all(row.sort().values.tolist() == [0, 1, 2, 3] for row in indices)
 
 
+@pytest.mark.parametrize("score", ["dist", "exterior_angle", "inner"])
+@pytest.mark.parametrize("largest", [False, True])
+def test_topk_with_a_curvature_for_each_query(score, largest):
+    """Each row is that of its own curvature alone, gradients by equal curvatures apart."""
+    x, y = points(12, 20), points(50, 20, seed=1)
+    curv = torch.tensor([0.3, 1.0, 4.0], dtype=x.dtype)[torch.arange(12) % 3]
+    how = {"score": score, "largest": largest}
+    every = [t.clone().requires_grad_() for t in (x, y, curv)]
+    values, indices = ops.pairwise_topk(*every[:2], 4, every[2], **how)
+    rows = [z.clone().requires_grad_() for z in (x, y, curv)]
+    alone = [
+        ops.pairwise_topk(rows[0][i : i + 1], rows[1], 4, rows[2][i], **how) for i in range(12)
+    ]
+    expected = torch.cat([v for v, _ in alone])
+    torch.testing.assert_close(values, expected, rtol=1e-12, atol=1e-13)
+    assert torch.equal(indices, torch.cat([i for _, i in alone]))
+    at = torch.randn(12, 4, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
+    for a, b in zip(
+        torch.autograd.grad(values, every, at), torch.autograd.grad(expected, rows, at), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
+
+
+def test_topk_of_no_queries():
+    x, y, curv = (torch.ones(s, requires_grad=True) for s in ((0, 3), (5, 3), ()))
+    for c in (curv, torch.ones(0, requires_grad=True)):
+        values, indices = ops.pairwise_topk(x, y, 2, c)
+        assert values.shape == indices.shape == (0, 2)
+        assert values.dtype == x.dtype
+        assert indices.dtype == torch.int64
+        for leaf, by in zip((x, y, c), torch.autograd.grad(values.sum(), (x, y, c)), strict=True):
+            assert torch.equal(by, torch.zeros_like(leaf))
+
+
 def test_topk_values_are_differentiable():
     x, y = points(3, 20).requires_grad_(), points(9, 20, seed=1).requires_grad_()
     curv = torch.tensor(0.7, dtype=x.dtype, requires_grad=True)
@@ -221,6 +255,40 @@ def test_the_centre_takes_the_cone_out_of_the_product():
 
 
 # --- Arguments --------------------------------------------------------------------------------
+
+
+@every_op
+@every_dtype
+@pytest.mark.parametrize("impl", ["streaming", "reference"])
+@pytest.mark.parametrize("D", [3, 20])
+@pytest.mark.parametrize(
+    ("of_x", "of_y"),
+    [
+        ((0,), (5,)),
+        ((5,), (0,)),
+        ((0,), (0,)),
+        ((0, 4), (0, 3)),
+        ((0, 4), (3,)),
+        ((2, 0), (2, 3)),
+        ((2, 1, 4), (0, 3)),
+    ],
+)
+def test_no_points_and_no_clouds(op, dtype, impl, D, of_x, of_y):
+    """As of `torch.cdist`: the shape of the empty result, and gradients of 0."""
+    x, y = (torch.ones(*of, D, dtype=dtype, requires_grad=True) for of in (of_x, of_y))
+    curv = torch.ones((), dtype=dtype, requires_grad=True)
+    out = PAIRWISE[op](x, y, curv, impl=impl)
+    assert out.shape == torch.cdist(x.detach(), y.detach()).shape
+    assert out.dtype == dtype
+    for leaf, by in zip((x, y, curv), torch.autograd.grad(out.sum(), (x, y, curv)), strict=True):
+        assert torch.equal(by, torch.zeros_like(leaf))
+
+
+def test_no_clouds_of_their_own_curvatures():
+    x, curv = torch.ones(0, 4, 3), torch.ones(0, requires_grad=True)
+    out = ops.pairwise_dist(x, x, curv)
+    assert out.shape == (0, 4, 4)
+    assert torch.autograd.grad(out.sum(), curv)[0].shape == (0,)
 
 
 def test_leading_dimensions_and_curvatures_broadcast():
@@ -314,6 +382,22 @@ def test_points_beyond_the_largest_radius_are_those_at_it():
         (lambda x: ops.pairwise_topk(x, x, 1, chunk=0), "chunk: expected a positive int"),
         (lambda x: ops.pairwise_topk(x, x, 1, impl="reference"), "impl: expected 'auto'"),
         (lambda x: ops.pairwise_topk(x[None], x, 1), r"x: expected points \(N, D\)"),
+        (
+            lambda x: ops.pairwise_topk(x, x[:0], 1),
+            r"y: expected a gallery.*at least one.*\(0, 3\)",
+        ),
+        (
+            lambda x: ops.pairwise_topk(x, x, 1, torch.ones(3)),
+            r"curv: expected one number, or one for each query \(4,\), got shape \(3,\)",
+        ),
+        (
+            lambda x: ops.pairwise_topk(x, x, 1, torch.ones(4, 1)),
+            r"curv: .*one for each query \(4,\), got shape \(4, 1\)",
+        ),
+        (
+            lambda x: ops.pairwise_dist(x.expand(4, 4, 3), x, torch.ones(4, 1)),
+            r"curv: .*\(4,\), got \(4, 1\).*squeeze\(-1\)",
+        ),
     ],
 )
 def test_what_cannot_run_says_so_and_names_the_alternative(call, message):

@@ -75,17 +75,17 @@ def _run_kernel(
 ) -> Tensor:
     tensors = vectors(**named)
     device = tensors[0].device
-    leading = {name: v[..., 0] for name, v in zip(named, tensors, strict=True)}
     if isinstance(curv, Tensor):
-        leading["curv"] = curv = curv.to(device)
+        curv = curv.to(device)
     else:
         curv = float(curvature(curv, torch.float32, torch.device("cpu")))
     if t is not None:
         x = tensors[0]
         t = t.to(device) if isinstance(t, Tensor) else x.new_full((), t, dtype=torch.float32)
-        leading["t"] = t
-    check_broadcast(**leading)
-    shape = torch.broadcast_shapes(*(of.shape for of in leading.values()))  # type: ignore[no-untyped-call]
+    leading = {name: v.shape[:-1] for name, v in zip(named, tensors, strict=True)}
+    of_curv, of_t = (z.shape if isinstance(z, Tensor) else () for z in (curv, t))
+    check_broadcast(of_curv, of_t, **leading)
+    shape = torch.broadcast_shapes(of_curv, of_t, *leading.values())  # type: ignore[no-untyped-call]
     flat = [v.expand(*shape, v.shape[-1]).reshape(-1, v.shape[-1]) for v in tensors]
     c, t = (
         (z.reshape(1) if z.numel() == 1 else z.expand(shape).reshape(-1))

@@ -247,7 +247,7 @@ def _egrad2rgrad(x: Tensor, g: Tensor, curv: float | Tensor) -> Tensor:
 def _geodesic(t: float | Tensor, x: Tensor, y: Tensor, curv: float | Tensor) -> Tensor:
     x, y, c = points_and(curv, {"x": x, "y": y}, scalars=t)
     t = torch.as_tensor(t, dtype=x.dtype, device=x.device)
-    check_broadcast(t=t, x=x[..., 0], y=y[..., 0])
+    check_broadcast(c.shape[:-1], t.shape, x=x.shape[:-1], y=y.shape[:-1])
     return maps.geodesic(t.unsqueeze(-1), x, y, c)
 
 

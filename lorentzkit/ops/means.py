@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lorentzkit._geometry import means
-from lorentzkit._geometry.arguments import points_and, require
+from lorentzkit._geometry.arguments import check_broadcast, points_and, require, vectors
 from lorentzkit._geometry.vectors import wide_dtype
 
 
@@ -97,16 +97,18 @@ def _weighted(
     x: Tensor, weights: Tensor | None, curv: float | Tensor, dim: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Points ``(..., N, D)``; wide, weights ``(..., N, 1)`` of sum 1 and ``c``, ``(..., 1, 1)``."""
+    (x,) = vectors(x=x)
+    if x.dim() < 2 or not -x.dim() <= dim < x.dim() - 1 or dim == -1:
+        raise ValueError(
+            f"dim: expected a dimension of x other than the last, got {dim} for x of shape "
+            f"{tuple(x.shape)}"
+        )
+    dim = dim - x.dim() if dim >= 0 else dim
+    x = x.movedim(dim, -2)
     if isinstance(curv, Tensor) and curv.dim() > 0:
+        check_broadcast(curv.shape, x=x.shape[:-2])
+        x = x[(None,) * (curv.dim() - (x.dim() - 2))]  # else curv would look like a column
         curv = curv.unsqueeze(-1)
-    if isinstance(x, Tensor):
-        if x.dim() < 2 or not -x.dim() <= dim < x.dim() - 1 or dim == -1:
-            raise ValueError(
-                f"dim: expected a dimension of x other than the last, got {dim} for x of shape "
-                f"{tuple(x.shape)}"
-            )
-        dim = dim - x.dim() if dim >= 0 else dim
-        x = x.movedim(dim, -2)
     x, c = points_and(curv, {"x": x}, scalars=weights)
     if x.shape[-2] == 0:
         raise ValueError(f"x: expected at least one point, got shape {tuple(x.shape)}")

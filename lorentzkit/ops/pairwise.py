@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from lorentzkit._geometry import compilation
+from lorentzkit._geometry import compilation, pairs
 from lorentzkit._geometry.arguments import check_broadcast, curvature, vectors, working_dtype
 from lorentzkit.fused import reference, registry
 
@@ -62,7 +62,7 @@ def pairwise_dist(
 
     Args:
         x: points, space components, ``(..., N, D)``.
-        y: points, ``(..., M, D)``.
+        y: points, ``(..., M, D)``; either may be none.
         curv: positive, broadcasts against ``(...)``.
         impl: "streaming" computes blocks that fit the cache, on any device; "triton" is for CUDA
             and float32 or less; "reference" is plain PyTorch, with all its temporaries, and the
@@ -141,10 +141,12 @@ def pairwise_topk(
     elementwise ones, and their order is that of those.
 
     Args:
-        x: queries, space components, ``(N, D)``.
+        x: queries, space components, ``(N, D)``; there may be none.
         y: the gallery, ``(M, D)``.
         k: how many, 1 <= k <= M.
-        curv: positive, one number.
+        curv: positive, one number, or one for each query ``(N,)``, as of relations in a knowledge
+            graph: then every different number is a search of its own, of its queries. Sixteen take
+            little longer than one; many take a pass over the gallery each.
         score: "dist", "exterior_angle" (x is the apex), or "inner".
         largest: whether the largest scores are wanted.
         chunk: how many points of the gallery are compared at a time; by default what is fast.
@@ -166,14 +168,19 @@ def pairwise_topk(
     if impl not in ("auto", "streaming", "triton"):
         raise ValueError(f"impl: expected 'auto', 'streaming' or 'triton', got {impl!r}")
     kind = _SCORES[score]
-    x, y, c = cloud_pair(x, y, curv)
+    x, y, c = cloud_pair(x, y, curv, queries=True)
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= len(y):
         raise ValueError(f"k: expected an int in [1, {len(y)}], the size of y, got {k!r}")
     if chunk is not None and not (isinstance(chunk, int) and chunk >= 1):
         raise ValueError(f"chunk: expected a positive int or None, got {chunk!r}")
     impl_ = registry.choose(impl, x, precision, k)
-    found = (x.detach(), y.detach(), c.detach())
-    indices = registry.topk(*found, kind, k, largest, chunk or 0, impl_, precision)
+    how = (kind, k, largest, chunk or 0, impl_, precision)
+    if len(x) == 0:  # no queries, as a function of the arguments: their gradients are 0
+        indices = torch.empty(0, k, dtype=torch.int64, device=x.device)
+        return x.sum(1, keepdim=True).expand(0, k) + y.sum() + c.sum(), indices
+    if len(c) > 1:
+        return _topk_by_curvature(x, y, c, *how)
+    indices = registry.topk(x.detach(), y.detach(), c.detach(), *how)
     rows = torch.arange(len(x), device=x.device).repeat_interleave(k)
     values = registry.selected(x, y, c, rows, indices.flatten(), kind)[:, 0].view(-1, k)
     values, order = values.sort(dim=1, descending=largest, stable=True)
@@ -199,22 +206,47 @@ def pairwise_impl(x: Tensor, y: Tensor, impl: Implementation = "auto") -> str:
     """
     x, y = vectors(x=x, y=y)
     name = registry.choose(impl, x, "highest")
-    pairs = x.shape[-2] * y.shape[-2]
-    compiled = name == "streaming" and compilation.compiles(x, pairs)
+    number = x.shape[-2] * y.shape[-2]
+    compiled = name == "streaming" and compilation.compiles(x, number)
     return f"{name}, compiled" if compiled else name
 
 
-def cloud_pair(x: object, y: object, curv: object) -> tuple[Tensor, Tensor, Tensor]:
-    """Checked, promoted ``(N, D)``, ``(M, D)`` and a curvature ``(1,)``."""
+def _topk_by_curvature(
+    x: Tensor, y: Tensor, c: Tensor, kind: str, k: int, largest: bool, *how: Any
+) -> tuple[Tensor, Tensor]:
+    """One search for each different curvature; ``c`` is ``(N,)``."""
+    different, which = torch.unique(c.detach(), return_inverse=True)
+    indices = torch.empty(len(x), k, dtype=torch.int64, device=x.device)
+    for n, number in enumerate(different):
+        some = which == n
+        found = x.detach()[some], y.detach(), number.view(1)
+        indices[some] = registry.topk(*found, kind, k, largest, *how)
+    values = pairs.of_rows(kind, x.unsqueeze(1), y[indices], c.view(-1, 1, 1))[..., 0]
+    values, order = values.sort(dim=1, descending=largest, stable=True)
+    return values, indices.gather(1, order)
+
+
+def cloud_pair(
+    x: object, y: object, curv: object, queries: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Checked, promoted ``(N, D)``, ``(M, D)`` and a curvature ``(1,)``.
+
+    Args:
+        queries: whether x may be none, and ``curv`` one number for each of them.
+    """
     x, y = vectors(x=x, y=y)
-    for name, z in (("x", x), ("y", y)):
-        if z.dim() != 2 or len(z) == 0:
-            raise ValueError(f"{name}: expected points (N, D) with N >= 1, got {tuple(z.shape)}")
+    for name, z, least in (("x", x, 0 if queries else 1), ("y", y, 1)):
+        if z.dim() != 2 or len(z) < least:
+            what = "points (N, D)" + " with N >= 1" * least
+            if queries and name == "y":
+                what = "a gallery (M, D) of at least one point"
+            raise ValueError(f"{name}: expected {what}, got shape {tuple(z.shape)}")
     dtype = working_dtype(x, y, curv)
     c = curvature(curv, dtype, x.device)
-    if c.numel() != 1:
-        raise ValueError(f"curv: expected one number, got shape {tuple(c.shape[:-1])}")
-    return x.to(dtype).contiguous(), y.to(dtype).contiguous(), c.reshape(1)
+    if c.numel() != 1 and not (queries and c.shape[:-1] == x.shape[:1]):
+        one = f"one number, or one for each query ({len(x)},)" if queries else "one number"
+        raise ValueError(f"curv: expected {one}, got shape {tuple(c.shape[:-1])}")
+    return x.to(dtype).contiguous(), y.to(dtype).contiguous(), c.reshape(-1)
 
 
 def _matrix(kind: str, x: object, y: object, curv: object, impl: str, precision: str) -> Tensor:
@@ -224,13 +256,15 @@ def _matrix(kind: str, x: object, y: object, curv: object, impl: str, precision:
             raise ValueError(f"{name}: expected points (..., N, D), got shape {tuple(z.shape)}")
     dtype = working_dtype(x, y, curv)
     x, y, c = x.to(dtype), y.to(dtype), curvature(curv, dtype, x.device)
-    check_broadcast(x=x[..., 0, 0], y=y[..., 0, 0], curv=c[..., 0])
+    check_broadcast(c.shape[:-1], x=x.shape[:-2], y=y.shape[:-2])
     impl = registry.choose(impl, x, precision)
+    batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2], c.shape[:-1])  # type: ignore[no-untyped-call]
+    (N, D), M = x.shape[-2:], y.shape[-2]
+    if 0 in (*batch, N, M):  # no pairs, as a function of the arguments: their gradients are 0
+        return x.sum(-1).unsqueeze(-1) + y.sum(-1).unsqueeze(-2) + c.unsqueeze(-1)
     if impl == "reference":
         with torch.autocast(x.device.type, enabled=False):
             return reference.matrix(kind, x, y, c)
-    batch = (x[..., 0, 0] + y[..., 0, 0] + c[..., 0]).shape
-    (N, D), M = x.shape[-2:], y.shape[-2]
     out: Tensor = registry.matrix(
         x.expand(*batch, N, D).reshape(-1, N, D).contiguous(),
         y.expand(*batch, M, D).reshape(-1, M, D).contiguous(),
