@@ -12,7 +12,8 @@ processes is that of the whole batch, and what flows back into a process's point
 of the *sum* over the processes. Averaged, that is the gradient of the whole batch's loss on one
 process, to rounding.
 
-Every process must call the same functions in the same order, with shares of equal size. Under
+Every process must call the same functions in the same order, with shares of equal size. They first
+tell each other whether their arguments are well: a bad one on one process raises on all. Under
 ``torchrun`` or ``accelerate launch`` there is nothing to set up beyond their own process group,
 with NCCL for CUDA tensors and Gloo for those of the CPU. How long a process waits for a lost one
 is that group's timeout: ``init_process_group(timeout=timedelta(minutes=2))``,
@@ -23,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -34,6 +35,10 @@ from torch.autograd.function import once_differentiable
 Group = Any
 """A `torch.distributed.ProcessGroup`, or None; unnamed, for torch is built without them on some
 platforms."""
+
+_T = TypeVar("_T")
+_LONGEST = 512  # bytes that a process says of its arguments
+_WELL = "+"
 
 
 def gather(x: Tensor, group: Group = None) -> Tensor:
@@ -48,16 +53,22 @@ def gather(x: Tensor, group: Group = None) -> Tensor:
         the processes of what flows back into this process's share.
 
     Raises:
-        ValueError: on every process, if the shapes or dtypes differ.
+        ValueError: on every process, if the shapes, dtypes or devices differ.
         RuntimeError: if a process is lost; the message has its rank.
 
     Source: Radford et al. 2021 (CLIP) gather features so; the gradient is that of OpenCLIP's
     ``gather_with_grad``.
     """
     ring = Ring(group)
-    ring.check(x=x)
-    gathered: Tensor = _Gather.apply(x, ring)  # type: ignore[no-untyped-call]
-    return gathered
+    return ring.gather(ring.check("x", lambda: (described(x), x)))
+
+
+def described(*tensors: Tensor) -> list[object]:
+    """What exchanged tensors must have in common; raises if one is none."""
+    for x in tensors:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x: expected a torch.Tensor, got {type(x).__name__}")
+    return [(tuple(t.shape), str(t.dtype), t.device.type) for t in tensors]
 
 
 class _Gather(Function):
@@ -131,20 +142,52 @@ class Ring:
         found = [share for (share,) in self.round(tensor)]
         return [found[(self.rank - rank) % self.size] for rank in range(self.size)]
 
-    def check(self, *settings: str, **tensors: Tensor) -> None:
-        """Raises on every process unless all have the same settings, shapes and dtypes."""
-        mine = [*settings, *((tuple(t.shape), str(t.dtype)) for t in tensors.values())]
-        device = next(iter(tensors.values())).device
-        code = f"{mine!r:<256}".encode()[:256]
-        codes = self.all_of(torch.frombuffer(bytearray(code), dtype=torch.uint8).to(device))
-        said = [bytes(c.tolist()).decode().strip() for c in codes]
+    def gather(self, x: Tensor) -> Tensor:
+        """As `gather`, of checked shares."""
+        gathered: Tensor = _Gather.apply(x, self)  # type: ignore[no-untyped-call]
+        return gathered
+
+    def check(self, names: str, validate: Callable[[], tuple[list[object], _T]]) -> _T:
+        """What ``validate()`` found on this process, once every process knows that all is well.
+
+        Args:
+            names: of the arguments, for the error.
+            validate: checks the arguments of this process; gives what must be the same on all, and
+                what it found.
+
+        Raises:
+            TypeError, ValueError: on every process, if ``validate`` raises on one.
+        """
+        error = None
+        try:
+            same, found = validate()
+            mine = f"{_WELL}{same!r}"
+        except Exception as caught:  # the others wait for this process: first it tells them
+            error, mine = caught, str(caught)
+        said = self._said(mine)
+        wrong = {rank: what for rank, what in enumerate(said) if not what.startswith(_WELL)}
+        if wrong:
+            got = "; ".join(f"rank {rank}: {what}" for rank, what in wrong.items())
+            raise (TypeError if type(error) is TypeError else ValueError)(got) from error
         if len(set(said)) > 1:
-            got = "; ".join(f"rank {rank}: {what}" for rank, what in enumerate(said))
+            got = "; ".join(f"rank {rank}: {what[1:]}" for rank, what in enumerate(said))
             raise ValueError(
-                f"{', '.join(tensors)}: expected the same shapes, dtypes and settings on every "
-                f"process, got {got}; leave out an "
-                f"incomplete last batch (DataLoader(drop_last=True))"
+                f"{names}: expected the same shapes, dtypes and settings on every process, got "
+                f"{got}; leave out an incomplete last batch (DataLoader(drop_last=True))"
             )
+        return found
+
+    def _said(self, text: str) -> list[str]:
+        """The texts of all processes, of which the ends are cut off, in one exchange."""
+        code = text.encode()[:_LONGEST].ljust(_LONGEST)
+        mine = torch.frombuffer(bytearray(code), dtype=torch.uint8).to(self._device())
+        return [bytes(c.tolist()).decode(errors="ignore").strip() for c in self.all_of(mine)]
+
+    def _device(self) -> torch.device:
+        """One that the group exchanges between, whatever tensors this process was given."""
+        backends = str(dist.get_backend_config(self.group)).split(",")  # as "cpu:gloo,cuda:nccl"
+        kinds = [backend.partition(":")[0] for backend in backends]
+        return torch.device("cpu" if "cpu" in kinds else kinds[0])
 
     def _operation(self, operation: Callable[..., Any], tensor: Tensor, peer: int) -> dist.P2POp:
         return dist.P2POp(operation, tensor, self._global(peer), self.group)
@@ -175,4 +218,4 @@ class Ring:
             return str(peer)
 
 
-__all__ = ["Group", "Ring", "gather"]
+__all__ = ["Group", "Ring", "described", "gather"]

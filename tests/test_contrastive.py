@@ -1,11 +1,14 @@
 """The contrastive loss: its naive expression, in float64, is the truth."""
 
 import json
+import math
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import mpmath
+import numpy as np
 import oracle
 import pytest
 import torch
@@ -265,8 +268,24 @@ def test_memory_of_16384_pairs(tmp_path):
         ),
         ({"logit_scale": 0.0}, ValueError, "logit_scale: expected a positive number"),
         ({"logit_scale": -1.0}, ValueError, "logit_scale: expected a positive number"),
+        ({"logit_scale": math.nan}, ValueError, "logit_scale: .*got nan; nn.LogitScale"),
+        ({"logit_scale": math.inf}, ValueError, "logit_scale: expected a positive number.*got inf"),
+        ({"logit_scale": 1e39}, ValueError, r"logit_scale: .*float32, got 1e\+39"),
+        ({"logit_scale": 1e-50}, ValueError, "logit_scale: .*float32, got 1e-50"),
+        ({"logit_scale": torch.tensor(math.nan)}, ValueError, "logit_scale: .*got nan"),
+        ({"logit_scale": torch.tensor([math.inf])}, ValueError, "logit_scale: .*got inf"),
+        ({"logit_scale": np.float32(math.nan)}, ValueError, "logit_scale: .*got nan"),
         ({"logit_scale": torch.ones(2)}, ValueError, "logit_scale: expected a number"),
         ({"logit_scale": "big"}, TypeError, "logit_scale: expected a number"),
+        ({"logit_scale": True}, TypeError, "logit_scale: expected a number"),
+        ({"logit_scale": np.complex64(2)}, TypeError, "logit_scale: expected a number"),
+        ({"curv": math.nan}, ValueError, "curv: expected a positive number"),
+        (
+            {"x": torch.ones(0, 3), "y": torch.ones(0, 3)},
+            ValueError,
+            r"x: expected points \(N, D\) with N >= 1, got shape \(0, 3\)",
+        ),
+        ({"y": torch.ones(0, 3)}, ValueError, r"y: expected .* N >= 1, got shape \(0, 3\)"),
         ({"curv": 0.0}, ValueError, "curv: expected a positive number"),
         ({"curv": torch.ones(4)}, ValueError, "curv: expected one number"),
         ({"x": torch.ones(2, 4, 3)}, ValueError, r"x: expected points \(N, D\)"),
@@ -278,6 +297,15 @@ def test_errors_name_the_argument(change, error, message):
     arguments = {"x": torch.ones(4, 3), "y": torch.ones(4, 3), **change}
     with pytest.raises(error, match=message):
         contrastive_loss(**arguments)
+
+
+@pytest.mark.parametrize(
+    "number", [np.float32(2.5), np.float64(2.5), np.array(2.5), Fraction(5, 2)]
+)
+def test_numbers_of_other_libraries(number):
+    x, y = points(4, 20), points(4, 20, seed=1)
+    expected = contrastive_loss(x, y, 2.5, 2.5)
+    assert torch.equal(contrastive_loss(x, y, number, number), expected)
 
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)

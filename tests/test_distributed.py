@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lorentzkit import ops
-from lorentzkit.distributed import gather
+from lorentzkit.distributed import Ring, gather
 from lorentzkit.losses import ATMGLoss, CLIPLoss, MERULoss, centroid_loss, contrastive_loss
 from lorentzkit.nn import Curvature, Lift, LogitScale, LorentzMLR
 
@@ -359,6 +359,80 @@ def wrong_arguments(rank):
 
 def test_what_cannot_run_raises():
     assert spawn(wrong_arguments, 2) == {}
+
+
+BAD = [
+    ({"x": torch.ones(SHARE, D, dtype=torch.int64)}, "x: expected a floating-point tensor"),
+    ({"x": [[1.0]]}, "x: expected a floating-point torch.Tensor, got list"),
+    ({"x": torch.ones(0, D)}, r"x: expected points \(N, D\) with N >= 1"),
+    ({"y": torch.ones(SHARE, D + 1)}, "x, y: expected one trailing size"),
+    ({"y": torch.ones(SHARE + 1, D)}, "targets: None pairs x"),
+    ({"curv": -1.0}, "curv: expected a positive number"),
+    ({"logit_scale": float("nan")}, "logit_scale: expected a positive number.*got nan"),
+    ({"logit_scale": torch.tensor(float("nan"))}, "logit_scale: expected a positive number"),
+    ({"targets": torch.ones(SHARE)}, "targets: expected integer labels"),
+    ({"targets": torch.ones(2, dtype=torch.int64)}, "targets: expected labels of shapes"),
+    ({"targets": 1}, "targets: with a group expected None"),
+    ({"similarity": "dot"}, "similarity: expected one of"),
+    ({"reduction": "max"}, "reduction: expected"),
+    ({"impl": "reference"}, "impl: 'reference' does not run"),
+    ({"precision": "low"}, "precision: expected one of"),
+]
+
+
+def bad_on_one_rank(rank):
+    (x, y, *_), _ = batch(2)
+    good, world = {"x": own(x, rank), "y": own(y, rank)}, dist.group.WORLD
+    for bad, message in BAD:
+        given = good | bad if rank == 1 else good
+        with pytest.raises((TypeError, ValueError), match=f"^rank 1: {message}"):
+            contrastive_loss(**given, group=world)
+    for bad, message in (
+        (torch.ones(0, D), r"text: expected points \(N, D\) with N >= 1"),
+        (torch.ones(3, D, dtype=torch.int64), "text: expected a floating-point tensor"),
+    ):
+        text = bad if rank == 1 else good["x"]
+        with pytest.raises((TypeError, ValueError), match=f"^rank 1: {message}"):
+            centroid_loss(text, good["y"], text_radius=0.3, image_radius=0.4, group=world)
+    with pytest.raises((TypeError, ValueError), match=r"^rank 1: x: expected a torch.Tensor, got"):
+        gather([1.0] if rank == 1 else x, world)
+    with pytest.raises(
+        TypeError if rank == 0 else ValueError, match=r"^rank 0: x: .*; rank 1: log"
+    ):
+        contrastive_loss(
+            *(good["x"].long() if rank == 0 else good["x"], good["y"]),
+            logit_scale=1.0 - 2 * rank,
+            group=world,
+        )
+    contrastive_loss(**good, group=world).backward()  # the processes are still in step
+
+
+def test_a_bad_argument_of_one_process_raises_on_every_process():
+    """At once: none waits for the others until the timeout. The error has the rank."""
+    assert spawn(bad_on_one_rank, 2) == {}
+
+
+def one_exchange(rank):
+    """Before what it is about, a loss exchanges one message; so does a centroid loss."""
+    (x, y, *_), labels = batch(2)
+    mine = own(x, rank), own(y, rank)
+    rounds = []
+    hand_on = Ring.hand_on
+    Ring.hand_on = lambda self, *tensors: (rounds.append(tensors), hand_on(self, *tensors))[1]
+    gather(mine[0])
+    assert [t.dtype for (t,) in rounds] == [torch.uint8, mine[0].dtype]
+    rounds.clear()
+    centroid_loss(*mine, text_radius=0.3, image_radius=0.4, group=dist.group.WORLD)
+    assert [t.dtype for (t,) in rounds] == [torch.uint8, *[mine[0].dtype] * 2]
+    for targets in (None, (labels[0][:SHARE], labels[1][:SHARE])):
+        rounds.clear()
+        contrastive_loss(*mine, targets=targets, group=dist.group.WORLD)
+        assert [t.dtype for t, *_ in rounds].count(torch.uint8) == 1
+        assert rounds[0][0].dtype == torch.uint8
+
+
+def test_arguments_are_agreed_on_in_one_exchange():
+    assert spawn(one_exchange, 2) == {}
 
 
 def test_without_processes():

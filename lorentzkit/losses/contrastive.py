@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lorentzkit._geometry.arguments import number
 from lorentzkit._geometry.special import values_at_hand
-from lorentzkit.distributed import Group, Ring
+from lorentzkit.distributed import Group, Ring, described
 from lorentzkit.fused import reference, registry
 from lorentzkit.fused.pointwise import SIGNS
 from lorentzkit.losses import sharded
@@ -75,8 +77,10 @@ def contrastive_loss(
         `lorentzkit.distributed`; they have no derivative of their own.
 
     Raises:
-        TypeError, ValueError: as `ops.pairwise_dist`; for targets that do not fit, or without any
-            positive pair; with a group, on every process, for shares of different sizes.
+        TypeError, ValueError: as `ops.pairwise_dist`; for no points; for targets that do not fit,
+            or without any positive pair; for a ``logit_scale`` that is not positive and finite
+            (a tensor's on a CPU). With a group, on every process, for a bad argument of any, with
+            its rank, and for shares of different sizes.
         RuntimeError: if a process of the group is lost; the message has its rank.
 
     Source: Radford et al. 2021 (CLIP), fig. 3; Desai et al. 2023 (MERU), eq. 3; Ramasinghe et al.
@@ -88,24 +92,16 @@ def contrastive_loss(
     >>> contrastive_loss(x, 2 * x, logit_scale=10.0, targets=torch.tensor([0, 0]))
     tensor(6.2649)
     """
-    if similarity not in SIGNS:
-        raise ValueError(f"similarity: expected one of {', '.join(SIGNS)}, got {similarity!r}")
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
-    x, y, c = cloud_pair(x, y, curv)
-    impl_ = registry.choose(impl, x, precision)
-    scale = _scale(logit_scale, x)
+    given = (x, y, curv, logit_scale, (similarity, impl, precision), reduction)
     anchors: Sequence[Anchors]
     if group is None:
-        anchors = _anchors(x, y, c, scale, targets, (similarity, impl_, precision))
+        x, y, c, scale, how = _checked(*given)
+        anchors = _anchors(x, y, c, scale, targets, how)
         counts = [(side.number > 0).sum() for side in anchors]
     else:
-        if impl_ == "reference":
-            raise ValueError("impl: 'reference' does not run with a group; use impl='streaming'")
         ring = Ring(group)
-        ring.check(similarity, "pairs" if targets is None else "labels", x=x, y=y)
-        ids = _shared_ids(targets, len(x), len(y), x.device, ring)
-        how = (similarity, impl_, precision)
+        (x, y, c, scale, how), labels = ring.check("x, y", partial(_checked_share, targets, *given))
+        ids = _shared_ids(labels, x, y, ring)
         anchors = sharded.anchors(x, y, c, scale, ids, how, ring)
         # Of a mean over processes: as if the anchors that count were spread evenly.
         own = torch.stack([(side.number > 0).sum() for side in anchors])
@@ -118,6 +114,55 @@ def contrastive_loss(
     if reduction == "sum":
         return (losses[0].sum() + losses[1].sum()) / 2
     return (losses[0].sum() / counts[0] + losses[1].sum() / counts[1]) / 2
+
+
+class _Checked(NamedTuple):
+    x: Tensor
+    y: Tensor
+    c: Tensor
+    scale: Tensor
+    how: tuple[str, str, str]
+    """Similarity, implementation, precision"""
+
+
+def _checked(
+    x: object,
+    y: object,
+    curv: object,
+    logit_scale: object,
+    how: tuple[str, str, str],
+    reduction: str,
+) -> _Checked:
+    similarity, impl, precision = how
+    if similarity not in SIGNS:
+        raise ValueError(f"similarity: expected one of {', '.join(SIGNS)}, got {similarity!r}")
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
+    x, y, c = cloud_pair(x, y, curv)
+    impl = registry.choose(impl, x, precision)
+    return _Checked(x, y, c, _scale(logit_scale, x), (similarity, impl, precision))
+
+
+def _checked_share(
+    targets: object, *given: Any
+) -> tuple[list[object], tuple[_Checked, list[Tensor] | None]]:
+    """What must be the same on every process; the arguments of this one, and labels if any."""
+    share = _checked(*given)
+    x, y, (similarity, impl, _) = share.x, share.y, share.how
+    if impl == "reference":
+        raise ValueError("impl: 'reference' does not run with a group; use impl='streaming'")
+    labels = None
+    if isinstance(targets, (Tensor, tuple)):
+        labels = [of.long() for of in _labels(targets, len(x), len(y), x.device)]
+    elif targets is None:
+        _offset(None, len(x), len(y))
+    else:
+        raise ValueError(
+            f"targets: with a group expected None or integer labels, got {targets!r}; an offset is "
+            f"for one process that holds all columns"
+        )
+    kind = "pairs" if labels is None else "labels"
+    return [similarity, kind, *described(x, y)], (share, labels)
 
 
 def _anchors(
@@ -154,13 +199,21 @@ def _scale(logit_scale: object, x: Tensor) -> Tensor:
                 f"got {logit_scale.dtype} of shape {tuple(logit_scale.shape)}"
             )
         scale = logit_scale.reshape(()).to(x.device, x.dtype)
-    elif isinstance(logit_scale, bool) or not isinstance(logit_scale, (int, float)):
-        raise TypeError(f"logit_scale: expected a number, got {type(logit_scale).__name__}")
-    else:
-        scale = torch.full((), float(logit_scale), dtype=x.dtype, device=x.device)
-    if values_at_hand(scale) and bool(scale <= 0):
-        raise ValueError(f"logit_scale: expected a positive number, got {scale.item():g}")
-    return scale
+        if values_at_hand(scale):
+            _check_scale(float(scale.detach()), x.dtype)
+        return scale
+    value = number("logit_scale", logit_scale, "a number or a floating tensor")
+    _check_scale(value, x.dtype)
+    return torch.full((), value, dtype=x.dtype, device=x.device)
+
+
+def _check_scale(value: float, dtype: torch.dtype) -> None:
+    info = torch.finfo(dtype)
+    if not info.tiny <= value <= info.max:
+        raise ValueError(
+            f"logit_scale: expected a positive number in [{info.tiny:g}, {info.max:g}], the range "
+            f"of {dtype}, got {value:g}; nn.LogitScale keeps a learned one within bounds"
+        )
 
 
 def _targets(
@@ -173,6 +226,13 @@ def _targets(
         pairs = equal_pairs(rows, columns)
         _some_positive(len(pairs[0]) > 0)
         return rows, columns, pairs
+    offset = _offset(targets, N, M)
+    i = torch.arange(N, device=device)
+    columns = torch.arange(M, device=device, dtype=torch.int32)
+    return columns[offset : offset + N].clone(), columns, (i, i + offset)
+
+
+def _offset(targets: object, N: int, M: int) -> int:
     if targets is None and N != M:
         raise ValueError(
             f"targets: None pairs x[i] with y[i] and needs as many of each, got {N} and {M}; "
@@ -188,25 +248,18 @@ def _targets(
             f"targets: an offset pairs x[i] with y[i + offset] and must lie in [0, M - N], "
             f"got {offset} for N = {N}, M = {M}"
         )
-    i = torch.arange(N, device=device)
-    columns = torch.arange(M, device=device, dtype=torch.int32)
-    return columns[offset : offset + N].clone(), columns, (i, i + offset)
+    return offset
 
 
 def _shared_ids(
-    targets: object, N: int, M: int, device: torch.device, ring: Ring
+    labels: list[Tensor] | None, x: Tensor, y: Tensor, ring: Ring
 ) -> tuple[Tensor, Tensor]:
     """Ids of this process's rows and columns, equal where a pair of the whole batch is positive."""
-    if isinstance(targets, (Tensor, tuple)):
-        own = [of.long() for of in _labels(targets, N, M, device)]
-        rows, columns = _ids(*(torch.cat(ring.all_of(of)) for of in own))
+    N, M = len(x), len(y)
+    if labels is not None:
+        rows, columns = _ids(*(torch.cat(ring.all_of(of)) for of in labels))
         return rows[ring.rank * N :][:N], columns[ring.rank * M :][:M]
-    if targets is not None:
-        raise ValueError(
-            f"targets: with a group expected None or integer labels, got {targets!r}; an offset is "
-            f"for one process that holds all columns"
-        )
-    rows, columns, _ = _targets(None, N, M, device)
+    rows, columns, _ = _targets(None, N, M, x.device)
     return rows + ring.rank * N, columns + ring.rank * N
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from lorentzkit import ops
-from lorentzkit.distributed import Group, gather
+from lorentzkit._geometry.arguments import vectors
+from lorentzkit.distributed import Group, Ring, described
 
 
 def entailment_loss(
@@ -93,17 +95,14 @@ def centroid_loss(
     tensor(0.2500)
     """
     check_radii(text_radius, image_radius)
-    if isinstance(curv, Tensor):
-        if curv.numel() != 1:
-            raise ValueError(f"curv: expected one number, got shape {tuple(curv.shape)}")
-        curv = curv.reshape(())
-    off = []
-    for points, radius in ((text, text_radius), (image, image_radius)):
-        midpoint = ops.einstein_midpoint(points, curv=curv)
-        if group is not None:
-            midpoint = _shared_midpoint(points, midpoint, curv, group)
-        off.append((ops.dist0(midpoint, curv) - radius).abs())
-    return torch.stack(off).sum()
+    if group is None:
+        midpoints, curv = _midpoints(text, image, curv)
+    else:
+        ring = Ring(group)
+        shares, curv = ring.check("text, image", partial(_shares, text, image, curv))
+        midpoints = [_joined(ring.gather(share), curv) for share in shares]
+    distances = [ops.dist0(midpoint, curv) for midpoint in midpoints]
+    return (distances[0] - text_radius).abs() + (distances[1] - image_radius).abs()
 
 
 def check_radii(text_radius: float, image_radius: float) -> None:
@@ -114,12 +113,36 @@ def check_radii(text_radius: float, image_radius: float) -> None:
         )
 
 
-def _shared_midpoint(
-    points: Tensor, midpoint: Tensor, curv: float | Tensor, group: Group
-) -> Tensor:
-    """The midpoint of the shares' midpoints, each with its points' mass, is that of all points."""
-    mass = -(curv * ops.inner(points, midpoint, curv)).sum()
-    shares = gather(torch.cat([midpoint, mass[None].to(midpoint.dtype)])[None], group)
+def _midpoints(
+    text: Tensor, image: Tensor, curv: float | Tensor
+) -> tuple[list[Tensor], float | Tensor]:
+    """Of checked points; and the curvature, without dimensions."""
+    if isinstance(curv, Tensor):
+        if curv.numel() != 1:
+            raise ValueError(f"curv: expected one number, got shape {tuple(curv.shape)}")
+        curv = curv.reshape(())
+    for name, points in zip(("text", "image"), vectors(text=text, image=image), strict=True):
+        if points.dim() < 2 or points.shape[-2] == 0:
+            raise ValueError(
+                f"{name}: expected points (N, D) with N >= 1, got shape {tuple(points.shape)}"
+            )
+    return [ops.einstein_midpoint(points, curv=curv) for points in (text, image)], curv
+
+
+def _shares(
+    text: Tensor, image: Tensor, curv: float | Tensor
+) -> tuple[list[object], tuple[list[Tensor], float | Tensor]]:
+    """What must be the same on every process; of this one's points the midpoints and masses."""
+    midpoints, curv = _midpoints(text, image, curv)
+    shares = []
+    for points, midpoint in zip((text, image), midpoints, strict=True):
+        mass = -(curv * ops.inner(points, midpoint, curv)).sum()
+        shares.append(torch.cat([midpoint, mass[None].to(midpoint.dtype)])[None])
+    return described(*shares), (shares, curv)
+
+
+def _joined(shares: Tensor, curv: float | Tensor) -> Tensor:
+    """The midpoint of midpoints, each with its points' mass, is that of all points."""
     return ops.einstein_midpoint(shares[:, :-1], shares[:, -1], curv)
 
 
