@@ -7,11 +7,14 @@ are a hundred such operations.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from lorentzkit._geometry import elementary
 
 Numbers = Any  # Tensor, np.ndarray or float
 
@@ -38,8 +41,8 @@ def tiny(x: Numbers) -> float:
     return np.finfo(np.float64).tiny if isinstance(x, np.ndarray) else torch.finfo(x.dtype).tiny
 
 
-def _of(name: str) -> Any:
-    of_tensor, of_array = getattr(torch, name), getattr(np, name)
+def _of(of_tensor: Callable[..., Tensor], name: str) -> Any:
+    of_array = getattr(np, name)
     of_float = getattr(math, {"arcsinh": "asinh", "arctan2": "atan2"}.get(name, name))
 
     def function(x: Numbers, *others: Numbers) -> Numbers:
@@ -51,9 +54,9 @@ def _of(name: str) -> Any:
     return function
 
 
-sqrt, log1p, arcsinh = _of("sqrt"), _of("log1p"), _of("arcsinh")
-sinh, cosh = _of("sinh"), _of("cosh")
-arctan2 = _of("arctan2")
+sqrt, log1p = _of(torch.sqrt, "sqrt"), _of(elementary.log1p, "log1p")
+sinh, cosh = _of(elementary.sinh, "sinh"), _of(elementary.cosh, "cosh")
+arcsinh, arctan2 = _of(elementary.asinh, "arcsinh"), _of(elementary.atan2, "arctan2")
 
 
 def maximum(x: Numbers, y: Numbers) -> Numbers:

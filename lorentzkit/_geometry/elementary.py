@@ -10,12 +10,62 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial, wraps
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 # torch 2.6 cannot tell.
 is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
+
+
+def exporting_values() -> bool:
+    """Whether a program is exported that has no derivatives: by `torch.onnx.export`."""
+    return is_exporting() and torch.onnx.is_in_onnx_export()
+
+
+class _ExactConstants(TorchFunctionMode):
+    """float64 tensors meet numbers as tensors: the ONNX exporter rounds numbers to float32."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.full, torch.full_like) and _inexact(args[1]):
+            ones = func(args[0], 1.0, **kwargs)
+            return ones * torch.tensor(args[1], dtype=ones.dtype, device=ones.device)
+        wide = [a for a in args if isinstance(a, Tensor) and a.dtype == torch.float64]
+        if wide:
+            exact = partial(torch.tensor, dtype=torch.float64, device=wide[0].device)
+            args = [exact(a) if _inexact(a) else a for a in args]
+        return func(*args, **kwargs)
+
+
+def _inexact(number: object) -> bool:
+    """Whether it is a number that float32 has not."""
+    if not isinstance(number, float) or not math.isfinite(number):
+        return False
+    mantissa, exponent = math.frexp(number)
+    return not (mantissa * 2**24).is_integer() or not -120 < exponent < 120
+
+
+def with_exact_constants(function: Function) -> Function:
+    """The function; exported, with the digits of float64 in its constants."""
+
+    @wraps(function)
+    def exact(*args: Any, **kwargs: Any) -> Any:
+        # Dynamo, in a strict export, does not take the mode: what it captures keeps its numbers.
+        if not is_exporting() or torch.compiler.is_dynamo_compiling():
+            return function(*args, **kwargs)
+        with _ExactConstants():
+            return function(*args, **kwargs)
+
+    return exact  # type: ignore[return-value]
+
 
 # atan(t)/t and atanh(t)/t in t**2, highest order first; used for t**2 <= 0.04 only.
 _ATANC = [(-1) ** k / (2 * k + 1) for k in range(12, -1, -1)]

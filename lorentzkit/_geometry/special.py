@@ -76,7 +76,7 @@ def differentiable(*tensors: Tensor) -> bool:
     """
     # The compiler is asked for first: it then sees a constant.
     if torch.compiler.is_compiling() or not all(values_known(tensor) for tensor in tensors):
-        return True
+        return not elementary.exporting_values()
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return True
     duals = [unpack_dual(tensor) for tensor in tensors]  # type: ignore[no-untyped-call]

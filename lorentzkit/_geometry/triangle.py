@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import torch
 
+from lorentzkit._geometry import elementary
 from lorentzkit._geometry.arrays import (
     Numbers,
     arctan2,
@@ -105,7 +106,7 @@ def exact_triangle(h: Numbers, difference: Numbers, x: Radial, y: Radial, wide: 
         T = square / halves + (0.5 * h) * (x.sinh * y.sinh)
         R = 2 * sqrt(T * (1 + T))
     else:
-        root = torch.hypot(
+        root = elementary.hypot(
             turn * halves.rsqrt(), (0.5 * h).sqrt() * (x.sinh.sqrt() * y.sinh.sqrt())
         )
         T = root * root

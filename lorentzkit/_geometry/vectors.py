@@ -21,7 +21,7 @@ from torch.autograd import Function, forward_ad
 
 from lorentzkit._geometry import small
 from lorentzkit._geometry.arrays import Numbers, as_arrays, as_tensor
-from lorentzkit._geometry.elementary import floor_to_power_of_two, is_exporting
+from lorentzkit._geometry.elementary import exporting_values, floor_to_power_of_two, is_exporting
 from lorentzkit._geometry.special import values_known
 
 _BLOCK = 2**18  # elements of a block of rows: what is made of it fits the cache
@@ -42,7 +42,7 @@ def wide_dtype(x: Tensor) -> torch.dtype:
 def eager(x: Tensor) -> bool:
     """Whether autograd Functions will do: no transform, tracer, export or forward mode."""
     if torch.compiler.is_compiling():
-        return not is_exporting()
+        return not is_exporting() or exporting_values()
     return forward_ad._current_level < 0 and values_known(x)
 
 
@@ -50,7 +50,7 @@ def run(function: type[Function], *args: Any) -> Any:
     """The Function of these arguments; its forward alone where Dynamo sees no gradient wanted."""
     if torch.compiler.is_compiling():
         wanted = any(isinstance(a, Tensor) and a.requires_grad for a in args)
-        if not (wanted and torch.is_grad_enabled()):
+        if not (wanted and torch.is_grad_enabled()) or exporting_values():
             return function.compute(*args)  # type: ignore[attr-defined]
         args = _distinct(args)
     return function.apply(*args)  # type: ignore[no-untyped-call]
@@ -69,7 +69,7 @@ def _distinct(args: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def parts(x: Tensor, dtype: torch.dtype) -> Parts:
-    if x.shape[-1] > FEW:
+    if x.shape[-1] > FEW or is_exporting():
         return (x.to(dtype),)
     return [column.to(dtype) for column in torch.tensor_split(x, x.shape[-1], -1)]
 
