@@ -17,6 +17,7 @@ from torch.autograd import Function
 
 from lorentzkit import ops
 from lorentzkit._geometry.arguments import LARGEST_CURV, SMALLEST_CURV, points_and, working_dtype
+from lorentzkit._geometry.precision import product
 from lorentzkit._geometry.special import (
     arsinh_length,
     carry,
@@ -255,7 +256,7 @@ def _signed_dist(x: Tensor, normal: Tensor, offset: Tensor, curv: float | Tensor
     c = c.expand(*batch, 1).reshape(-1, 1)
     (u, r), (n, _) = unit(x), unit(normal)
     h, g = half_chords(u, n)
-    along, across = x @ n.mT, c.sqrt() * r * root(h * g)
+    along, across = product(x, n), c.sqrt() * r * root(h * g)
     limit = largest_radius(x.dtype) / c.sqrt()
     a = torch.clamp(offset, -limit, limit)
     coshes = root_one_plus(c.sqrt() * r) + root_one_plus(c.sqrt() * along)

@@ -13,6 +13,7 @@ from torch import Tensor
 from lorentzkit._geometry import smooth
 from lorentzkit._geometry.arguments import clamp_norm, norm_limit
 from lorentzkit._geometry.invariants import Measures, Products
+from lorentzkit._geometry.precision import product
 from lorentzkit._geometry.singles import length
 from lorentzkit._geometry.special import dot, values_known
 from lorentzkit._geometry.vectors import wide_dtype
@@ -96,7 +97,7 @@ def half_chords(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     if D <= FEW_DIMENSIONS or not values_known(u):
         u, v = u.unsqueeze(-2), v.unsqueeze(-3)
         return dot(u - v, u - v)[..., 0] / 2, dot(u + v, u + v)[..., 0] / 2
-    cosine = u @ v.mT
+    cosine = product(u, v)
     return _mended(1 - cosine, u, v), _mended(1 + cosine, u, -v)
 
 

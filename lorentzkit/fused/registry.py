@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from lorentzkit._geometry import pairs
+from lorentzkit._geometry.precision import full_precision
 from lorentzkit.fused import reference, rows, streaming
 
 MOST_SELECTED = 128  # by Triton's top-k, which keeps them in registers
@@ -72,14 +73,15 @@ def _module(impl: str) -> ModuleType:
 
 
 # --- Custom ops: forward and gradient of each function --------------------------------------------
-# Autocast has no rule for them, and would turn the products inside into half precision.
+# Autocast has no rule for them, and would turn the products inside into half precision. So would
+# the precision that PyTorch is set to.
 
 
 def _op(schema: str, function: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
     name, _, signature = schema.partition("(")
 
     def run(*args: Any) -> Any:
-        with torch.autocast(args[0].device.type, enabled=False):
+        with torch.autocast(args[0].device.type, enabled=False), full_precision():
             return function(*args)
 
     definition = torch.library.custom_op(

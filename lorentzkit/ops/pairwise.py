@@ -68,9 +68,10 @@ def pairwise_dist(
             and float32 or less; "reference" is plain PyTorch, with all its temporaries, and the
             only one with a forward-mode derivative. "auto" takes "triton" where it runs, and else
             "streaming"; `pairwise_impl` tells.
-        precision: as in `torch.set_float32_matmul_precision`. "highest" recomputes nearly parallel
-            pairs from differences; "high" rounds directions to tf32 and "medium" to bfloat16 first:
-            then the result is that of points so much moved. docs/kernels.md has the bounds.
+        precision: as in `torch.set_float32_matmul_precision`, whatever that is set to. "highest"
+            recomputes nearly parallel pairs from differences; "high" rounds directions to tf32 and
+            "medium" to bfloat16 first: then the result is that of points so much moved.
+            docs/kernels.md has the bounds.
 
     Returns:
         ``(..., N, M)``; the gradient of a pair that coincides is 0. Radii under 2^-66/sqrt(curv)
