@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lorentzkit._geometry import places
+from lorentzkit._geometry.elementary import is_exporting
 from lorentzkit._geometry.invariants import products
 from lorentzkit._geometry.places import (
     Place,
@@ -51,7 +52,10 @@ _SAME = {torch.float64: 2.0**-40, torch.float32: 2.0**-18}
 
 def einstein_midpoint(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
     """Of points ``(..., N, D)`` and weights ``(..., N, 1)`` of sum 1; all but the points wide."""
-    plain = _midpoint_from_pairs if _few(x) else places.midpoint
+    # An export is of values, which are exact either way in float32, and serves all sizes.
+    exporting = is_exporting() and x.dtype != wide_dtype(x)
+    by_pairs = not exporting and _few(x)
+    plain = _midpoint_from_pairs if by_pairs else places.midpoint
     if not (eager(x) and values_at_hand(x)):
         return plain(x, w, c)
     sets = torch.broadcast_shapes(x.shape[:-2], c.shape[:-2])  # type: ignore[no-untyped-call]

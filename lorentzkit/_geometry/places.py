@@ -46,7 +46,7 @@ class Measures(NamedTuple):
 
 def measures(x: Tensor, w: Tensor, unit: Tensor, z: Tensor) -> Measures:
     """All that derivatives pass through on their way to the points; the unit vector is constant."""
-    large = x.numel() > _CHUNK and values_known(x)
+    large = values_known(x) and x.numel() > _CHUNK
     if not large or any(unpack_dual(t).tangent is not None for t in (x, w, z)):  # type: ignore[no-untyped-call]
         return _measures_at_once(x, w, unit, z)
     return Measures(*_MeasuresByRows.apply(x, w, unit, z))  # type: ignore[no-untyped-call]
@@ -116,8 +116,10 @@ class _MeasuresByRows(torch.autograd.Function):
 
 def _rows(x: Tensor) -> Iterator[tuple[Any, ...]]:
     """Indices of blocks of rows, small enough for the cache."""
+    if not values_known(x):
+        return iter([(..., slice(None), slice(None))])
     n = x.shape[-2]
-    size = n if not values_known(x) else max(1, _CHUNK * n // max(1, x.numel()))
+    size = max(1, _CHUNK * n // max(1, x.numel()))
     return ((..., slice(start, start + size), slice(None)) for start in range(0, n, size))
 
 

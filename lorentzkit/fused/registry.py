@@ -132,7 +132,7 @@ def _prepare(
 def _prepare_fake(
     x: Tensor, y: Tensor, similarity: str, impl: str, precision: str
 ) -> tuple[Tensor, ...]:
-    (N, D), M = x.shape, len(y)
+    (N, D), M = x.shape, y.shape[0]
     shapes = [(N, D + 2), (M, D + 2), (N, 1), (M, 1), (D,), streaming.only_block(N, M)]
     return tuple(x.new_empty((0,) if impl == "triton" else shape) for shape in shapes)
 
@@ -218,7 +218,7 @@ _prepare_op = _op(
 _log_sums_op = _op(
     f"log_sums({_LOGITS}, str similarity, {_HOW}) -> (Tensor, Tensor)",
     _log_sums,
-    lambda x, y, *_: (x.new_empty(len(x)), x.new_empty(len(y))),
+    lambda x, y, *_: (x.new_empty(x.shape[0]), x.new_empty(y.shape[0])),
 )
 _log_sums_gradients_op = _op(
     f"log_sums_gradients({_LOGITS}, Tensor row_sums, Tensor column_sums, Tensor at_rows, "
@@ -229,7 +229,7 @@ _log_sums_gradients_op = _op(
 _selected_op = _op(
     f"selected({_POINTS}, Tensor i, Tensor j, str kind) -> Tensor",
     _selected,
-    lambda x, y, c, i, j, kind: x.new_empty(len(i), 2 if kind == "angle" else 1),
+    lambda x, y, c, i, j, kind: x.new_empty(i.shape[0], 2 if kind == "angle" else 1),
 )
 _selected_gradients_op = _op(
     f"selected_gradients({_POINTS}, Tensor i, Tensor j, Tensor at, str kind) "
@@ -242,7 +242,7 @@ _topk_op = _op(
     lambda x, y, c, kind, k, largest, chunk, impl, precision: _module(impl).topk(
         kind, x, y, c, k, largest, chunk, precision
     ),
-    lambda x, y, c, kind, k, *_: x.new_empty(len(x), k, dtype=torch.int64),
+    lambda x, y, c, kind, k, *_: x.new_empty(x.shape[0], k, dtype=torch.int64),
 )
 
 
@@ -384,6 +384,12 @@ def log_sums_gradients(*args: Any) -> tuple[Tensor, ...]:
 
 
 def _prepared(*args: Any) -> tuple[Tensor, ...]:
-    """Once for a loss and its gradient; how it depends on the points is the latter's affair."""
+    """Once for a loss and its gradient; how it depends on the points is the latter's affair.
+
+    Not in compiled code: what is kept of a single block has a shape of its own, and one graph is to
+    serve all sizes.
+    """
+    if torch.compiler.is_compiling():
+        return tuple(args[0].new_empty(0) for _ in range(_PREPARED))
     prepared: tuple[Tensor, ...] = _prepare_op(args[0].detach(), args[1].detach(), *args[-3:])
     return prepared

@@ -132,7 +132,7 @@ def log_sums(
     precision: str,
 ) -> tuple[Tensor, Tensor]:
     """log-sum-exp of the logits by rows ``(N,)`` and columns ``(M,)``, equal ids left out."""
-    pairs = _prepared(similarity, prepared, c)
+    pairs = _prepared(similarity, x, y, c, prepared, precision)
     middle, reach = pairs.clouds.values(similarity)
     if bool(scale * reach <= _REACH):
         return _near_log_sums(similarity, pairs, scale, middle, ids)
@@ -175,7 +175,7 @@ def log_sums_gradients(
     precision: str,
 ) -> Gradients:
     """Derivatives of ``at[0] . rows + at[1] . columns``, with ``sums`` what `log_sums` gave."""
-    pairs = _prepared(similarity, prepared, c)
+    pairs = _prepared(similarity, x, y, c, prepared, precision)
     value = pairs.fused(pointwise.log_sums_change)
     totals = _Totals(pairs.clouds)
     for block in pairs:
@@ -216,7 +216,17 @@ class _Block(NamedTuple):
         return by_row[self.rows][:, None], by_column[self.columns][None]
 
 
-def _prepared(similarity: str, prepared: tuple[Tensor, ...], c: Tensor) -> _Pairs:
+def _prepared(
+    similarity: str,
+    x: Tensor,
+    y: Tensor,
+    c: Tensor,
+    prepared: tuple[Tensor, ...],
+    precision: str,
+) -> _Pairs:
+    """Anew, if nothing is prepared."""
+    if prepared[0].numel() == 0:
+        return _Pairs(similarity, clouds(x, y, c, precision))
     *of, only = prepared
     return _Pairs(similarity, in_space(Directions(*of), c), only=only if only.numel() else None)
 

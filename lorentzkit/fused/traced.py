@@ -19,8 +19,9 @@ from torch.autograd import Function, forward_ad
 
 from lorentzkit._geometry import rowwise, sweeps
 from lorentzkit._geometry.arguments import vectors, working_dtype
+from lorentzkit._geometry.elementary import is_exporting, with_exact_constants
 from lorentzkit._geometry.formulas import OPS
-from lorentzkit._geometry.vectors import is_exporting, library, run
+from lorentzkit._geometry.vectors import library, run
 
 _IN_TORCH: dict[str, Callable[..., Tensor]] = {}
 
@@ -32,7 +33,7 @@ def in_torch(op: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]
     """
 
     def add(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        _IN_TORCH[op] = function
+        _IN_TORCH[op] = with_exact_constants(function)
         return function
 
     return add
@@ -48,17 +49,17 @@ def serves(op: str, tensors: Sequence[Any], *numbers: Any) -> bool:
     every = [*tensors, *(z for z in numbers if isinstance(z, Tensor))]
     if op not in OPS or is_exporting() or not all(isinstance(v, Tensor) for v in every):
         return False
-    if working_dtype(*every) != torch.float32 or not _no_transform():
+    if working_dtype(*every) != torch.float32 or not no_transform():
         return False
     return all(v.device.type == "cpu" and v.dim() > 0 and v.numel() > 0 for v in tensors)
 
 
-def _no_transform() -> bool:
+def no_transform() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is None and forward_ad._current_level < 0
 
 
 # As `torch.compiler.assume_constant_result` does, which would import the compiler.
-_no_transform._dynamo_marked_constant = True  # type: ignore[attr-defined]
+no_transform._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def call(

@@ -153,9 +153,9 @@ def _checked_share(
         raise ValueError("impl: 'reference' does not run with a group; use impl='streaming'")
     labels = None
     if isinstance(targets, (Tensor, tuple)):
-        labels = [of.long() for of in _labels(targets, len(x), len(y), x.device)]
+        labels = [of.long() for of in _labels(targets, x.shape[0], y.shape[0], x.device)]
     elif targets is None:
-        _offset(None, len(x), len(y))
+        _offset(None, x.shape[0], y.shape[0])
     else:
         raise ValueError(
             f"targets: with a group expected None or integer labels, got {targets!r}; an offset is "
@@ -170,7 +170,7 @@ def _anchors(
 ) -> list[Anchors]:
     """Of x and of y, when all are here."""
     similarity, impl, precision = how
-    rows, columns, pairs = _targets(targets, len(x), len(y), x.device)
+    rows, columns, pairs = _targets(targets, x.shape[0], y.shape[0], x.device)
     if impl == "reference":
         with torch.autocast(x.device.type, enabled=False):
             others = reference.log_sums(similarity, x, y, c, scale, rows, columns)
@@ -255,7 +255,7 @@ def _shared_ids(
     labels: list[Tensor] | None, x: Tensor, y: Tensor, ring: Ring
 ) -> tuple[Tensor, Tensor]:
     """Ids of this process's rows and columns, equal where a pair of the whole batch is positive."""
-    N, M = len(x), len(y)
+    N, M = x.shape[0], y.shape[0]
     if labels is not None:
         rows, columns = _ids(*(torch.cat(ring.all_of(of)) for of in labels))
         return rows[ring.rank * N :][:N], columns[ring.rank * M :][:M]
@@ -279,7 +279,7 @@ def _ids(of_x: Tensor, of_y: Tensor) -> tuple[Tensor, Tensor]:
     """Labels as int32, whatever their numbers."""
     _, ids = torch.unique(torch.cat([of_x, of_y]), return_inverse=True)
     ids = ids.int()
-    return ids[: len(of_x)], ids[len(of_x) :]
+    return ids[: of_x.shape[0]], ids[of_x.shape[0] :]
 
 
 def _some_positive(some: bool) -> None:

@@ -121,7 +121,7 @@ class MERULoss(_Objective):
         near = self._contrastive(
             text, image, curv, logit_scale, similarity="distance", targets=targets
         )
-        if len(text) != len(image):
+        if text.shape[0] != image.shape[0]:
             raise ValueError(
                 f"text, image: expected as many of each, for text[i] is to entail image[i], got "
                 f"shapes {tuple(text.shape)} and {tuple(image.shape)}"

@@ -7,9 +7,12 @@ from torch import Tensor
 
 from lorentzkit._geometry import means
 from lorentzkit._geometry.arguments import check_broadcast, points_and, require, vectors
+from lorentzkit._geometry.elementary import with_exact_constants
 from lorentzkit._geometry.vectors import wide_dtype
+from lorentzkit.fused import traced_mean
 
 
+@with_exact_constants
 def einstein_midpoint(
     x: Tensor, weights: Tensor | None = None, curv: float | Tensor = 1.0, *, dim: int = -2
 ) -> Tensor:
@@ -19,13 +22,14 @@ def einstein_midpoint(
     gamma. It is the point that minimises ``sum w (cosh(sqrt(curv) d) - 1)``. Time and memory grow
     as ``N D``.
 
-    Values and gradients are exact at any radius. Where derivatives are transformed or taken again
-    (``torch.func``, forward mode, second derivatives), under ``torch.compile`` and on accelerators
-    that holds for up to 8 points, or 64 of float64, which go by their pairs there. More are
-    computed with in float64: of float32, values are exact at any radius, and gradients as long as
-    the midpoint is within radius 10. Float64 itself has no wider type: values are exact as long as
-    the midpoint is within radius 15; gradients lose digits with the radius, and where the points
-    nearly coincide.
+    Values and gradients are exact at any radius, on a CPU also under ``torch.compile``, where one
+    compilation serves all sizes. Where derivatives are transformed or taken again (``torch.func``,
+    forward mode, second derivatives) and on accelerators that holds for up to 8 points, or 64 of
+    float64, which go by their pairs there. More are computed with in float64: of float32, values
+    are exact at any radius, and gradients as long as the midpoint is within radius 10. Float64
+    itself has no wider type: values are exact as long as the midpoint is within radius 15;
+    gradients lose digits with the radius, and where the points nearly coincide. In an exported
+    program float32 points are taken for more than 8, whatever their number.
 
     Args:
         x: points, space components, ``(..., N, D)``.
@@ -46,7 +50,7 @@ def einstein_midpoint(
     tensor([0.0000, 0.3162])
     """
     x, w, c = _weighted(x, weights, curv, dim)
-    mean = means.einstein_midpoint(x, w, c)
+    mean = traced_mean.midpoint(x, w, c)
     return mean.to(x.dtype).squeeze(-2)
 
 

@@ -170,19 +170,19 @@ def pairwise_topk(
         raise ValueError(f"impl: expected 'auto', 'streaming' or 'triton', got {impl!r}")
     kind = _SCORES[score]
     x, y, c = cloud_pair(x, y, curv, queries=True)
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= len(y):
-        raise ValueError(f"k: expected an int in [1, {len(y)}], the size of y, got {k!r}")
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= y.shape[0]:
+        raise ValueError(f"k: expected an int in [1, {y.shape[0]}], the size of y, got {k!r}")
     if chunk is not None and not (isinstance(chunk, int) and chunk >= 1):
         raise ValueError(f"chunk: expected a positive int or None, got {chunk!r}")
     impl_ = registry.choose(impl, x, precision, k)
     how = (kind, k, largest, chunk or 0, impl_, precision)
-    if len(x) == 0:  # no queries, as a function of the arguments: their gradients are 0
+    if x.shape[0] == 0:  # no queries, as a function of the arguments: their gradients are 0
         indices = torch.empty(0, k, dtype=torch.int64, device=x.device)
         return x.sum(1, keepdim=True).expand(0, k) + y.sum() + c.sum(), indices
     if len(c) > 1:
         return _topk_by_curvature(x, y, c, *how)
     indices = registry.topk(x.detach(), y.detach(), c.detach(), *how)
-    rows = torch.arange(len(x), device=x.device).repeat_interleave(k)
+    rows = torch.arange(x.shape[0], device=x.device).repeat_interleave(k)
     values = registry.selected(x, y, c, rows, indices.flatten(), kind)[:, 0].view(-1, k)
     values, order = values.sort(dim=1, descending=largest, stable=True)
     return values, indices.gather(1, order)
@@ -217,7 +217,7 @@ def _topk_by_curvature(
 ) -> tuple[Tensor, Tensor]:
     """One search for each different curvature; ``c`` is ``(N,)``."""
     different, which = torch.unique(c.detach(), return_inverse=True)
-    indices = torch.empty(len(x), k, dtype=torch.int64, device=x.device)
+    indices = torch.empty(x.shape[0], k, dtype=torch.int64, device=x.device)
     for n, number in enumerate(different):
         some = which == n
         found = x.detach()[some], y.detach(), number.view(1)
@@ -237,7 +237,7 @@ def cloud_pair(
     """
     x, y = vectors(x=x, y=y)
     for name, z, least in (("x", x, 0 if queries else 1), ("y", y, 1)):
-        if z.dim() != 2 or len(z) < least:
+        if z.dim() != 2 or z.shape[0] < least:
             what = "points (N, D)" + " with N >= 1" * least
             if queries and name == "y":
                 what = "a gallery (M, D) of at least one point"

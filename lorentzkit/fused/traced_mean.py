@@ -1,0 +1,86 @@
+"""The Einstein midpoint under `torch.compile`, on a CPU: a custom op that looks at the values.
+
+How the points are summed depends on where they are, and how few they are on the way that is exact
+(`_geometry.means`). A compiler sees neither; so one graph serves all sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from lorentzkit._geometry import means
+from lorentzkit._geometry.elementary import is_exporting
+from lorentzkit._geometry.vectors import library, run
+from lorentzkit.fused.traced import no_transform
+
+
+def midpoint(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
+    """See `means.einstein_midpoint`."""
+    compiling = torch.compiler.is_compiling() and not is_exporting()
+    if not compiling or x.device.type != "cpu" or not no_transform():
+        return means.einstein_midpoint(x, w, c)
+    mean: Tensor = run(_Midpoint, x, w, c)
+    return mean
+
+
+class _Midpoint(Function):
+    @staticmethod
+    def compute(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
+        of: Tensor = torch.ops.lorentzkit.midpoint(x, w, c)
+        return of
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, c: Tensor) -> Tensor:
+        ctx.save_for_backward(x, w, c)
+        return _Midpoint.compute(x, w, c)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        needed = list(ctx.needs_input_grad)
+        found = iter(torch.ops.lorentzkit.midpoint_gradients(*ctx.saved_tensors, grad, needed))
+        return tuple(next(found) if need else None for need in needed)
+
+
+_POINTS = "Tensor x, Tensor w, Tensor c"
+library.define(f"midpoint({_POINTS}) -> Tensor")  # type: ignore[no-untyped-call]
+library.define(f"midpoint_gradients({_POINTS}, Tensor grad, bool[] needed) -> Tensor[]")  # type: ignore[no-untyped-call]
+
+
+@torch.library.impl(library, "midpoint", "CPU")
+def _midpoint(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
+    return means.einstein_midpoint(x, w, c).contiguous()
+
+
+@torch.library.register_fake("lorentzkit::midpoint", lib=library)  # type: ignore[untyped-decorator]
+def _(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
+    sets = torch.broadcast_shapes(x.shape[:-2], c.shape[:-2])  # type: ignore[no-untyped-call]
+    return w.new_empty((*sets, 1, x.shape[-1]))
+
+
+@torch.library.impl(library, "midpoint_gradients", "CPU")
+def _midpoint_gradients(
+    x: Tensor, w: Tensor, c: Tensor, grad: Tensor, needed: Sequence[bool]
+) -> list[Tensor]:
+    def by_autograd() -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            inputs = [
+                z.detach().requires_grad_(need) for z, need in zip((x, w, c), needed, strict=True)
+            ]
+            mean = means.einstein_midpoint(*inputs)
+            return torch.autograd.grad(mean, [z for z in inputs if z.requires_grad], grad)
+
+    # torch keeps autograd out of a custom op, but not out of another thread.
+    with ThreadPoolExecutor(1) as thread:
+        return [by.contiguous() for by in thread.submit(by_autograd).result()]
+
+
+@torch.library.register_fake("lorentzkit::midpoint_gradients", lib=library)  # type: ignore[untyped-decorator]
+def _(x: Tensor, w: Tensor, c: Tensor, grad: Tensor, needed: Sequence[bool]) -> list[Tensor]:
+    wanted = [z for z, need in zip((x, w, c), needed, strict=True) if need]
+    return [torch.empty_like(z, memory_format=torch.contiguous_format) for z in wanted]
