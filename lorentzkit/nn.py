@@ -17,6 +17,7 @@ from torch.autograd import Function
 
 from lorentzkit import ops
 from lorentzkit._geometry.arguments import LARGEST_CURV, SMALLEST_CURV, points_and, working_dtype
+from lorentzkit._geometry.elementary import hypot, sinh, with_exact_constants
 from lorentzkit._geometry.precision import product
 from lorentzkit._geometry.special import (
     arsinh_length,
@@ -44,6 +45,7 @@ class _Positive(nn.Module):
         self.init, self.lower, self.upper = float(init), float(lower), float(upper)
         self.log = nn.Parameter(torch.tensor([math.log(init)]), requires_grad=learnable)
 
+    @with_exact_constants
     def forward(self) -> Tensor:
         """The number, a 0-dim tensor."""
         # float32 whatever the module was cast to: bfloat16 has no 1.01
@@ -216,6 +218,7 @@ class LorentzMLR(nn.Module):
         self.weight = nn.Parameter(torch.empty(classes, dim).uniform_(-1, 1) / math.sqrt(dim))
         self.offset = nn.Parameter(torch.zeros(classes))
 
+    @with_exact_constants
     def forward(self, x: Tensor, curv: float | Tensor = 1.0) -> Tensor:
         """Logits ``(..., K)``."""
         if x.shape[-1:] != self.weight.shape[1:]:
@@ -260,7 +263,7 @@ def _signed_dist(x: Tensor, normal: Tensor, offset: Tensor, curv: float | Tensor
     limit = largest_radius(x.dtype) / c.sqrt()
     a = torch.clamp(offset, -limit, limit)
     coshes = root_one_plus(c.sqrt() * r) + root_one_plus(c.sqrt() * along)
-    less = across / coshes * across * torch.sinh(c.sqrt() * a)
+    less = across / coshes * across * sinh(c.sqrt() * a)
     return _arsinh_less(arsinh_length(along, c) - a, less, c).reshape(*batch, len(normal))
 
 
@@ -272,14 +275,15 @@ def _arsinh_less(d: Tensor, less: Tensor, c: Tensor) -> Tensor:
     after = before - part
     # What is smaller changes d little: as asinh(p) - asinh(q), without cancellation.
     little = 2 * part.abs() < before.abs()
-    under = after * cosh + before * torch.hypot(scale, after)
+    under = after * cosh + before * hypot(scale, after)
     by = -part * ((after + before) / torch.where(little, under, 1.0))
     near = d + arsinh_length(torch.where(little, by, 0.0) / c.sqrt(), c)
     grown = torch.where(little, 0.0, before) * torch.exp(torch.where(little, 0.0, k))
     p = grown - torch.where(little, 0.0, less)
     large = p.abs() > 1
     far = torch.where(large, p.abs(), 1.0)
-    far = torch.copysign((far + torch.hypot(torch.ones_like(far), far)).log(), p) / c.sqrt()
+    far = (far + hypot(torch.ones_like(far), far)).log() / c.sqrt()
+    far = torch.where(p < 0, -far, far)
     return torch.where(little, near, torch.where(large, far, arsinh_length(p / c.sqrt(), c)))
 
 

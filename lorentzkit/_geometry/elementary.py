@@ -146,7 +146,8 @@ def hardshrink(x: Tensor, least: float) -> Tensor:
     """0 in the place of what is not larger than ``least``."""
     if not is_exporting():
         return torch.hardshrink(x, least)
-    return torch.where(x.abs() <= least, 0.0, x)  # ONNX's would make 0 of NaN
+    # torch's takes no tensor for the bound, which `_ExactConstants` makes of it.
+    return torch.where(x.abs() <= least, 0.0, x)
 
 
 def floor_to_power_of_two(x: Tensor) -> Tensor:
