@@ -29,6 +29,7 @@ FEW = 8  # so many columns are worked on one by one: sums of so short rows are s
 
 Parts = Sequence[Tensor]  # a vector as blocks of its columns
 
+
 def has_float64(device: torch.device) -> bool:
     """Apple's GPUs have none."""
     return device.type != "mps"
