@@ -218,4 +218,4 @@ class Ring:
             return str(peer)
 
 
-__all__ = ["Group", "Ring", "described", "gather"]
+__all__ = ["Group", "Ring", "gather"]
