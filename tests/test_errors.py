@@ -17,6 +17,8 @@ from lorentzkit._geometry import means
 from lorentzkit.testing import assert_lorentz_invariant
 
 every_op = pytest.mark.parametrize("op", SIGNATURES)
+# What all ops have from one function needs no more: rows, tangent vectors, a parameter, sets.
+one_of_each = pytest.mark.parametrize("op", ["dist", "expmap", "geodesic", "einstein_midpoint"])
 
 
 def says(*parts):
@@ -119,7 +121,7 @@ def test_curvature_tensors_with_a_bad_entry(op):
         getattr(ops, op)(*arguments(op), curv=torch.tensor([1.0, 0.5, -2.0, 3.0]))
 
 
-@every_op
+@one_of_each
 @pytest.mark.parametrize(
     "curv",
     [
@@ -135,7 +137,7 @@ def test_curvatures_of_a_wrong_type(op, curv):
         getattr(ops, op)(*arguments(op), curv=curv)
 
 
-@every_op
+@one_of_each
 @pytest.mark.parametrize(
     "curv",
     [
