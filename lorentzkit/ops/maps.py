@@ -48,8 +48,8 @@ def logmap(x: Tensor, y: Tensor, curv: float | Tensor = 1.0) -> Tensor:
 
     Source: Nickel & Kiela 2018, eq. 10.
 
-    >>> logmap(torch.tensor([1.0, 0.0]), torch.tensor([1.5431, 1.1752]))
-    tensor([1.7261e-05, 1.0000e+00])
+    >>> logmap(torch.tensor([3.0, 4.0]), torch.tensor([0.0, 2.0]))
+    tensor([-5.9481, -6.7651])
     """
     return rows("logmap", curv, x=x, y=y)
 
