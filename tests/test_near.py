@@ -163,7 +163,7 @@ def test_the_custom_ops_are_good_ones(right):
     )
     torch.library.opcheck(
         torch.ops.lorentzkit.rounded.default,
-        ([torch.rand(5, 1).double(), torch.full((5, 1), 1e35).double()], torch.float32),
+        ([torch.rand(5, 1).double(), torch.full((5, 1), 1e35).double()],),
         test_utils=("test_schema", "test_faketensor"),
     )
 

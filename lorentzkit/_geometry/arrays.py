@@ -23,7 +23,7 @@ FEW_ROWS = 2**13  # whose scalars are NumPy's
 
 def as_arrays(*numbers: Numbers) -> list[Numbers]:
     """Tensors as NumPy's arrays where those are quicker: of few rows, not compiled."""
-    if torch.compiler.is_compiling() or not numbers or len(numbers[0]) > FEW_ROWS:
+    if torch.compiler.is_compiling() or len(numbers[0]) > FEW_ROWS:
         return list(numbers)
     return [n.numpy() if isinstance(n, Tensor) else n for n in numbers]
 

@@ -60,23 +60,19 @@ def row_blocks(count: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def earned(
-    function: Callable[..., Any], kind: str, x: Tensor, at_once: bool = False
-) -> Callable[..., Any]:
+def earned(function: Callable[..., Any], kind: str, x: Tensor) -> Callable[..., Any]:
     """``function(kind, ...)`` of rows x: compiled once it has done as much as compiling costs.
 
     So a program that calls it a few times never waits for a compiler, and one that calls it often
     pays for that at most as much again. What is counted is work, not time: a program that is run
-    again compiles at the same call. ``at_once``: many rows are compiled without having earned it,
-    for a program that compiles itself.
+    again compiles at the same call.
     """
     if x.device.type != "cpu" or x.dtype == torch.float64 or not values_known(x):
         return function
     kind = f"{kind}_{x.shape[-1] if x.shape[-1] <= FEW else 0}"  # short rows are code of their own
     key = (function, kind)
     _done[key] = _done.get(key, 0) + _CALL + len(x) * (x.shape[-1] + _SCALARS)
-    enough = _done[key] >= _EARNS_COMPILING or (at_once and x.numel() >= _WORTH_COMPILING)
-    if not enough or not _has_compiler():
+    if _done[key] < _EARNS_COMPILING or not _has_compiler():
         return function
     return compiled(function, kind, x.dtype, rows=True)
 

@@ -95,16 +95,11 @@ def computed(
     t: float | Tensor | None,
     min_radius: float,
     named: Mapping[str, Tensor],
-    at_once: bool = False,
 ) -> tuple[Rows, Tensor] | None:
-    """The op of these vectors, and its values; None if they are too far out for `gram`.
-
-    Args:
-        at_once: whether to compile what has not earned it yet.
-    """
+    """The op of these vectors, and its values; None if they are too far out for `gram`."""
     shape, given = parameters(tensors, curv, t, min_radius, named)
     rows = [flat_rows(v, shape) for v in tensors]
-    forward = earned(sweeps.forward, kind, rows[0], at_once)
+    forward = earned(sweeps.forward, kind, rows[0])
     compiled, found = forward is not sweeps.forward, []
     for chunk in _chunks(rows[0], compiled):
         some = forward(kind, *_some(given, chunk, compiled), *(v[chunk] for v in rows))
@@ -211,13 +206,12 @@ def gradients(
     inputs: Sequence[Any],
     grad: Tensor,
     needed: Sequence[bool],
-    at_once: bool = False,
 ) -> list[Tensor | None]:
     """By curv, t and the tensors."""
     (curv, t, *tensors), (by_curv, by_t, *by_tensors) = inputs, needed
     rows = [flat_rows(v, of.shape) for v in tensors]
     grad = flat_rows(grad if OPS[of.kind].along else grad.unsqueeze(-1), of.shape)
-    backward = earned(sweeps.backward, of.kind, rows[0], at_once)
+    backward = earned(sweeps.backward, of.kind, rows[0])
     compiled, found = backward is not sweeps.backward, []
     for chunk in _chunks(rows[0], compiled):
         numbers = [n[chunk] for n in map(as_tensor, of.numbers)]

@@ -10,7 +10,8 @@ that fit the cache; `torch.func`, forward mode and tracers get the same as plain
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
 from typing import Any
 
@@ -64,6 +65,38 @@ def _distinct(args: Sequence[Any]) -> tuple[Any, ...]:
         again = isinstance(a, Tensor) and any(a is b for b in found)
         found.append(a.view_as(a) if again else a)
     return tuple(found)
+
+
+# --- Custom ops -----------------------------------------------------------------------------------
+
+_library = torch.library.Library("lorentzkit", "FRAGMENT")  # type: ignore[no-untyped-call]
+
+
+def cpu_op(
+    schema: str, fake: Callable[..., Any]
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """An op of tensors on a CPU, without derivatives, which a compiler does not look into.
+
+    A `torch.library.custom_op` would take 0.1 ms a call, as long as the work on a thousand rows.
+    """
+    _library.define(schema)  # type: ignore[no-untyped-call]
+    name, _, _ = schema.partition("(")
+    torch.library.register_fake(f"lorentzkit::{name}", fake, lib=_library)
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        _library.impl(name, function, "CPU")  # type: ignore[no-untyped-call]
+        return function
+
+    return register
+
+
+def by_autograd(function: Callable[..., Any], *args: Any) -> Any:
+    """``function(*args)``, which takes derivatives, in a custom op.
+
+    torch keeps autograd out of it, but not out of another thread.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(function, *args).result()
 
 
 # --- Rows -----------------------------------------------------------------------------------------
@@ -330,28 +363,24 @@ def sums_unseen(
     x = vectors[0]
     assert x is not None
     given = [c for row in coefficients for c in row if _varies(c)]
-    found, hold = torch.ops.lorentzkit.rounded(given, x.dtype)
+    found, hold = torch.ops.lorentzkit.rounded(given)
     columns = iter(found)
     rows = [[next(columns) if _varies(c) else c for c in row] for row in coefficients]
     return _block_sums(vectors, rows, close, x.dtype), hold
 
 
 # An op of its own also keeps inductor from computing the coefficients anew for each column.
-library = torch.library.Library("lorentzkit", "FRAGMENT")  # type: ignore[no-untyped-call]
-library.define("rounded(Tensor[] numbers, ScalarType dtype) -> (Tensor[], Tensor)")  # type: ignore[no-untyped-call]
-
-
-@torch.library.impl(library, "rounded", "CPU")
-def _rounded(numbers: Sequence[Tensor], dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
-    """Numbers in that dtype, and whether none is near the ends of its range."""
-    hold = all(_in_range(n, dtype) for n in as_arrays(*numbers))
-    return [n.to(dtype, copy=True) for n in numbers], torch.tensor(hold)
-
-
-@torch.library.register_fake("lorentzkit::rounded", lib=library)  # type: ignore[untyped-decorator]
-def _(numbers: Sequence[Tensor], dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
-    hold = numbers[0].new_empty((), dtype=torch.bool)
-    return [torch.empty_like(n, dtype=dtype) for n in numbers], hold
+@cpu_op(
+    "rounded(Tensor[] numbers) -> (Tensor[], Tensor)",
+    lambda numbers: (
+        [torch.empty_like(n, dtype=torch.float32) for n in numbers],
+        numbers[0].new_empty((), dtype=torch.bool),
+    ),
+)
+def _rounded(numbers: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+    """Numbers in float32, and whether none is near the ends of its range."""
+    hold = all(_in_range(n, torch.float32) for n in as_arrays(*numbers))
+    return [n.to(torch.float32, copy=True) for n in numbers], torch.tensor(hold)
 
 
 def _block_sums(
@@ -406,8 +435,6 @@ def _sum(terms: Sequence[tuple[Tensor | float, Tensor]], out: Tensor | None = No
 
 def _in_range(coefficients: Numbers, dtype: torch.dtype) -> bool:
     """Whether they may be rounded to the dtype: none is near the ends of its range."""
-    if dtype == torch.float64:
-        return True
     if isinstance(coefficients, np.ndarray):
         return small.in_range(coefficients)
     if coefficients.dtype == dtype or coefficients.numel() == 0:

@@ -9,7 +9,6 @@ torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ from lorentzkit._geometry import rowwise, sweeps
 from lorentzkit._geometry.arguments import vectors, working_dtype
 from lorentzkit._geometry.elementary import is_exporting, with_exact_constants
 from lorentzkit._geometry.formulas import OPS
-from lorentzkit._geometry.vectors import library, run
+from lorentzkit._geometry.vectors import by_autograd, cpu_op, run
 
 _IN_TORCH: dict[str, Callable[..., Tensor]] = {}
 
@@ -152,19 +151,7 @@ def _gradients(
 _OP = "str op, float[]? cone, Tensor curv, Tensor? t, Tensor[] tensors"
 
 
-def _op(schema: str) -> Callable[..., Any]:
-    library.define(f"{schema} -> ()")  # type: ignore[no-untyped-call]
-    name, _, _ = schema.partition("(")
-
-    def register(function: Callable[..., None]) -> Callable[..., None]:
-        library.impl(name, function, "CPU")  # type: ignore[no-untyped-call]
-        torch.library.register_fake(f"lorentzkit::{name}", lambda *_: None, lib=library)
-        return function
-
-    return register
-
-
-@_op(f"recompute_far(Tensor(a!) values, Tensor right, {_OP})")
+@cpu_op(f"recompute_far(Tensor(a!) values, Tensor right, {_OP}) -> ()", lambda *_: None)
 def recompute_far(values: Tensor, right: Tensor, *op: Any) -> None:
     if right:
         return
@@ -173,8 +160,10 @@ def recompute_far(values: Tensor, right: Tensor, *op: Any) -> None:
     values.copy_(plain(call.op, call.cone)(*t, *call.tensors, call.curv))
 
 
-@_op(
-    f"recompute_far_gradients(Tensor(a!)[] found, Tensor right, Tensor grad, bool[] needed, {_OP})"
+@cpu_op(
+    "recompute_far_gradients("
+    f"Tensor(a!)[] found, Tensor right, Tensor grad, bool[] needed, {_OP}) -> ()",
+    lambda *_: None,
 )
 def recompute_far_gradients(
     found: Sequence[Tensor],
@@ -186,11 +175,7 @@ def recompute_far_gradients(
     if right:
         return
     call = _Call(*op)
-    # torch keeps autograd out of a custom op, but not out of another thread.
-    with ThreadPoolExecutor(1) as thread:
-        inputs = [call.curv, call.t, *call.tensors]
-        again = thread.submit(
-            rowwise.differentiated, plain(call.op, call.cone), inputs, grad, needed
-        ).result()
+    inputs = [call.curv, call.t, *call.tensors]
+    again = by_autograd(rowwise.differentiated, plain(call.op, call.cone), inputs, grad, needed)
     for place, z in zip(found, (z for z in again if z is not None), strict=True):
         place.copy_(z)

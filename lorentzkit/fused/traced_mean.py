@@ -7,7 +7,6 @@ How the points are summed depends on where they are, and how few they are on the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch.autograd import Function
 
 from lorentzkit._geometry import means
 from lorentzkit._geometry.elementary import is_exporting
-from lorentzkit._geometry.vectors import library, run
+from lorentzkit._geometry.vectors import by_autograd, cpu_op, run
 from lorentzkit.fused.traced import no_transform
 
 
@@ -48,39 +47,37 @@ class _Midpoint(Function):
 
 
 _POINTS = "Tensor x, Tensor w, Tensor c"
-library.define(f"midpoint({_POINTS}) -> Tensor")  # type: ignore[no-untyped-call]
-library.define(f"midpoint_gradients({_POINTS}, Tensor grad, bool[] needed) -> Tensor[]")  # type: ignore[no-untyped-call]
 
 
-@torch.library.impl(library, "midpoint", "CPU")
-def _midpoint(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
-    return means.einstein_midpoint(x, w, c).contiguous()
-
-
-@torch.library.register_fake("lorentzkit::midpoint", lib=library)  # type: ignore[untyped-decorator]
-def _(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
+def _midpoint_fake(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
     sets = torch.broadcast_shapes(x.shape[:-2], c.shape[:-2])  # type: ignore[no-untyped-call]
     return w.new_empty((*sets, 1, x.shape[-1]))
 
 
-@torch.library.impl(library, "midpoint_gradients", "CPU")
+@cpu_op(f"midpoint({_POINTS}) -> Tensor", _midpoint_fake)
+def _midpoint(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
+    return means.einstein_midpoint(x, w, c).contiguous()
+
+
+def _gradients_fake(
+    x: Tensor, w: Tensor, c: Tensor, grad: Tensor, needed: Sequence[bool]
+) -> list[Tensor]:
+    wanted = [z for z, need in zip((x, w, c), needed, strict=True) if need]
+    return [torch.empty_like(z, memory_format=torch.contiguous_format) for z in wanted]
+
+
+@cpu_op(f"midpoint_gradients({_POINTS}, Tensor grad, bool[] needed) -> Tensor[]", _gradients_fake)
 def _midpoint_gradients(
     x: Tensor, w: Tensor, c: Tensor, grad: Tensor, needed: Sequence[bool]
 ) -> list[Tensor]:
-    def by_autograd() -> tuple[Tensor, ...]:
-        with torch.enable_grad():
-            inputs = [
-                z.detach().requires_grad_(need) for z, need in zip((x, w, c), needed, strict=True)
-            ]
-            mean = means.einstein_midpoint(*inputs)
-            return torch.autograd.grad(mean, [z for z in inputs if z.requires_grad], grad)
-
-    # torch keeps autograd out of a custom op, but not out of another thread.
-    with ThreadPoolExecutor(1) as thread:
-        return [by.contiguous() for by in thread.submit(by_autograd).result()]
+    found = by_autograd(_differentiated, (x, w, c), grad, needed)
+    return [by.contiguous() for by in found]
 
 
-@torch.library.register_fake("lorentzkit::midpoint_gradients", lib=library)  # type: ignore[untyped-decorator]
-def _(x: Tensor, w: Tensor, c: Tensor, grad: Tensor, needed: Sequence[bool]) -> list[Tensor]:
-    wanted = [z for z, need in zip((x, w, c), needed, strict=True) if need]
-    return [torch.empty_like(z, memory_format=torch.contiguous_format) for z in wanted]
+def _differentiated(
+    points: Sequence[Tensor], grad: Tensor, needed: Sequence[bool]
+) -> tuple[Tensor, ...]:
+    with torch.enable_grad():
+        inputs = [z.detach().requires_grad_(need) for z, need in zip(points, needed, strict=True)]
+        mean = means.einstein_midpoint(*inputs)
+        return torch.autograd.grad(mean, [z for z in inputs if z.requires_grad], grad)
