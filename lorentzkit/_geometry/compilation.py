@@ -24,7 +24,12 @@ _EARNS_COMPILING = 2**31
 _CALL, _SCALARS = 2**18, 64  # what a call costs besides its rows, and a row besides its numbers
 _done: dict[tuple[Callable[..., Any], str], int] = {}
 _CHUNK = 2**17  # elements: two threads share them, in the cache
-_OPTIONS: dict[str, Any] = {
+_ROWS: dict[str, Any] = {}
+if hasattr(torch.compiler, "skip_guard_on_globals_unsafe"):  # torch has it since 2.8
+    # Our modules do not change, and some hundred looks at them cost as much as a small step.
+    _ROWS["guard_filter_fn"] = torch.compiler.skip_guard_on_globals_unsafe
+_ELEMENTWISE: dict[str, Any] = {
+    **_ROWS,
     # Fused multiply-adds round less often, and are a seventh of the time.
     "cpp.enable_floating_point_contract_flag": "fast",
     # Fewer intermediate results in memory (2 of a block, not 9); more takes minutes to compile.
@@ -101,7 +106,7 @@ def compiled(
     # Its own code for each kind: of one code, torch compiles 8 variants and then fails.
     name = f"{function.__name__}_{kind}_{dtype}".replace(".", "_")
     code = function.__code__.replace(co_name=name)
-    options = None if rows else _OPTIONS  # sums over rows are loops of their own
+    options = _ROWS if rows else _ELEMENTWISE  # sums over rows are loops of their own
     own = FunctionType(code, function.__globals__, name)
     own.__kwdefaults__ = function.__kwdefaults__
     return torch.compile(own, dynamic=True, fullgraph=True, options=options)

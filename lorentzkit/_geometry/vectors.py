@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from lorentzkit._geometry import small
-from lorentzkit._geometry.arrays import Numbers, as_arrays, as_tensor
+from lorentzkit._geometry.arrays import Numbers, as_tensor
 from lorentzkit._geometry.elementary import exporting_values, floor_to_power_of_two, is_exporting
 from lorentzkit._geometry.special import values_known
 
@@ -363,24 +363,14 @@ def sums_unseen(
     x = vectors[0]
     assert x is not None
     given = [c for row in coefficients for c in row if _varies(c)]
-    found, hold = torch.ops.lorentzkit.rounded(given)
-    columns = iter(found)
+    columns = iter([_stored(c.to(x.dtype)) for c in given])
     rows = [[next(columns) if _varies(c) else c for c in row] for row in coefficients]
-    return _block_sums(vectors, rows, close, x.dtype), hold
+    return _block_sums(vectors, rows, close, x.dtype), _all_in_range(torch.cat(given, 1))
 
 
-# An op of its own also keeps inductor from computing the coefficients anew for each column.
-@cpu_op(
-    "rounded(Tensor[] numbers) -> (Tensor[], Tensor)",
-    lambda numbers: (
-        [torch.empty_like(n, dtype=torch.float32) for n in numbers],
-        numbers[0].new_empty((), dtype=torch.bool),
-    ),
-)
-def _rounded(numbers: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-    """Numbers in float32, and whether none is near the ends of its range."""
-    hold = all(_in_range(n, torch.float32) for n in as_arrays(*numbers))
-    return [n.to(torch.float32, copy=True) for n in numbers], torch.tensor(hold)
+def _stored(numbers: Tensor) -> Tensor:
+    """The numbers in memory, lest inductor compute them anew for each column of a sum."""
+    return numbers.as_strided(numbers.shape, numbers.stride())
 
 
 def _block_sums(
@@ -441,6 +431,10 @@ def _in_range(coefficients: Numbers, dtype: torch.dtype) -> bool:
         return True
     if coefficients.device.type != "cpu":  # where one would wait for the answer
         return False
+    return bool(_all_in_range(coefficients))
+
+
+def _all_in_range(coefficients: Tensor) -> Tensor:
+    """Whether float32 holds them, none near the ends of its range."""
     sizes = coefficients.abs()
-    least, most = torch.where(sizes == 0, 1.0, sizes).aminmax()
-    return float(least) > 1e-30 and float(most) < 1e30
+    return (torch.where(sizes == 0, 1.0, sizes).amin() > 1e-30) & (sizes.amax() < 1e30)

@@ -74,8 +74,34 @@ def call(
         curv = torch.full((), curv)
     if t is not None and not isinstance(t, Tensor):
         t = torch.full((), t)
-    values: Tensor = run(_Near, op, cone, curv, t, *tensors)
+    _leave_to_autograd()
+    values: Tensor = _near(op, cone, curv, t, *tensors)
     return values
+
+
+def _near(op: str, cone: Any, curv: Tensor, t: Tensor | None, *tensors: Tensor) -> Tensor:
+    values: Tensor | None
+    if torch.compiler.is_compiling():
+        values = run(_Near, op, cone, curv, t, *tensors)
+    else:  # by a backend that runs Dynamo's graph as it is
+        of, least = plain(op, cone), cone[0] if cone else 0.0
+        values = rowwise.near_rows(op, of, curv, t, least, dict(zip("xyu", tensors, strict=False)))
+        if values is None:
+            values = of(*([] if t is None else [t]), *tensors, curv)
+    return values
+
+
+def _leave_to_autograd() -> None:
+    """Has `_near` traced below Dynamo.
+
+    Dynamo would look at each of its functions before each call, which takes as long as a small op.
+    """
+    if hasattr(torch.compiler, "_compile_session_context"):  # `is_compiling` holds there as well
+        torch._dynamo.allow_in_graph(_near)  # type: ignore[no-untyped-call]
+
+
+# Dynamo calls it as it comes by, before it comes to `_near`.
+_leave_to_autograd._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class _Near(Function):
