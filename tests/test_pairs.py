@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from strategies import CASES
 from tolerances import tolerance
 
+from lorentzkit import ops
 from lorentzkit._geometry import compilation, pairs, smooth
 from lorentzkit.fused import registry
+from lorentzkit.fused.problems import ChosenPairs
 
 KINDS = {
     "dist": "distance",
@@ -31,7 +33,8 @@ def chosen(op):
     def function(x, y, curv):
         points, others = torch.stack([0 * x, x]), torch.stack([y, 0 * y, 2 * y])
         i, j = torch.tensor([1]), torch.tensor([0])
-        return registry.selected(points, others, curv.reshape(1), i, j, kind)[0, 0]
+        pairs = ChosenPairs(points, others, curv.reshape(1), i, j, kind)
+        return registry.selected(pairs)[0, 0]
 
     return function
 
@@ -78,23 +81,51 @@ def pairs_of_all_kinds(D):
     return x, y
 
 
-def results(kind, D):
-    leaves = [t.requires_grad_() for t in (*pairs_of_all_kinds(D), torch.tensor([0.7]))]
+def results(kind, D, dtype=torch.float32):
+    inputs = (*pairs_of_all_kinds(D), torch.tensor([0.7]))
+    leaves = [t.to(dtype).requires_grad_() for t in inputs]
     value = pairs.of_rows(kind, *leaves)
     at = torch.linspace(0.5, 1.5, value.numel()).view_as(value)
     return value.detach(), *torch.autograd.grad(value, leaves, at)
 
 
-@pytest.mark.parametrize(("kind", "D"), [("distance", 3), ("exterior", 40)])
-def test_compiled_rows_are_the_eager_ones(monkeypatch, kind, D):
+def check_same(ours, theirs, tolerance):
+    for found, expected in zip(ours, theirs, strict=True):
+        size = expected.norm(dim=-1, keepdim=True) if expected.dim() else expected.abs()
+        least = 1e-30 if found.dtype == torch.float32 else 1e-290
+        assert found.isfinite().all()
+        error = (found - expected).norm(dim=-1, keepdim=True)
+        assert (error <= tolerance * size.clamp_min(least)).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "D", "dtype", "tolerance"),
+    [
+        ("distance", 3, torch.float32, 1e-6),
+        ("exterior", 40, torch.float32, 1e-6),
+        ("distance", 40, torch.float64, 1e-14),
+    ],
+)
+def test_compiled_rows_are_the_eager_ones(monkeypatch, kind, D, dtype, tolerance):
     if not compilation._has_compiler():
         pytest.skip("needs a C++ compiler")
-    expected = results(kind, D)
+    expected = results(kind, D, dtype)
     monkeypatch.setattr(compilation, "_EARNS_COMPILING", 0)
-    for ours, theirs in zip(results(kind, D), expected, strict=True):
-        size = theirs.norm(dim=-1, keepdim=True) if theirs.dim() else theirs.abs()
-        assert ours.isfinite().all()
-        assert ((ours - theirs).norm(dim=-1, keepdim=True) <= 1e-6 * size.clamp_min(1e-30)).all()
+    check_same(results(kind, D, dtype), expected, tolerance)
+
+
+def test_compiled_measures_are_the_eager_ones(monkeypatch):
+    if not compilation._has_compiler():
+        pytest.skip("needs a C++ compiler")
+
+    def product():
+        x, u, v = (t.double().requires_grad_() for t in (*pairs_of_all_kinds(6), torch.ones(40, 6)))
+        value = ops.tangent_inner(x, u, v, 0.7)
+        return value.detach(), *torch.autograd.grad(value.sum(), (x, u, v))
+
+    expected = product()
+    monkeypatch.setattr(compilation, "_EARNS_COMPILING", 0)
+    check_same(product(), expected, 1e-14)
 
 
 def test_few_calls_never_wait_for_a_compiler(monkeypatch):

@@ -22,7 +22,7 @@ _WORTH_COMPILING = 2**18  # elements
 # In numbers of a row, of which an eager call takes some 5 ns each: compiling takes 10 s or so.
 _EARNS_COMPILING = 2**31
 _CALL, _SCALARS = 2**18, 64  # what a call costs besides its rows, and a row besides its numbers
-_done: dict[tuple[Callable[..., Any], str], int] = {}
+_done: dict[tuple[Callable[..., Any], str, torch.dtype], int] = {}
 _CHUNK = 2**17  # elements: two threads share them, in the cache
 _ROWS: dict[str, Any] = {}
 if hasattr(torch.compiler, "skip_guard_on_globals_unsafe"):  # torch has it since 2.8
@@ -72,10 +72,10 @@ def earned(function: Callable[..., Any], kind: str, x: Tensor) -> Callable[..., 
     pays for that at most as much again. What is counted is work, not time: a program that is run
     again compiles at the same call.
     """
-    if x.device.type != "cpu" or x.dtype == torch.float64 or not values_known(x):
+    if x.device.type != "cpu" or not values_known(x):
         return function
     kind = f"{kind}_{x.shape[-1] if x.shape[-1] <= FEW else 0}"  # short rows are code of their own
-    key = (function, kind)
+    key = (function, kind, x.dtype)
     _done[key] = _done.get(key, 0) + _CALL + len(x) * (x.shape[-1] + _SCALARS)
     if _done[key] < _EARNS_COMPILING or not _has_compiler():
         return function

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from lorentzkit._geometry.arrays import Numbers, where
+from lorentzkit._geometry.compilation import earned
 from lorentzkit._geometry.elementary import hardshrink
 from lorentzkit._geometry.vectors import (
     Parts,
@@ -196,7 +197,7 @@ class _Products(Function):
 
     @staticmethod
     def compute(*vectors: Tensor) -> tuple[Tensor, ...]:
-        numbers = measured(*vectors)
+        numbers = earned(measured, str(len(vectors)), vectors[0])(*vectors)
         measures = Measures(*numbers[:5])
         squares = measures.rx * measures.rx, measures.ry * measures.ry
         return (*squares, torch.zeros_like(measures.rx), *numbers[5:8], *measures, *numbers[8:])

@@ -67,9 +67,12 @@ def expmap_transp(x: Tensor, u: Tensor, v: Tensor, curv: Tensor) -> tuple[Tensor
     named = {"x": x, "u": u, "v": v}
     shape, given = parameters([x, u, v], curv, None, 0.0, named)
     rows, found = [flat_rows(z, shape) for z in (x, u, v)], []
-    for chunk in _chunks(rows[0], False):
-        some = sweeps.expmap_transp(_some(given, chunk, False)[0], *(z[chunk] for z in rows))
-        if some is None:
+    function = earned(sweeps.expmap_transp, "", rows[0])
+    compiled = function is not sweeps.expmap_transp
+    for chunk in _chunks(rows[0], compiled):
+        c, *_ = _some(given, chunk, compiled)
+        some, near = function(c, *(z[chunk] for z in rows))
+        if not near:
             return None
         found.append(some)
     y, moved = (_joined(of).view(*shape, -1) for of in zip(*found, strict=True))

@@ -74,14 +74,19 @@ def _rest(v: Tensor) -> Tensor:
     return v[:, :-1] if v.shape[1] > 1 else torch.zeros_like(v)
 
 
-def expmap_transp(c: Numbers, *vectors: Tensor) -> list[Tensor] | None:
-    """`expmap` of the second vector, and the third one transported along it; no derivatives."""
+def expmap_transp(c: Numbers, *vectors: Tensor) -> tuple[list[Tensor], Numbers]:
+    """`expmap` of the second vector, and the third one transported along it; no derivatives.
+
+    And whether the vectors are near enough; if eager code sees that they are not, nothing else.
+    """
     op = EXPMAP_TRANSP
     *numbers, c = as_arrays(*_numbers(op, vectors), c)
     gram, settings = _measured(op, numbers, c, None, 0.0)
-    if not op.within(gram, settings):
-        return None
-    return _sums(op, gram, vectors, op.value(gram, settings))[0]
+    near = op.within(gram, settings)
+    if not torch.compiler.is_compiling() and not near:
+        return [], False
+    found, right = _sums(op, gram, vectors, op.value(gram, settings))
+    return found, near & right
 
 
 def _measured(
