@@ -18,7 +18,7 @@ from lorentzkit.ops.pairwise import Implementation, Precision
 Parts = dict[str, Tensor]
 
 
-class _Objective(nn.Module):
+class Objective(nn.Module):
     def __init__(
         self,
         *,
@@ -31,7 +31,7 @@ class _Objective(nn.Module):
         self.group = group
         self.how: dict[str, Any] = {"impl": impl, "precision": precision, "group": group}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Objective:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Objective:
         memo[id(self.group)] = self.group  # the processes are not copied
         copied = memo[id(self)] = type(self).__new__(type(self))
         copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
@@ -43,7 +43,7 @@ class _Objective(nn.Module):
         return loss
 
 
-class CLIPLoss(_Objective):
+class CLIPLoss(Objective):
     r"""The symmetric InfoNCE of cosine similarities.
 
     Args:
@@ -75,7 +75,7 @@ class CLIPLoss(_Objective):
         return loss, {"contrastive": loss}
 
 
-class MERULoss(_Objective):
+class MERULoss(Objective):
     r"""InfoNCE of negative geodesic distances, and images inside the cones of their texts.
 
     ``contrastive_loss(similarity="distance") + entailment_weight * entailment_loss(text, image)``.
@@ -105,7 +105,7 @@ class MERULoss(_Objective):
         precision: Precision = "highest",
     ) -> None:
         super().__init__(group=group, impl=impl, precision=precision)
-        self.entailment_weight = _weight("entailment_weight", entailment_weight)
+        self.entailment_weight = check_weight("entailment_weight", entailment_weight)
         check_cones(min_radius, aperture_scale)
         self.cones = {"min_radius": min_radius, "aperture_scale": aperture_scale}
 
@@ -131,7 +131,7 @@ class MERULoss(_Objective):
         return total, {"contrastive": near, "entailment": inside}
 
 
-class ATMGLoss(_Objective):
+class ATMGLoss(Objective):
     r"""InfoNCE of exterior angles, and the centroids of the modalities at their radii.
 
     ``contrastive_loss(similarity="angle") + centroid_weight * centroid_loss(text, image)``: pairs
@@ -162,7 +162,7 @@ class ATMGLoss(_Objective):
         precision: Precision = "highest",
     ) -> None:
         super().__init__(group=group, impl=impl, precision=precision)
-        self.centroid_weight = _weight("centroid_weight", centroid_weight)
+        self.centroid_weight = check_weight("centroid_weight", centroid_weight)
         check_radii(text_radius, image_radius)
         self.radii = {"text_radius": text_radius, "image_radius": image_radius}
 
@@ -185,7 +185,7 @@ class ATMGLoss(_Objective):
         }
 
 
-def _weight(name: str, value: float) -> float:
+def check_weight(name: str, value: float) -> float:
     if not 0 <= value < math.inf:
         raise ValueError(f"{name}: expected a finite number of at least 0, got {value!r}")
     return value
