@@ -77,7 +77,11 @@ IMPLEMENTATIONS = ("auto", "reference")
 OURS = (*IMPLEMENTATIONS, "auto_later", "auto_compiled", "lorentzkit", "lorentzkit.ops")
 # Ops compile their rows once they have done enough work: first calls never, later ones always.
 EARNED_AT = {"auto": math.inf, "auto_later": 0}
-NEVER_EARNED = ("add_time", "einstein_midpoint", "frechet_mean")
+NEVER_EARNED = ("add_time", "einstein_midpoint")
+EARNED_IN_FLOAT64 = (
+    *("dist", "entailment_residual", "expmap", "exterior_angle", "inner", "logmap"),
+    *("tangent_inner", "tangent_norm", "transp"),
+)
 # Compiled where the sizes are large: compiling takes longer than all else, and eager overhead,
 # which it saves, is what the small size shows.
 LEAST_COMPILED = 1024
@@ -102,6 +106,13 @@ class Row(NamedTuple):
     def also_compiled(self) -> bool:
         return self.N >= LEAST_COMPILED and self.dtype == "float32"
 
+    @property
+    def earns(self) -> bool:
+        """Whether later calls are compiled."""
+        if self.dtype == "float64":
+            return self.N >= LEAST_COMPILED and self.kind in EARNED_IN_FLOAT64
+        return self.also_compiled and self.kind not in NEVER_EARNED
+
     def names(self) -> list[str]:
         """The competitors, without making their inputs."""
         if self.suite == "import":
@@ -114,7 +125,7 @@ class Row(NamedTuple):
         there = [name for name, exists in rivals.items() if exists]
         if self.also_compiled and self.kind != NOT_COMPILED:
             there += [COMPILED[name] for name in there]
-        if self.also_compiled and self.kind not in NEVER_EARNED:
+        if self.earns:
             there.append("auto_later")
         return [*there, "floor"]
 
@@ -252,7 +263,7 @@ def _elementwise(row: Row) -> dict[str, Call]:
         found["geoopt"] = GEOOPT[op], [t.detach().requires_grad_() for t in theirs]
     if row.also_compiled and op != NOT_COMPILED:
         found |= {COMPILED[n]: (Compiled(f), args) for n, (f, args) in [*found.items()]}
-    if row.also_compiled and op not in NEVER_EARNED:
+    if row.earns:
         found["auto_later"] = found["auto"]
     return found
 

@@ -55,6 +55,7 @@ SUMMARY_HEADS = [
     "later calls",
     "both under `torch.compile`",
     "first calls, float64",
+    "later",
 ]
 
 
@@ -195,6 +196,7 @@ def summary(results: Result) -> Iterator[str]:
                 _ratio(narrow, rival, "auto_later"),
                 _ratio(narrow, compiled, "auto_compiled"),
                 _ratio(wide, rival, "auto"),
+                _ratio(wide, rival, "auto_later"),
                 _ratio(few, rival, "auto"),
             ]
             if any(ratios):

@@ -89,10 +89,16 @@ def test_steps_of_adam_are_the_same_on_both_manifolds() -> None:
 NOT_COMPILED = ["compiled", "auto_compiled", "geoopt_compiled"]
 
 
+EVERY_ROW = [
+    *((op, "float32") for op in suites.KINDS["elementwise"]),
+    *((op, "float64") for op in suites.WITH_RIVALS),
+]
+
+
 @pytest.mark.skipif(measure.DEVICE != "cpu", reason="rows are compiled on CPUs")
-@pytest.mark.parametrize("op", suites.KINDS["elementwise"])
+@pytest.mark.parametrize(("op", "dtype"), EVERY_ROW)
 def test_first_calls_are_never_compiled_and_later_ones_always(
-    op: str, monkeypatch: pytest.MonkeyPatch
+    op: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where any call earns it; an op that no call compiles has no later ones."""
     asked = []
@@ -104,7 +110,7 @@ def test_first_calls_are_never_compiled_and_later_ones_always(
     monkeypatch.setattr(compilation, "compiled", compiled)
     monkeypatch.setattr(compilation, "_has_compiler", lambda: True)
     monkeypatch.setattr(compilation, "_EARNS_COMPILING", 0)
-    row = suites.Row("elementwise", op, suites.LEAST_COMPILED, 4)
+    row = suites.Row("elementwise", op, suites.LEAST_COMPILED, 4, dtype)
     steps = row.steps(NOT_COMPILED)
     measure.step(*row.calls()["auto"])
     assert ("auto_later" in steps) == bool(asked)
