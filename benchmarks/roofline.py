@@ -33,6 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lorentzkit.fused import streaming
+from lorentzkit.fused.problems import LogSums, LossGradients, LossProblem, PairwiseProblem
 
 matplotlib.use("Agg")
 
@@ -99,15 +100,13 @@ def traffic(row: Row, name: str, function: Callable[..., Tensor]) -> int:
 
 
 @torch.no_grad()
-def blocks(kind: str, x: Tensor, y: Tensor, c: Tensor, scale: Tensor) -> streaming.Gradients:
+def blocks(kind: str, x: Tensor, y: Tensor, c: Tensor, scale: Tensor) -> LossGradients:
     """What `contrastive_loss` does with all pairs, in plain sight: its own ops are opaque."""
     c, ids = c.reshape(1), (torch.arange(len(x)),) * 2
-    prepared = streaming.prepare(kind, x, y, "highest")
-    sums = streaming.log_sums(kind, x, y, c, scale, ids, prepared, "highest")
-    at = tuple(torch.ones_like(s) for s in sums)
-    return streaming.log_sums_gradients(
-        kind, x, y, c, scale, ids, prepared, sums, (at[0], at[1]), "highest"
-    )
+    prepared = streaming.prepare(PairwiseProblem(x, y, c, kind, "highest"))
+    problem = LossProblem(x, y, c, scale, *ids, kind, "highest", prepared)
+    sums = streaming.log_sums(problem)
+    return streaming.log_sums_gradients(problem, sums, LogSums(*map(torch.ones_like, sums)))
 
 
 # --- Time -----------------------------------------------------------------------------------------

@@ -53,20 +53,21 @@ def custom_ops(impl: str, dtype: torch.dtype) -> list[tuple[Any, tuple[Any, ...]
     c, scale, at = x.new_tensor([0.7]), x.new_tensor(5.0), x.new_ones(4, 4)
     pairs = torch.arange(4), torch.arange(4)
     ids = tuple(i.int() for i in pairs)
-    how = impl, "highest"
+    how = "highest", impl
     library = torch.ops.lorentzkit
-    loss = (x, y, c, scale, *ids, *library.prepare(x, y, "angle", *how))
+    prepare = (library.prepare, (x, y, c, "angle", "highest"))
+    loss = (x, y, c, scale, *ids, *prepare[0](*prepare[1]))
     sums = library.log_sums(*loss, "angle", *how)
     calls = [
-        (library.prepare, (x, y, "angle", *how)),
         (library.matrix, (x[None], y[None], c[None], "distance", *how)),
         (library.matrix_gradients, (x[None], y[None], c[None], at[None], "distance", *how)),
         (library.log_sums, (*loss, "angle", *how)),
         (library.log_sums_gradients, (*loss, *sums, *sums, "angle", *how)),
-        (library.topk, (x, y, c, "distance", 2, False, 0, *how)),
+        (library.topk, (x, y, c, "distance", "highest", 2, False, 0, impl)),
     ]
-    if impl == "streaming":  # the ops of chosen pairs take no impl: once is enough
+    if impl == "streaming":  # these ops take no impl: once is enough
         calls += [
+            prepare,
             (library.selected, (x, y, c, *pairs, "angle")),
             (library.selected_gradients, (x, y, c, *pairs, at[:, :2], "angle")),
         ]

@@ -18,6 +18,7 @@ from torch.nn.functional import cosine_similarity
 from lorentzkit import ops
 from lorentzkit._geometry import compilation, pairs
 from lorentzkit.fused import streaming
+from lorentzkit.fused.problems import LossProblem, PairwiseProblem
 from lorentzkit.losses import contrastive_loss
 
 SIMILARITIES = ["angle", "distance", "cosine"]
@@ -227,10 +228,10 @@ def test_no_matrix_is_made(monkeypatch, similarity):
     ids = torch.arange(N, dtype=torch.int32), torch.arange(M, dtype=torch.int32)
     scale = torch.tensor(5.0, dtype=torch.float64)
     with Largest() as largest:
-        prepared = streaming.prepare(similarity, x, y, "highest")
-        loss = similarity, x, y, c, scale, ids, prepared
-        sums = streaming.log_sums(*loss, "highest")
-        streaming.log_sums_gradients(*loss, sums, sums, "highest")
+        prepared = streaming.prepare(PairwiseProblem(x, y, c, similarity, "highest"))
+        problem = LossProblem(x, y, c, scale, *ids, similarity, "highest", prepared)
+        sums = streaming.log_sums(problem)
+        streaming.log_sums_gradients(problem, sums, sums)
     assert largest.numel <= streaming.ROWS * streaming.COLUMNS < N * M / 4
 
 

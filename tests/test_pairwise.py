@@ -14,6 +14,7 @@ from lorentzkit._geometry import compilation
 from lorentzkit.fused import streaming
 from lorentzkit.fused.clouds import clouds, directions
 from lorentzkit.fused.folding import fold
+from lorentzkit.fused.problems import PairwiseProblem, Search
 
 DTYPES = [torch.float32, torch.float64]
 RAGGED = [(1, 1), (1, 7), (7, 1), (252, 123), (507, 1023)]
@@ -238,11 +239,12 @@ class Largest(TorchDispatchMode):
 def test_topk_makes_no_matrix(monkeypatch):
     monkeypatch.setattr(compilation, "compiles", lambda *_: False)
     x, y, c = points(1100, 20), points(2500, 20, seed=1), torch.ones(1, dtype=torch.float64)
+    problem = PairwiseProblem(x, y, c, "distance", "highest")
     with Largest() as largest:
-        streaming.topk("distance", x, y, c, 5, False, 0, "highest")
+        streaming.topk(problem, Search(5, largest=False, chunk=0))
     assert largest.numel <= streaming.ROWS * streaming.COLUMNS
     with Largest() as largest:
-        streaming.matrix("distance", x, y, c, "highest")
+        streaming.matrix(problem)
     assert largest.numel == 1100 * 2500  # the result: the mode does see it
 
 

@@ -18,6 +18,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
+from lorentzkit.fused.problems import LogSums, LossProblem, PairwiseProblem, Search  # noqa: E402
 from lorentzkit.fused.triton import launch  # noqa: E402
 from lorentzkit.fused.triton.config import CONFIGS  # noqa: E402
 
@@ -67,15 +68,17 @@ def compiled(monkeypatch):
         x, y = points(N, D, torch.float32), points(M, D, torch.float32, seed=1)
         c, scale = torch.ones(1), torch.tensor(10.0)
         ids = torch.arange(N, dtype=torch.int32), torch.arange(M, dtype=torch.int32)
-        of_rows_and_columns = torch.ones(N), torch.ones(M)
+        problem = PairwiseProblem(x, y, c, kind, precision)
+        loss = LossProblem(x, y, c, scale, *ids, kind, precision)
+        of_rows_and_columns = LogSums(torch.ones(N), torch.ones(M))
         arguments = {
-            "matrix": (),
-            "matrix_gradients": (torch.ones(N, M),),
-            "topk": (more.get("k", 10), False, 0),
-            "log_sums": (scale, ids, ()),
-            "log_sums_gradients": (scale, ids, (), of_rows_and_columns, of_rows_and_columns),
+            "matrix": (problem,),
+            "matrix_gradients": (problem, torch.ones(N, M)),
+            "topk": (problem, Search(more.get("k", 10), largest=False, chunk=0)),
+            "log_sums": (loss,),
+            "log_sums_gradients": (loss, of_rows_and_columns, of_rows_and_columns),
         }[function]
-        getattr(launch, function)(kind, x, y, c, *arguments, precision)
+        getattr(launch, function)(*arguments)
         return driver.stacks
 
     return run

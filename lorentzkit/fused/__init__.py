@@ -1,6 +1,6 @@
 """What makes pairwise ops and contrastive losses fast; nothing here is public.
 
-`reference` is the specification, in plain PyTorch; `formulas` its pairs of points, with analytic
-derivatives; `streaming` and `triton` evaluate those block by block; `registry` makes them ops of
-PyTorch and picks one.
+`problems` has the types of what is asked; `registry` makes functions of them ops of PyTorch and
+picks a backend: `reference`, the specification in plain PyTorch; `streaming`, in blocks that fit
+the cache; `triton`, in kernels.
 """

@@ -7,6 +7,9 @@ with it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -19,37 +22,82 @@ from lorentzkit._geometry.special import dot, values_known
 from lorentzkit._geometry.vectors import wide_dtype
 from lorentzkit.fused.clouds import FEW_DIMENSIONS, mend_below
 from lorentzkit.fused.pointwise import SIGNS
+from lorentzkit.fused.problems import (
+    ChosenPairs,
+    Gradients,
+    LogSums,
+    LossGradients,
+    LossProblem,
+    PairwiseProblem,
+    Search,
+)
 
 
-def matrix(kind: str, x: Tensor, y: Tensor, c: Tensor) -> Tensor:
+def matrix(problem: PairwiseProblem) -> Tensor:
     """``(..., N, D), (..., M, D) -> (..., N, M)``; c is ``(..., 1)``."""
-    return _values("exterior" if kind == "angle" else kind, x, y, c.unsqueeze(-1))[0]
+    kind = "exterior" if problem.kind == "angle" else problem.kind
+    return _values(kind, problem.x, problem.y, problem.c.unsqueeze(-1))[0]
 
 
-def log_sums(
-    similarity: str,
-    x: Tensor,
-    y: Tensor,
-    c: Tensor,
-    scale: Tensor,
-    row_ids: Tensor,
-    column_ids: Tensor,
-) -> tuple[Tensor, Tensor]:
+def matrix_gradients(problem: PairwiseProblem, at: Tensor) -> Gradients:
+    def values(x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, ...]:
+        return (matrix(replace(problem, x=x, y=y, c=c)),)
+
+    return Gradients(*_gradients(values, (problem.x, problem.y, problem.c), (at,)))
+
+
+def topk(problem: PairwiseProblem, search: Search) -> Tensor:
+    return matrix(problem).topk(search.k, largest=search.largest).indices
+
+
+def log_sums(problem: LossProblem) -> LogSums:
     """Of the logits that rows and columns see, the log-sum-exps; pairs of equal ids left out."""
-    value = _values(similarity, x, y, c)
-    same = row_ids[:, None] == column_ids
+    value = _values(problem.similarity, problem.x, problem.y, problem.c)
+    same = problem.row_ids[:, None] == problem.column_ids
     row, column = (
-        sign * scale * v for sign, v in zip(SIGNS[similarity], value[:1] + value[-1:], strict=True)
+        sign * problem.scale * v
+        for sign, v in zip(SIGNS[problem.similarity], value[:1] + value[-1:], strict=True)
     )
-    return (
+    return LogSums(
         row.masked_fill(same, -torch.inf).logsumexp(1),
         column.masked_fill(same, -torch.inf).logsumexp(0),
     )
 
 
-def selected(kind: str, x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor) -> Tensor:
+def log_sums_gradients(problem: LossProblem, sums: LogSums, at: LogSums) -> LossGradients:
+    def values(x: Tensor, y: Tensor, c: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+        return log_sums(replace(problem, x=x, y=y, c=c, scale=scale))
+
+    inputs = problem.x, problem.y, problem.c, problem.scale
+    return LossGradients(*_gradients(values, inputs, at))
+
+
+def selected(problem: ChosenPairs) -> Tensor:
     """The values of the pairs (i, j): ``(P, K)``."""
-    return smooth.of_rows(kind, x[i], y[j], c)
+    return smooth.of_rows(problem.kind, problem.x[problem.i], problem.y[problem.j], problem.c)
+
+
+def selected_gradients(problem: ChosenPairs, at: Tensor) -> Gradients:
+    def values(x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, ...]:
+        return (selected(replace(problem, x=x, y=y, c=c)),)
+
+    return Gradients(*_gradients(values, (problem.x, problem.y, problem.c), (at,)))
+
+
+def _gradients(
+    values: Callable[..., tuple[Tensor, ...]],
+    inputs: tuple[Tensor, ...],
+    at: tuple[Tensor, ...],
+) -> tuple[Tensor, ...]:
+    """``at`` pulled back through ``values``; differentiable itself."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return tuple(torch.func.vjp(values, *inputs)[1](at))
+    further = torch.is_grad_enabled()
+    with torch.enable_grad():
+        inputs = tuple(t if t.requires_grad else t.detach().requires_grad_() for t in inputs)
+        return torch.autograd.grad(
+            values(*inputs), inputs, at, create_graph=further, materialize_grads=True
+        )
 
 
 def _values(kind: str, x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, ...]:

@@ -8,11 +8,12 @@ reference: exact, with N x M matrices.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
@@ -21,36 +22,83 @@ from torch.autograd import Function
 from lorentzkit._geometry import pairs
 from lorentzkit._geometry.precision import full_precision
 from lorentzkit.fused import reference, rows, streaming
+from lorentzkit.fused.problems import (
+    Backend,
+    ChosenPairs,
+    Gradients,
+    LogSums,
+    LossGradients,
+    LossProblem,
+    PairwiseProblem,
+    Prepared,
+    Search,
+    built,
+    flat,
+    layout,
+)
 
+P = ParamSpec("P")
+R = TypeVar("R")
 MOST_SELECTED = 128  # by Triton's top-k, which keeps them in registers
-IMPLEMENTATIONS = ("auto", "reference", "streaming", "triton")
 PRECISIONS = ("highest", "high", "medium")
 
 
 # --- Choice ---------------------------------------------------------------------------------------
 
 
-def choose(impl: str, x: Tensor, precision: str, k: int = 0) -> str:
-    """The implementation that runs for ``impl``; raises if there is none. ``k`` of a top-k."""
+class Implementation(NamedTuple):
+    """A backend, and what has to be known of it before it runs."""
+
+    name: str
+    backend: Callable[[], Backend]
+    precisions: tuple[str, ...] = PRECISIONS
+    by_autograd: bool = False
+    """Whether its functions are differentiated as they are, in place of custom ops"""
+    with_group: bool = True
+    """Whether it runs on batches spread over processes"""
+    prepares: bool = False
+    """Whether a loss prepares what its gradient uses again"""
+    compiles: bool = False
+    """Whether `torch.compile` makes its passes over blocks, where that pays"""
+
+
+def _triton() -> Backend:
+    # Slow to import, and absent on many machines.
+    from lorentzkit.fused import triton
+
+    return triton
+
+
+_REFERENCE = Implementation(
+    "reference", lambda: reference, ("highest",), by_autograd=True, with_group=False
+)
+_STREAMING = Implementation("streaming", lambda: streaming, prepares=True, compiles=True)
+_TRITON = Implementation("triton", _triton)
+_IMPLEMENTATIONS = {of.name: of for of in (_REFERENCE, _STREAMING, _TRITON)}
+
+
+def choose(impl: str, x: Tensor, precision: str, k: int = 0) -> Implementation:
+    """The one that runs for ``impl``; raises if there is none. ``k`` of a top-k."""
     check_how(impl, precision)
     missing = _why_no_triton(x, k)
-    if impl == "triton" and missing:
-        raise ValueError(f"impl: 'triton' {missing}; use impl='streaming' or 'auto'")
     if impl == "auto":
-        return "streaming" if missing else "triton"
-    return impl
+        return _STREAMING if missing else _TRITON
+    chosen = _IMPLEMENTATIONS[impl]
+    if chosen is _TRITON and missing:
+        raise ValueError(f"impl: 'triton' {missing}; use impl='streaming' or 'auto'")
+    return chosen
 
 
 def check_how(impl: str, precision: str) -> None:
     """Raises unless there are such an implementation and precision, and the two go together."""
-    if impl not in IMPLEMENTATIONS:
-        raise ValueError(f"impl: expected one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
+    names = ("auto", *_IMPLEMENTATIONS)
+    if impl not in names:
+        raise ValueError(f"impl: expected one of {', '.join(names)}, got {impl!r}")
     if precision not in PRECISIONS:
         raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
-    if impl == "reference" and precision != "highest":
+    if impl != "auto" and precision not in _IMPLEMENTATIONS[impl].precisions:
         raise ValueError(
-            f"precision: impl='reference' has only 'highest', got {precision!r}; "
-            f"use impl='streaming'"
+            f"precision: impl={impl!r} has only 'highest', got {precision!r}; use impl='streaming'"
         )
 
 
@@ -67,9 +115,65 @@ def _why_no_triton(x: Tensor, k: int) -> str | None:
     return None
 
 
-def _module(impl: str) -> ModuleType:
-    # Triton is slow to import, and absent on many machines.
-    return import_module("lorentzkit.fused.triton") if impl == "triton" else streaming
+# --- Functions ------------------------------------------------------------------------------------
+
+
+def matrix(problem: PairwiseProblem, impl: Implementation) -> Tensor:
+    """``(..., N, D), (..., M, D), (..., 1) -> (..., N, M)``"""
+    x, y, c = problem.x, problem.y, problem.c
+    if impl.by_autograd:
+        with torch.autocast(x.device.type, enabled=False):
+            return impl.backend().matrix(problem)
+    batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2], c.shape[:-1])  # type: ignore[no-untyped-call]
+    x, y = (z.expand(*batch, *z.shape[-2:]).reshape(-1, *z.shape[-2:]).contiguous() for z in (x, y))
+    c = c.expand(*batch, 1).reshape(-1, 1)
+    batched = PairwiseProblem(x, y, c, problem.kind, problem.precision)
+    out: Tensor = _differentiable_matrix(batched, impl.name)
+    return out.reshape(*batch, *out.shape[1:])
+
+
+def topk(problem: PairwiseProblem, search: Search, impl: Implementation) -> Tensor:
+    """Indices, ``(N, k)``."""
+    return _topk(problem, search, impl.name)
+
+
+def log_sums(problem: LossProblem, impl: Implementation) -> LogSums:
+    if impl.by_autograd:
+        with torch.autocast(problem.x.device.type, enabled=False):
+            return impl.backend().log_sums(problem)
+    return _differentiable_log_sums(_prepared(problem, impl), impl.name)
+
+
+def log_sums_gradients(
+    problem: LossProblem, sums: LogSums, at: LogSums, impl: Implementation
+) -> LossGradients:
+    return _log_sums_gradients(_prepared(problem, impl), sums, at, impl.name)
+
+
+def _prepared(problem: LossProblem, impl: Implementation) -> LossProblem:
+    """Once for a loss and its gradient; how it depends on the points is the latter's affair.
+
+    Not in compiled code: what is kept of a single block has a shape of its own, and one graph is to
+    serve all sizes.
+    """
+    if torch.compiler.is_compiling() or not impl.prepares:
+        return replace(problem, prepared=Prepared.nothing(problem.x))
+    x, y, c = (t.detach() for t in (problem.x, problem.y, problem.c))
+    pairwise = PairwiseProblem(x, y, c, problem.similarity, problem.precision)
+    return replace(problem, prepared=_prepare(pairwise))
+
+
+def selected(problem: ChosenPairs, impl: Implementation | None = None) -> Tensor:
+    """Values of the pairs, ``(P, K)``: K = 2 for "angle", at x and at y, and else 1."""
+    if impl and impl.by_autograd:
+        with torch.autocast(problem.x.device.type, enabled=False):
+            return reference.selected(problem)
+    return _differentiable_selected(problem)
+
+
+def selected_gradients(problem: ChosenPairs, at: Tensor) -> Gradients:
+    """Derivatives of ``(at * selected).sum()``."""
+    return _selected_gradients(problem, at)
 
 
 # --- Custom ops: forward and gradient of each function --------------------------------------------
@@ -77,29 +181,60 @@ def _module(impl: str) -> ModuleType:
 # the precision that PyTorch is set to.
 
 
-def _op(schema: str, function: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
-    name, _, signature = schema.partition("(")
+class _Op(Generic[P, R]):
+    """A custom op, called with problems; the flat lists that it takes and gives stay in here."""
 
-    def run(*args: Any) -> Any:
-        with torch.autocast(args[0].device.type, enabled=False), full_precision():
-            return function(*args)
+    def __init__(self, function: Callable[P, R], fake: Callable[..., Any]) -> None:
+        hints = get_type_hints(function)
+        self._gives = hints.pop("return")
+        self._takes = list(hints.values())
+        arguments = ", ".join(f"{_IN_SCHEMAS[of]} {name}" for name, of in layout(hints))
+        results = ", ".join(_IN_SCHEMAS[of] for _, of in layout({"out": self._gives}))
+        name = function.__name__.strip("_")
 
-    definition = torch.library.custom_op(
-        f"lorentzkit::{name}", run, mutates_args=(), schema=f"({signature}"
-    )
-    definition.register_fake(fake)
-    # Dynamo knows the op itself, not its definition.
-    op: Callable[..., Any] = getattr(torch.ops.lorentzkit, name).default
-    definition.register_vmap(lambda info, dims, *args: _one_by_one(op, info.batch_size, dims, args))
-    return op
+        def run(*leaves: Any) -> Any:
+            with torch.autocast(leaves[0].device.type, enabled=False), full_precision():
+                return self._packed(function, leaves)
+
+        definition = torch.library.custom_op(
+            f"lorentzkit::{name}", run, mutates_args=(), schema=f"({arguments}) -> ({results})"
+        )
+        definition.register_fake(lambda *leaves: self._packed(fake, leaves))
+        # Dynamo knows the op itself, not its definition.
+        self.flat: Callable[..., Any] = getattr(torch.ops.lorentzkit, name).default
+        definition.register_vmap(
+            lambda info, dims, *leaves: _one_by_one(self.flat, info.batch_size, dims, leaves)
+        )
+
+    def __call__(self, *args: P.args, **_: P.kwargs) -> R:
+        return self.named(self.flat(*flat(*args)))
+
+    def parts(self, leaves: Sequence[Any]) -> list[Any]:
+        """The arguments of the function."""
+        return built(self._takes, leaves)
+
+    def named(self, out: Any) -> R:
+        return out if isinstance(out, Tensor) else self._gives(*out)  # type: ignore[return-value]
+
+    def _packed(self, function: Callable[..., Any], leaves: Sequence[Any]) -> Any:
+        out = function(*self.parts(leaves))
+        return out if isinstance(out, Tensor) else tuple(out)
+
+
+def _op(fake: Callable[..., Any]) -> Callable[[Callable[P, R]], _Op[P, R]]:
+    """The op of a function; ``fake`` gives tensors of the same shapes."""
+    return lambda function: _Op(function, fake)
+
+
+_IN_SCHEMAS = {Tensor: "Tensor", str: "str", int: "int", bool: "bool"}
 
 
 def _one_by_one(
-    op: Callable[..., Any], size: int, dims: tuple[int | None, ...], args: tuple[Any, ...]
+    op: Callable[..., Any], size: int, dims: tuple[int | None, ...], leaves: tuple[Any, ...]
 ) -> tuple[Any, Any]:
     """The batching rule under vmap: a product of matrices fills the machine already."""
     results = [
-        op(*(a if d is None else a.select(d, n) for a, d in zip(args, dims, strict=True)))
+        op(*(a if d is None else a.select(d, n) for a, d in zip(leaves, dims, strict=True)))
         for n in range(size)
     ]
     if isinstance(results[0], Tensor):
@@ -108,159 +243,101 @@ def _one_by_one(
     return stacked, (0,) * len(stacked)
 
 
-def _matrix(x: Tensor, y: Tensor, c: Tensor, kind: str, impl: str, precision: str) -> Tensor:
-    run = _module(impl).matrix
-    return torch.stack([run(kind, *xyc, precision) for xyc in zip(x, y, c, strict=True)])
+def _stacked(results: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    return tuple(torch.stack(column) for column in zip(*results, strict=True))
 
 
-def _matrix_gradients(
-    x: Tensor, y: Tensor, c: Tensor, at: Tensor, kind: str, impl: str, precision: str
-) -> tuple[Tensor, ...]:
-    run = _module(impl).matrix_gradients
-    batch = zip(x, y, c, at, strict=True)
-    return _stacked([run(kind, *xyc_at, precision)[:3] for xyc_at in batch])
+def _like(*tensors: Tensor) -> tuple[Tensor, ...]:
+    dense = torch.contiguous_format
+    return tuple(torch.empty_like(t, memory_format=dense) for t in tensors)
 
 
-def _prepare(
-    x: Tensor, y: Tensor, similarity: str, impl: str, precision: str
-) -> tuple[Tensor, ...]:
-    if impl == "triton":  # whose own preparation, in other operands, is not kept
-        return tuple(x.new_empty(0) for _ in range(_PREPARED))
-    return streaming.prepare(similarity, x, y, precision)
+def _each(batch: PairwiseProblem) -> Iterator[PairwiseProblem]:
+    for xyc in zip(batch.x, batch.y, batch.c, strict=True):
+        yield PairwiseProblem(*xyc, batch.kind, batch.precision)
 
 
-def _prepare_fake(
-    x: Tensor, y: Tensor, similarity: str, impl: str, precision: str
-) -> tuple[Tensor, ...]:
-    (N, D), M = x.shape, y.shape[0]
-    shapes = [(N, D + 2), (M, D + 2), (N, 1), (M, 1), (D,), streaming.only_block(N, M)]
-    return tuple(x.new_empty((0,) if impl == "triton" else shape) for shape in shapes)
+def _backend(impl: str) -> Backend:
+    return _IMPLEMENTATIONS[impl].backend()
 
 
-def _log_sums(
-    x: Tensor,
-    y: Tensor,
-    c: Tensor,
-    scale: Tensor,
-    row_ids: Tensor,
-    column_ids: Tensor,
-    *args: Any,
-) -> tuple[Tensor, ...]:
-    *prepared, similarity, impl, precision = args
-    run = _module(impl).log_sums
-    return tuple(run(similarity, x, y, c, scale, (row_ids, column_ids), prepared, precision))
+@_op(lambda problem, impl: problem.x.new_empty(*problem.x.shape[:-1], problem.y.shape[-2]))
+def _matrix(problem: PairwiseProblem, impl: str) -> Tensor:
+    return torch.stack([_backend(impl).matrix(one) for one in _each(problem)])
 
 
+@_op(lambda problem, at, impl: _like(problem.x, problem.y, problem.c))
+def _matrix_gradients(problem: PairwiseProblem, at: Tensor, impl: str) -> Gradients:
+    run = _backend(impl).matrix_gradients
+    each = zip(_each(problem), at, strict=True)
+    return Gradients(*_stacked([run(one, at_one) for one, at_one in each]))
+
+
+@_op(
+    lambda problem, search, impl: problem.x.new_empty(
+        problem.x.shape[0], search.k, dtype=torch.int64
+    )
+)
+def _topk(problem: PairwiseProblem, search: Search, impl: str) -> Tensor:
+    return _backend(impl).topk(problem, search)
+
+
+@_op(lambda problem: streaming.prepared_like(problem))
+def _prepare(problem: PairwiseProblem) -> Prepared:
+    return streaming.prepare(problem)
+
+
+@_op(
+    lambda problem, impl: (
+        problem.x.new_empty(problem.x.shape[0]),
+        problem.x.new_empty(problem.y.shape[0]),
+    )
+)
+def _log_sums(problem: LossProblem, impl: str) -> LogSums:
+    return _backend(impl).log_sums(problem)
+
+
+@_op(lambda problem, sums, at, impl: _like(problem.x, problem.y, problem.c, problem.scale))
 def _log_sums_gradients(
-    x: Tensor,
-    y: Tensor,
-    c: Tensor,
-    scale: Tensor,
-    row_ids: Tensor,
-    column_ids: Tensor,
-    *args: Any,
-) -> tuple[Tensor, ...]:
-    *prepared, row_sums, column_sums, at_rows, at_columns, similarity, impl, precision = args
-    ids, sums, at = (row_ids, column_ids), (row_sums, column_sums), (at_rows, at_columns)
-    run = _module(impl).log_sums_gradients
-    return tuple(run(similarity, x, y, c, scale, ids, prepared, sums, at, precision))
+    problem: LossProblem, sums: LogSums, at: LogSums, impl: str
+) -> LossGradients:
+    return _backend(impl).log_sums_gradients(problem, sums, at)
 
 
-def _selected(x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor, kind: str) -> Tensor:
-    of: Tensor = _of_chosen(x, y, c, i).selected(kind, x, y, c, i, j)
-    return of
+@_op(lambda problem: problem.x.new_empty(problem.i.shape[0], 2 if problem.kind == "angle" else 1))
+def _selected(problem: ChosenPairs) -> Tensor:
+    x, y, c, i, j, kind = flat(problem)
+    found: Tensor = _of_chosen(problem).selected(kind, x, y, c, i, j)
+    return found
 
 
-def _selected_gradients(
-    x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor, at: Tensor, kind: str
-) -> tuple[Tensor, ...]:
-    run = _of_chosen(x, y, c, i).selected_gradients
-    by: tuple[Tensor, ...] = run(kind, x, y, c, i, j, at)
-    return by
+@_op(lambda problem, at: _like(problem.x, problem.y, problem.c))
+def _selected_gradients(problem: ChosenPairs, at: Tensor) -> Gradients:
+    x, y, c, i, j, kind = flat(problem)
+    return Gradients(*_of_chosen(problem).selected_gradients(kind, x, y, c, i, j, at))
 
 
-def _of_chosen(x: Tensor, y: Tensor, c: Tensor, i: Tensor) -> ModuleType:
-    by_kernel = len(i) > 0 and rows.by_kernel([c], [x, y])
+def _of_chosen(problem: ChosenPairs) -> ModuleType:
+    by_kernel = len(problem.i) > 0 and rows.by_kernel([problem.c], [problem.x, problem.y])
     return import_module("lorentzkit.fused.triton.chosen") if by_kernel else pairs
-
-
-def _stacked(rows: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    return tuple(torch.stack(column) for column in zip(*rows, strict=True))
-
-
-def _like(count: int) -> Callable[..., tuple[Tensor, ...]]:
-    return lambda *args: tuple(torch.empty_like(t, memory_format=_DENSE) for t in args[:count])
-
-
-_DENSE = torch.contiguous_format
-_POINTS = "Tensor x, Tensor y, Tensor c"
-_HOW = "str impl, str precision"
-_PREPARED = 6
-_LOGITS = f"{_POINTS}, Tensor scale, Tensor row_ids, Tensor column_ids, " + ", ".join(
-    f"Tensor prepared{n}" for n in range(_PREPARED)
-)
-
-_matrix_op = _op(
-    f"matrix({_POINTS}, str kind, {_HOW}) -> Tensor",
-    _matrix,
-    lambda x, y, *_: x.new_empty(*x.shape[:-1], y.shape[-2]),
-)
-_matrix_gradients_op = _op(
-    f"matrix_gradients({_POINTS}, Tensor at, str kind, {_HOW}) -> (Tensor, Tensor, Tensor)",
-    _matrix_gradients,
-    _like(3),
-)
-_prepare_op = _op(
-    f"prepare(Tensor x, Tensor y, str similarity, {_HOW}) -> ({', '.join(['Tensor'] * _PREPARED)})",
-    _prepare,
-    _prepare_fake,
-)
-_log_sums_op = _op(
-    f"log_sums({_LOGITS}, str similarity, {_HOW}) -> (Tensor, Tensor)",
-    _log_sums,
-    lambda x, y, *_: (x.new_empty(x.shape[0]), x.new_empty(y.shape[0])),
-)
-_log_sums_gradients_op = _op(
-    f"log_sums_gradients({_LOGITS}, Tensor row_sums, Tensor column_sums, Tensor at_rows, "
-    f"Tensor at_columns, str similarity, {_HOW}) -> (Tensor, Tensor, Tensor, Tensor)",
-    _log_sums_gradients,
-    _like(4),
-)
-_selected_op = _op(
-    f"selected({_POINTS}, Tensor i, Tensor j, str kind) -> Tensor",
-    _selected,
-    lambda x, y, c, i, j, kind: x.new_empty(i.shape[0], 2 if kind == "angle" else 1),
-)
-_selected_gradients_op = _op(
-    f"selected_gradients({_POINTS}, Tensor i, Tensor j, Tensor at, str kind) "
-    f"-> (Tensor, Tensor, Tensor)",
-    _selected_gradients,
-    _like(3),
-)
-_topk_op = _op(
-    f"topk({_POINTS}, str kind, int k, bool largest, int chunk, {_HOW}) -> Tensor",
-    lambda x, y, c, kind, k, largest, chunk, impl, precision: _module(impl).topk(
-        kind, x, y, c, k, largest, chunk, precision
-    ),
-    lambda x, y, c, kind, k, *_: x.new_empty(x.shape[0], k, dtype=torch.int64),
-)
 
 
 # --- From a pair of custom ops to a differentiable function ---------------------------------------
 
 
 def _differentiable(
-    forward_op: Callable[..., Any],
-    gradient_op: Callable[..., Any],
-    expected: Callable[..., Any],
+    forward: _Op[P, R],
+    gradient: _Op[..., Any],
+    expected: Callable[..., tuple[Tensor, ...]],
     inputs: int,
     outputs: int = 0,
-) -> Callable[..., Any]:
-    """``forward_op(*tensors, *rest)``, differentiable in the first `inputs` of its tensors.
+) -> Callable[P, R]:
+    """The op ``forward``, differentiable in the first `inputs` of its tensors.
 
-    The gradient is ``gradient_op(*tensors, *saved, *cotangents, *rest)``, with so many of the
-    outputs saved; ``expected`` is the reference, with the arguments of ``forward_op``.
+    ``gradient`` takes the forward's problem, so many of its outputs, their cotangents, and the
+    settings. ``expected`` is the reference's, with the same arguments.
     """
+    forward_op, gradient_op = forward.flat, gradient.flat
 
     class Gradient(Function):
         generate_vmap_rule = True
@@ -277,15 +354,16 @@ def _differentiable(
 
         @staticmethod
         def backward(ctx: Any, *seconds: Tensor) -> tuple[Tensor | None, ...]:
-            tensors = ctx.saved_tensors[: ctx.tensors]
-            at = ctx.saved_tensors[ctx.tensors + outputs :]
+            fixed = slice(inputs, ctx.tensors + outputs)
+            given = list(ctx.saved_tensors)
 
-            def values(*variables: Tensor) -> tuple[Tensor, ...]:
-                value = expected(*variables, *tensors[inputs:], *ctx.rest)
-                return value if isinstance(value, tuple) else (value,)
+            def gradients(*variables: Tensor) -> tuple[Tensor, ...]:
+                of_inputs, at = variables[:inputs], variables[inputs:]
+                arguments = gradient.parts([*of_inputs, *given[fixed], *at, *ctx.rest])
+                return tuple(expected(*arguments))
 
-            by = _second(values, tensors[:inputs], at, seconds)
-            none = [None] * (ctx.tensors - inputs + outputs)
+            by = _second(gradients, (*given[:inputs], *given[fixed.stop :]), seconds)
+            none = [None] * (fixed.stop - inputs)
             return (None, *by[:inputs], *none, *by[inputs:], *([None] * len(ctx.rest)))
 
     class Forward(Function):
@@ -310,86 +388,49 @@ def _differentiable(
             by = gradient_op(*args) if compiling else Gradient.apply(tensors, *args)  # type: ignore[no-untyped-call]
             return (*by, *([None] * (tensors - inputs + len(ctx.rest))))
 
-    def apply(*args: Any) -> Any:
-        wanted = any(a.requires_grad for a in args if isinstance(a, Tensor))
+    def apply(*args: P.args, **_: P.kwargs) -> R:
+        leaves = flat(*args)
+        wanted = any(a.requires_grad for a in leaves if isinstance(a, Tensor))
         if torch.compiler.is_compiling() and not (wanted and torch.is_grad_enabled()):
-            return forward_op(*args)  # Dynamo fails at a Function of which no gradient is wanted
-        return Forward.apply(*args)  # type: ignore[no-untyped-call]
+            # Dynamo fails at a Function of which no gradient is wanted.
+            return forward.named(forward_op(*leaves))
+        return forward.named(Forward.apply(*leaves))  # type: ignore[no-untyped-call]
 
     return apply
 
 
 def _second(
-    values: Callable[..., tuple[Tensor, ...]],
-    inputs: tuple[Tensor, ...],
-    at: tuple[Tensor, ...],
+    gradients: Callable[..., tuple[Tensor, ...]],
+    variables: tuple[Tensor, ...],
     seconds: tuple[Tensor, ...],
 ) -> tuple[Tensor, ...]:
-    """``seconds`` pulled back through the gradient of ``values``: by its inputs, by cotangents."""
+    """``seconds`` pulled back through ``gradients``."""
     if torch._C._functorch.peek_interpreter_stack() is not None:
-
-        def gradient(*args: Tensor) -> tuple[Tensor, ...]:
-            pull = torch.func.vjp(values, *args[: len(inputs)])[1]
-            return tuple(pull(args[len(inputs) :]))
-
-        return tuple(torch.func.vjp(gradient, *inputs, *at)[1](seconds))
+        return tuple(torch.func.vjp(gradients, *variables)[1](seconds))
     further = torch.is_grad_enabled()
     with torch.enable_grad():
         # Views: a tensor given twice is two variables.
-        inputs, at = (
-            tuple(t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in some)
-            for some in (inputs, at)
-        )
-        first = torch.autograd.grad(
-            values(*inputs), inputs, at, create_graph=True, materialize_grads=True
+        variables = tuple(
+            t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in variables
         )
         return torch.autograd.grad(
-            first, (*inputs, *at), seconds, create_graph=further, materialize_grads=True
+            gradients(*variables), variables, seconds, create_graph=further, materialize_grads=True
         )
 
 
-matrix = _differentiable(
-    _matrix_op,
-    _matrix_gradients_op,
-    lambda x, y, c, kind, *_: reference.matrix(kind, x, y, c),
+_differentiable_matrix = _differentiable(
+    _matrix,
+    _matrix_gradients,
+    lambda problem, at, impl: reference.matrix_gradients(problem, at),
     inputs=3,
 )
-_of_prepared = _differentiable(
-    _log_sums_op,
-    _log_sums_gradients_op,
-    lambda *args: reference.log_sums(args[6 + _PREPARED], *args[:6]),
+_differentiable_log_sums = _differentiable(
+    _log_sums,
+    _log_sums_gradients,
+    lambda problem, sums, at, impl: reference.log_sums_gradients(problem, sums, at),
     inputs=4,
     outputs=2,
 )
-selected = _differentiable(
-    _selected_op,
-    _selected_gradients_op,
-    lambda x, y, c, i, j, kind: reference.selected(kind, x, y, c, i, j),
-    inputs=3,
+_differentiable_selected = _differentiable(
+    _selected, _selected_gradients, reference.selected_gradients, inputs=3
 )
-selected_gradients = _selected_gradients_op
-topk = _topk_op
-
-
-def log_sums(*args: Any) -> tuple[Tensor, Tensor]:
-    """``(x, y, c, scale, row_ids, column_ids, similarity, impl, precision)``"""
-    sums: tuple[Tensor, Tensor] = _of_prepared(*args[:6], *_prepared(*args), *args[6:])
-    return sums
-
-
-def log_sums_gradients(*args: Any) -> tuple[Tensor, ...]:
-    """As `log_sums`, with both sums and their cotangents before the similarity."""
-    by: tuple[Tensor, ...] = _log_sums_gradients_op(*args[:6], *_prepared(*args), *args[6:])
-    return by
-
-
-def _prepared(*args: Any) -> tuple[Tensor, ...]:
-    """Once for a loss and its gradient; how it depends on the points is the latter's affair.
-
-    Not in compiled code: what is kept of a single block has a shape of its own, and one graph is to
-    serve all sizes.
-    """
-    if torch.compiler.is_compiling():
-        return tuple(args[0].new_empty(0) for _ in range(_PREPARED))
-    prepared: tuple[Tensor, ...] = _prepare_op(args[0].detach(), args[1].detach(), *args[-3:])
-    return prepared

@@ -28,6 +28,15 @@ from lorentzkit.fused.clouds import (
 )
 from lorentzkit.fused.folding import fold
 from lorentzkit.fused.pointwise import Sums
+from lorentzkit.fused.problems import (
+    Gradients,
+    LogSums,
+    LossGradients,
+    LossProblem,
+    PairwiseProblem,
+    Prepared,
+    Search,
+)
 
 ROWS, COLUMNS = 1024, 1024
 # Pairs. Steps of a training are repeated, a search hardly: it saves 0.1 s at this size, and some
@@ -36,59 +45,37 @@ _SEARCH_WORTH_COMPILING = 2**22
 _REACH = 64.0  # of logits to both sides: their exponentials, and 2^31 such, are float32 numbers
 
 
-class Gradients(NamedTuple):
-    x: Tensor
-    y: Tensor
-    c: Tensor
-    """``(1,)``"""
-    scale: Tensor
-    """0-dim"""
-
-
 # --- Matrices -----------------------------------------------------------------------------------
 
 
-def matrix(kind: str, x: Tensor, y: Tensor, c: Tensor, precision: str) -> Tensor:
+def matrix(problem: PairwiseProblem) -> Tensor:
     """``(N, D), (M, D) -> (N, M)`` of inner products, distances or exterior angles."""
-    pairs = _Pairs(kind, clouds(x, y, c, precision))
+    pairs, kind = _pairs(problem), problem.kind
     value = pairs.fused(pointwise.matrix)
-    out = x.new_empty(len(x), len(y))
+    out = problem.x.new_empty(len(problem.x), len(problem.y))
     for block in pairs:
-        out[block.rows, block.columns] = value(kind, block.folded, block.x, block.y, c)
+        out[block.rows, block.columns] = value(kind, block.folded, block.x, block.y, problem.c)
     return out
 
 
-def matrix_gradients(
-    kind: str, x: Tensor, y: Tensor, c: Tensor, at: Tensor, precision: str
-) -> Gradients:
+def matrix_gradients(problem: PairwiseProblem, at: Tensor) -> Gradients:
     """Derivatives of ``(at * matrix).sum()``."""
-    pairs = _Pairs(kind, clouds(x, y, c, precision))
+    pairs, kind, c = _pairs(problem), problem.kind, problem.c
     change = pairs.fused(pointwise.matrix_change)
     totals = _Totals(pairs.clouds)
     for block in pairs:
         weights = at[block.rows, block.columns].contiguous()  # of a sum, strides are 0
         totals.add(block, change(kind, block.folded, block.spare, block.x, block.y, c, weights))
-    return totals.gradients()
+    return Gradients(*totals.gradients()[:3])
 
 
-def topk(
-    kind: str,
-    x: Tensor,
-    y: Tensor,
-    c: Tensor,
-    k: int,
-    largest: bool,
-    chunk: int,
-    precision: str,
-) -> Tensor:
-    """Indices ``(N, k)`` of the columns with the least (largest) values, in their order.
-
-    ``chunk`` columns at a time; 0 for what fits the cache.
-    """
-    pairs = _Pairs(kind, clouds(x, y, c, precision), columns=chunk)
+def topk(problem: PairwiseProblem, search: Search) -> Tensor:
+    """Indices ``(N, k)`` of the columns with the least (largest) values, in their order."""
+    x, y, kind, k = problem.x, problem.y, problem.kind, search.k
+    pairs = _pairs(problem, columns=search.chunk)
     worth = len(x) * len(y) >= _SEARCH_WORTH_COMPILING
     score = pairs.fused(pointwise.score) if worth else pointwise.score
-    sign = 1 if largest else -1
+    sign = 1 if search.largest else -1
     if kind == "inner":  # falls with the distance
         sign = -sign
     best = x.new_full((len(x), k), -torch.inf)
@@ -107,87 +94,76 @@ def topk(
 # --- Log-sum-exps -------------------------------------------------------------------------------
 
 
-def prepare(similarity: str, x: Tensor, y: Tensor, precision: str) -> tuple[Tensor, ...]:
+def prepare(problem: PairwiseProblem) -> Prepared:
     """What `log_sums` and its gradients share: directions and, of a single block, its folded h."""
-    of = directions(x, y, precision)
-    only = x.new_empty(only_block(len(x), len(y)))
-    if only.numel():
-        fold(similarity, only, of.x, of.y, of.mean, of.threshold())
-    return (*of, only)
+    x, y = problem.x, problem.y
+    of = directions(x, y, problem.precision)
+    block = x.new_empty(_only_block(len(x), len(y)))
+    if block.numel():
+        fold(problem.kind, block, of.x, of.y, of.mean, of.threshold())
+    return Prepared(*of, block)
 
 
-def only_block(N: int, M: int) -> tuple[int, int]:
+def prepared_like(problem: PairwiseProblem) -> Prepared:
+    """The shapes of what is prepared."""
+    (N, D), M = problem.x.shape, problem.y.shape[0]
+    shapes = (N, D + 2), (M, D + 2), (N, 1), (M, 1), (D,), _only_block(N, M)
+    return Prepared(*(problem.x.new_empty(shape) for shape in shapes))
+
+
+def _only_block(N: int, M: int) -> tuple[int, int]:
     """The shape of the block kept from one pass to the next: none, if there are several."""
     return (N, M) if N <= ROWS and M <= COLUMNS else (0, 0)
 
 
-def log_sums(
-    similarity: str,
-    x: Tensor,
-    y: Tensor,
-    c: Tensor,
-    scale: Tensor,
-    ids: tuple[Tensor, Tensor],
-    prepared: tuple[Tensor, ...],
-    precision: str,
-) -> tuple[Tensor, Tensor]:
+def log_sums(problem: LossProblem) -> LogSums:
     """log-sum-exp of the logits by rows ``(N,)`` and columns ``(M,)``, equal ids left out."""
-    pairs = _prepared(similarity, x, y, c, prepared, precision)
+    x, y, scale, similarity = problem.x, problem.y, problem.scale, problem.similarity
+    pairs = _prepared_pairs(problem)
     middle, reach = pairs.clouds.values(similarity)
     if bool(scale * reach <= _REACH):
-        return _near_log_sums(similarity, pairs, scale, middle, ids)
+        return _near_log_sums(problem, pairs, middle)
     find, add = pairs.fused(pointwise.found), pairs.fused(pointwise.log_sums)
     of_rows = x.new_full((len(x), -(-len(y) // COLUMNS)), -torch.inf)
     of_columns = x.new_full((-(-len(x) // ROWS), len(y)), -torch.inf)
     for block in pairs:
-        find(similarity, block.values, block.x, block.y, c)
-        row, column = add(similarity, block.values, scale, block.of(*ids))
+        find(similarity, block.values, block.x, block.y, problem.c)
+        row, column = add(similarity, block.values, scale, block.of(*problem.ids))
         of_rows[block.rows, block.columns.start // COLUMNS] = row[:, 0]
         of_columns[block.rows.start // ROWS, block.columns] = column[0]
-    return of_rows.logsumexp(1), of_columns.logsumexp(0)
+    return LogSums(of_rows.logsumexp(1), of_columns.logsumexp(0))
 
 
-def _near_log_sums(
-    similarity: str, pairs: _Pairs, scale: Tensor, middle: Tensor, ids: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
+def _near_log_sums(problem: LossProblem, pairs: _Pairs, middle: Tensor) -> LogSums:
     """`log_sums` of logits so near each other that no maxima are needed."""
-    c = pairs.clouds.c
+    scale, similarity = problem.scale, problem.similarity
     find, add = pairs.fused(pointwise.found), pairs.fused(pointwise.exponentials)
     rows, columns = (torch.zeros_like(z.length[:, 0]) for z in pairs.clouds[:2])
     for block in pairs:
-        find(similarity, block.values, block.x, block.y, c)
-        rows[block.rows] += add(similarity, block.values, scale, middle, block.of(*ids))[:, 0]
+        find(similarity, block.values, block.x, block.y, problem.c)
+        rows[block.rows] += add(similarity, block.values, scale, middle, block.of(*problem.ids))[
+            :, 0
+        ]
         columns[block.columns] += block.folded.sum(0)
     row, column = (sign * scale * middle for sign in pointwise.SIGNS[similarity])
-    return rows.log() + row, columns.log() + column
+    return LogSums(rows.log() + row, columns.log() + column)
 
 
-def log_sums_gradients(
-    similarity: str,
-    x: Tensor,
-    y: Tensor,
-    c: Tensor,
-    scale: Tensor,
-    ids: tuple[Tensor, Tensor],
-    prepared: tuple[Tensor, ...],
-    sums: tuple[Tensor, Tensor],
-    at: tuple[Tensor, Tensor],
-    precision: str,
-) -> Gradients:
-    """Derivatives of ``at[0] . rows + at[1] . columns``, with ``sums`` what `log_sums` gave."""
-    pairs = _prepared(similarity, x, y, c, prepared, precision)
+def log_sums_gradients(problem: LossProblem, sums: LogSums, at: LogSums) -> LossGradients:
+    """Derivatives of ``at.rows . rows + at.columns . columns``; `sums` are of `log_sums`."""
+    pairs = _prepared_pairs(problem)
     value = pairs.fused(pointwise.log_sums_change)
     totals = _Totals(pairs.clouds)
     for block in pairs:
         change = value(
-            similarity,
+            problem.similarity,
             block.folded,
             block.spare,
             block.x,
             block.y,
-            c,
-            scale,
-            block.of(*ids),
+            problem.c,
+            problem.scale,
+            block.of(*problem.ids),
             block.of(*sums),
             block.of(*at),
         )
@@ -216,19 +192,19 @@ class _Block(NamedTuple):
         return by_row[self.rows][:, None], by_column[self.columns][None]
 
 
-def _prepared(
-    similarity: str,
-    x: Tensor,
-    y: Tensor,
-    c: Tensor,
-    prepared: tuple[Tensor, ...],
-    precision: str,
-) -> _Pairs:
+def _pairs(problem: PairwiseProblem, columns: int = 0) -> _Pairs:
+    of = clouds(problem.x, problem.y, problem.c, problem.precision)
+    return _Pairs(problem.kind, of, columns=columns)
+
+
+def _prepared_pairs(problem: LossProblem) -> _Pairs:
     """Anew, if nothing is prepared."""
-    if prepared[0].numel() == 0:
-        return _Pairs(similarity, clouds(x, y, c, precision))
-    *of, only = prepared
-    return _Pairs(similarity, in_space(Directions(*of), c), only=only if only.numel() else None)
+    similarity, c, prepared = problem.similarity, problem.c, problem.prepared
+    if prepared is None or prepared.x.numel() == 0:
+        return _Pairs(similarity, clouds(problem.x, problem.y, c, problem.precision))
+    *of, block = prepared
+    only = block if block.numel() else None
+    return _Pairs(similarity, in_space(Directions(*of), c), only=only)
 
 
 class _Pairs:
@@ -289,10 +265,10 @@ class _Totals:
         self._c += sums.c.sum()
         self._scale += sums.scale.sum()
 
-    def gradients(self) -> Gradients:
+    def gradients(self) -> LossGradients:
         c, mean = self._clouds.c, self._clouds.mean
         dtype = c.dtype
-        return Gradients(
+        return LossGradients(
             self._x.gradient("", mean, c),
             self._y.gradient("-", mean, c),
             (self._c / (2 * c)).to(dtype),

@@ -12,8 +12,9 @@ from torch import Tensor
 from lorentzkit._geometry.arguments import number
 from lorentzkit._geometry.special import values_at_hand
 from lorentzkit.distributed import Group, Ring, described
-from lorentzkit.fused import reference, registry
+from lorentzkit.fused import registry
 from lorentzkit.fused.pointwise import SIGNS
+from lorentzkit.fused.problems import ChosenPairs, LossProblem
 from lorentzkit.losses import sharded
 from lorentzkit.losses.anchors import Anchors, equal_pairs
 from lorentzkit.ops.pairwise import Implementation, Precision, cloud_pair
@@ -92,20 +93,20 @@ def contrastive_loss(
     >>> contrastive_loss(x, 2 * x, logit_scale=10.0, targets=torch.tensor([0, 0]))
     tensor(6.2649)
     """
-    given = (x, y, curv, logit_scale, (similarity, impl, precision), reduction)
+    given = (x, y, curv, logit_scale, similarity, impl, precision, reduction)
     anchors: Sequence[Anchors]
     if group is None:
-        x, y, c, scale, how = _checked(*given)
-        anchors = _anchors(x, y, c, scale, targets, how)
+        loss = _checked(*given)
+        anchors = _anchors(loss, targets)
         counts = [(side.number > 0).sum() for side in anchors]
     else:
         ring = Ring(group)
-        (x, y, c, scale, how), labels = ring.check("x, y", partial(_checked_share, targets, *given))
-        ids = _shared_ids(labels, x, y, ring)
-        anchors = sharded.anchors(x, y, c, scale, ids, how, ring)
+        loss, labels = ring.check("x, y", partial(_checked_share, targets, *given))
+        problem = loss.problem(*_shared_ids(labels, loss.x, loss.y, ring))
+        anchors = sharded.anchors(problem, loss.impl, ring)
         # Of a mean over processes: as if the anchors that count were spread evenly.
         own = torch.stack([(side.number > 0).sum() for side in anchors])
-        counts = list(torch.stack(ring.all_of(own)).sum(0).to(scale.dtype) / ring.size)
+        counts = list(torch.stack(ring.all_of(own)).sum(0).to(loss.scale.dtype) / ring.size)
         _some_positive(bool(counts[0] > 0))
 
     losses = [side.losses() for side in anchors]
@@ -117,12 +118,18 @@ def contrastive_loss(
 
 
 class _Checked(NamedTuple):
+    """Arguments, but for the targets."""
+
     x: Tensor
     y: Tensor
     c: Tensor
     scale: Tensor
-    how: tuple[str, str, str]
-    """Similarity, implementation, precision"""
+    similarity: str
+    precision: str
+    impl: registry.Implementation
+
+    def problem(self, row_ids: Tensor, column_ids: Tensor) -> LossProblem:
+        return LossProblem(*self[:4], row_ids, column_ids, self.similarity, self.precision)
 
 
 def _checked(
@@ -130,17 +137,18 @@ def _checked(
     y: object,
     curv: object,
     logit_scale: object,
-    how: tuple[str, str, str],
+    similarity: str,
+    impl: str,
+    precision: str,
     reduction: str,
 ) -> _Checked:
-    similarity, impl, precision = how
     if similarity not in SIGNS:
         raise ValueError(f"similarity: expected one of {', '.join(SIGNS)}, got {similarity!r}")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
     x, y, c = cloud_pair(x, y, curv)
-    impl = registry.choose(impl, x, precision)
-    return _Checked(x, y, c, _scale(logit_scale, x), (similarity, impl, precision))
+    chosen = registry.choose(impl, x, precision)
+    return _Checked(x, y, c, _scale(logit_scale, x), similarity, precision, chosen)
 
 
 def _checked_share(
@@ -148,9 +156,9 @@ def _checked_share(
 ) -> tuple[list[object], tuple[_Checked, list[Tensor] | None]]:
     """What must be the same on every process; the arguments of this one, and labels if any."""
     share = _checked(*given)
-    x, y, (similarity, impl, _) = share.x, share.y, share.how
-    if impl == "reference":
-        raise ValueError("impl: 'reference' does not run with a group; use impl='streaming'")
+    x, y, impl = share.x, share.y, share.impl
+    if not impl.with_group:
+        raise ValueError(f"impl: {impl.name!r} does not run with a group; use impl='streaming'")
     labels = None
     if isinstance(targets, (Tensor, tuple)):
         labels = [of.long() for of in _labels(targets, x.shape[0], y.shape[0], x.device)]
@@ -162,24 +170,17 @@ def _checked_share(
             f"for one process that holds all columns"
         )
     kind = "pairs" if labels is None else "labels"
-    return [similarity, kind, *described(x, y)], (share, labels)
+    return [share.similarity, kind, *described(x, y)], (share, labels)
 
 
-def _anchors(
-    x: Tensor, y: Tensor, c: Tensor, scale: Tensor, targets: object, how: tuple[str, str, str]
-) -> list[Anchors]:
+def _anchors(loss: _Checked, targets: object) -> list[Anchors]:
     """Of x and of y, when all are here."""
-    similarity, impl, precision = how
+    x, y, similarity = loss.x, loss.y, loss.similarity
     rows, columns, pairs = _targets(targets, x.shape[0], y.shape[0], x.device)
-    if impl == "reference":
-        with torch.autocast(x.device.type, enabled=False):
-            others = reference.log_sums(similarity, x, y, c, scale, rows, columns)
-            values = reference.selected(similarity, x, y, c, *pairs)
-    else:
-        others = registry.log_sums(x, y, c, scale, rows, columns, similarity, impl, precision)
-        values = registry.selected(x, y, c, *pairs, similarity)
+    others = registry.log_sums(loss.problem(rows, columns), loss.impl)
+    values = registry.selected(ChosenPairs(x, y, loss.c, *pairs, similarity), loss.impl)
     logits = [
-        sign * scale * value
+        sign * loss.scale * value
         for sign, value in zip(SIGNS[similarity], (values[:, 0], values[:, -1]), strict=True)
     ]
     if targets is None:  # one positive for each point, in order

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,101 +13,93 @@ from torch.autograd.function import once_differentiable
 from lorentzkit.distributed import Ring
 from lorentzkit.fused import registry
 from lorentzkit.fused.pointwise import SIGNS
+from lorentzkit.fused.problems import ChosenPairs, LogSums, LossProblem, flat
 from lorentzkit.losses.anchors import Anchors, equal_pairs
 
 _ANCHORS = len(Anchors._fields)
 
 
 def anchors(
-    x: Tensor,
-    y: Tensor,
-    c: Tensor,
-    scale: Tensor,
-    ids: tuple[Tensor, Tensor],
-    how: tuple[str, str, str],
-    ring: Ring,
+    problem: LossProblem, impl: registry.Implementation, ring: Ring
 ) -> tuple[Anchors, Anchors]:
-    """Of this process's x and of its y.
-
-    ``ids``, int32, are equal where a pair is positive; ``how``: similarity, impl, precision.
-    """
+    """Of this process's x and of its y; `problem` has its shares, and ids of the whole batch."""
     if torch.compiler.is_compiling():  # breaks the graph; the loss then runs eagerly
         raise RuntimeError("group: exchanges between processes are not compiled")
-    out = _Anchors.apply(x, y, c, scale, *ids, how, ring)  # type: ignore[no-untyped-call]
+    out = _Anchors.apply(impl, ring, *flat(problem))  # type: ignore[no-untyped-call]
     return Anchors(*out[:_ANCHORS]), Anchors(*out[_ANCHORS:])
 
 
 class _Anchors(Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        y: Tensor,
-        c: Tensor,
-        scale: Tensor,
-        row_ids: Tensor,
-        column_ids: Tensor,
-        how: tuple[str, str, str],
-        ring: Ring,
+        ctx: Any, impl: registry.Implementation, ring: Ring, *given: Any
     ) -> tuple[Tensor, ...]:
+        problem = LossProblem(*given)
+        x, y = problem.x, problem.y
         rows, columns = Anchors.none(x[:, 0]), Anchors.none(y[:, 0])
-        for y_, ids in ring.round(y, column_ids):
-            others = registry.log_sums(x, y_, c, scale, row_ids, ids, *how)
-            pairs = equal_pairs(row_ids, ids)
-            logits = _logits(x, y_, c, scale, pairs, how[0])
-            rows = rows.joined(others[0], logits[0], pairs[0])
+        for y_, ids in ring.round(y, problem.column_ids):
+            part = replace(problem, y=y_, column_ids=ids)
+            others = registry.log_sums(part, impl)
+            pairs = _positives(part)
+            logits = _logits(part, pairs, impl)
+            rows = rows.joined(others.rows, logits[0], pairs.i)
             # The columns' sums travel with their share, and are home after the last round.
-            columns = columns.joined(others[1], logits[1], pairs[1])
+            columns = columns.joined(others.columns, logits[1], pairs.j)
             columns = Anchors(*ring.hand_on(*columns)())
-        ctx.how, ctx.ring = how, ring
-        ctx.save_for_backward(x, y, c, scale, row_ids, column_ids, *rows, *columns)
+        ctx.impl, ctx.ring = impl, ring
+        ctx.settings = problem.similarity, problem.precision
+        tensors = x, y, problem.c, problem.scale, *problem.ids
+        ctx.save_for_backward(*tensors, *rows, *columns)
         ctx.mark_non_differentiable(rows.number, columns.number)
         return (*rows, *columns)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *at: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, c, scale, row_ids, column_ids, *saved = ctx.saved_tensors
+        tensors, saved = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
+        problem = LossProblem(*tensors, *ctx.settings)
         ring: Ring = ctx.ring
-        similarity = ctx.how[0]
         rows, at_rows = Anchors(*saved[:_ANCHORS]), Anchors(*at[:_ANCHORS])
-        dx, dy = torch.zeros_like(x), torch.zeros_like(y)
-        dc, dscale = torch.zeros_like(c), torch.zeros_like(scale)
-        share = (y, column_ids, *saved[_ANCHORS:], *at[_ANCHORS:])
-        for y_, ids, *of_columns in ring.round(*share):
+        dx, dy, dc, dscale = (torch.zeros_like(t) for t in tensors[:4])
+        share = (problem.y, problem.column_ids, *saved[_ANCHORS:], *at[_ANCHORS:])
+        for y, ids, *of_columns in ring.round(*share):
+            part = replace(problem, y=y, column_ids=ids)
             columns, at_columns = Anchors(*of_columns[:_ANCHORS]), Anchors(*of_columns[_ANCHORS:])
-            sums, at_sums = (rows.others, columns.others), (at_rows.others, at_columns.others)
-            negatives = registry.log_sums_gradients(
-                x, y_, c, scale, row_ids, ids, *sums, *at_sums, *ctx.how
-            )
+            sums = LogSums(rows.others, columns.others)
+            at_sums = LogSums(at_rows.others, at_columns.others)
+            negatives = registry.log_sums_gradients(part, sums, at_sums, ctx.impl)
 
-            pairs = equal_pairs(row_ids, ids)
-            logits = _logits(x, y_, c, scale, pairs, similarity)
+            pairs = _positives(part)
+            logits = _logits(part, pairs, ctx.impl)
             at_logits = (
-                _at_logits(rows, at_rows, logits[0], pairs[0]),
-                _at_logits(columns, at_columns, logits[1], pairs[1]),
+                _at_logits(rows, at_rows, logits[0], pairs.i),
+                _at_logits(columns, at_columns, logits[1], pairs.j),
             )
-            at_values = [s * scale * a for s, a in zip(SIGNS[similarity], at_logits, strict=True)]
-            if similarity != "angle":  # one value is both logits'
+            signs = SIGNS[part.similarity]
+            at_values = [s * part.scale * a for s, a in zip(signs, at_logits, strict=True)]
+            if part.similarity != "angle":  # one value is both logits'
                 at_values = [at_values[0] + at_values[1]]
-            positives = registry.selected_gradients(
-                x, y_, c, *pairs, torch.stack(at_values, 1), similarity
-            )
-            dx, dc = dx + negatives[0] + positives[0], dc + negatives[2] + positives[2]
+            positives = registry.selected_gradients(pairs, torch.stack(at_values, 1))
+            dx, dc = dx + negatives.x + positives.x, dc + negatives.c + positives.c
             for logit, at_logit in zip(logits, at_logits, strict=True):
-                dscale = dscale + (at_logit * logit).sum() / scale
-            dscale = dscale + negatives[3]
-            (dy,) = ring.hand_on(dy + negatives[1] + positives[1])()
-        return dx, dy, dc, dscale, None, None, None, None
+                dscale = dscale + (at_logit * logit).sum() / part.scale
+            dscale = dscale + negatives.scale
+            (dy,) = ring.hand_on(dy + negatives.y + positives.y)()
+        return None, None, dx, dy, dc, dscale, *[None] * (len(tensors) - 4), None, None, None
+
+
+def _positives(problem: LossProblem) -> ChosenPairs:
+    pairs = equal_pairs(*problem.ids)
+    return ChosenPairs(problem.x, problem.y, problem.c, *pairs, problem.similarity)
 
 
 def _logits(
-    x: Tensor, y: Tensor, c: Tensor, scale: Tensor, pairs: tuple[Tensor, Tensor], similarity: str
+    problem: LossProblem, pairs: ChosenPairs, impl: registry.Implementation
 ) -> tuple[Tensor, Tensor]:
     """Of pairs, as their rows and as their columns see them."""
-    values = registry.selected(x, y, c, *pairs, similarity)
-    row, column = SIGNS[similarity]
-    return row * scale * values[:, 0], column * scale * values[:, -1]
+    values = registry.selected(pairs, impl)
+    row, column = SIGNS[problem.similarity]
+    return row * problem.scale * values[:, 0], column * problem.scale * values[:, -1]
 
 
 def _at_logits(anchors: Anchors, at: Anchors, logits: Tensor, of: Tensor) -> Tensor:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lorentzkit._geometry import compilation, pairs
 from lorentzkit._geometry.arguments import check_broadcast, curvature, vectors, working_dtype
-from lorentzkit.fused import reference, registry
+from lorentzkit.fused import registry
+from lorentzkit.fused.problems import ChosenPairs, PairwiseProblem, Search
 
 Implementation = Literal["auto", "reference", "streaming", "triton"]
 Precision = Literal["highest", "high", "medium"]
@@ -174,16 +176,18 @@ def pairwise_topk(
         raise ValueError(f"k: expected an int in [1, {y.shape[0]}], the size of y, got {k!r}")
     if chunk is not None and not (isinstance(chunk, int) and chunk >= 1):
         raise ValueError(f"chunk: expected a positive int or None, got {chunk!r}")
-    impl_ = registry.choose(impl, x, precision, k)
-    how = (kind, k, largest, chunk or 0, impl_, precision)
+    chosen = registry.choose(impl, x, precision, k)
+    search = Search(k, largest, chunk or 0)
     if x.shape[0] == 0:  # no queries, as a function of the arguments: their gradients are 0
         indices = torch.empty(0, k, dtype=torch.int64, device=x.device)
         return x.sum(1, keepdim=True).expand(0, k) + y.sum() + c.sum(), indices
     if len(c) > 1:
-        return _topk_by_curvature(x, y, c, *how)
-    indices = registry.topk(x.detach(), y.detach(), c.detach(), *how)
+        return _topk_by_curvature(PairwiseProblem(x, y, c, kind, precision), search, chosen)
+    problem = PairwiseProblem(x.detach(), y.detach(), c.detach(), kind, precision)
+    indices = registry.topk(problem, search, chosen)
     rows = torch.arange(x.shape[0], device=x.device).repeat_interleave(k)
-    values = registry.selected(x, y, c, rows, indices.flatten(), kind)[:, 0].view(-1, k)
+    winners = ChosenPairs(x, y, c, rows, indices.flatten(), kind)
+    values = registry.selected(winners, chosen)[:, 0].view(-1, k)
     values, order = values.sort(dim=1, descending=largest, stable=True)
     return values, indices.gather(1, order)
 
@@ -206,24 +210,25 @@ def pairwise_impl(x: Tensor, y: Tensor, impl: Implementation = "auto") -> str:
     'streaming'
     """
     x, y = vectors(x=x, y=y)
-    name = registry.choose(impl, x, "highest")
+    chosen = registry.choose(impl, x, "highest")
     number = x.shape[-2] * y.shape[-2]
-    compiled = name == "streaming" and compilation.compiles(x, number)
-    return f"{name}, compiled" if compiled else name
+    compiled = chosen.compiles and compilation.compiles(x, number)
+    return f"{chosen.name}, compiled" if compiled else chosen.name
 
 
 def _topk_by_curvature(
-    x: Tensor, y: Tensor, c: Tensor, kind: str, k: int, largest: bool, *how: Any
+    problem: PairwiseProblem, search: Search, impl: registry.Implementation
 ) -> tuple[Tensor, Tensor]:
-    """One search for each different curvature; ``c`` is ``(N,)``."""
+    """One search for each different curvature; ``problem.c`` is ``(N,)``."""
+    x, y, c = problem.x, problem.y, problem.c
     different, which = torch.unique(c.detach(), return_inverse=True)
-    indices = torch.empty(x.shape[0], k, dtype=torch.int64, device=x.device)
+    indices = torch.empty(x.shape[0], search.k, dtype=torch.int64, device=x.device)
     for n, number in enumerate(different):
         some = which == n
-        found = x.detach()[some], y.detach(), number.view(1)
-        indices[some] = registry.topk(*found, kind, k, largest, *how)
-    values = pairs.of_rows(kind, x.unsqueeze(1), y[indices], c.view(-1, 1, 1))[..., 0]
-    values, order = values.sort(dim=1, descending=largest, stable=True)
+        part = replace(problem, x=x.detach()[some], y=y.detach(), c=number.view(1))
+        indices[some] = registry.topk(part, search, impl)
+    values = pairs.of_rows(problem.kind, x.unsqueeze(1), y[indices], c.view(-1, 1, 1))[..., 0]
+    values, order = values.sort(dim=1, descending=search.largest, stable=True)
     return values, indices.gather(1, order)
 
 
@@ -258,23 +263,12 @@ def _matrix(kind: str, x: object, y: object, curv: object, impl: str, precision:
     dtype = working_dtype(x, y, curv)
     x, y, c = x.to(dtype), y.to(dtype), curvature(curv, dtype, x.device)
     check_broadcast(c.shape[:-1], x=x.shape[:-2], y=y.shape[:-2])
-    impl = registry.choose(impl, x, precision)
+    chosen = registry.choose(impl, x, precision)
     batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2], c.shape[:-1])  # type: ignore[no-untyped-call]
-    (N, D), M = x.shape[-2:], y.shape[-2]
-    if 0 in (*batch, N, M):  # no pairs, as a function of the arguments: their gradients are 0
+    if 0 in (*batch, x.shape[-2], y.shape[-2]):
+        # No pairs, as a function of the arguments: their gradients are 0.
         return x.sum(-1).unsqueeze(-1) + y.sum(-1).unsqueeze(-2) + c.unsqueeze(-1)
-    if impl == "reference":
-        with torch.autocast(x.device.type, enabled=False):
-            return reference.matrix(kind, x, y, c)
-    out: Tensor = registry.matrix(
-        x.expand(*batch, N, D).reshape(-1, N, D).contiguous(),
-        y.expand(*batch, M, D).reshape(-1, M, D).contiguous(),
-        c.expand(*batch, 1).reshape(-1, 1),
-        kind,
-        impl,
-        precision,
-    )
-    return out.reshape(*batch, N, M)
+    return registry.matrix(PairwiseProblem(x, y, c, kind, precision), chosen)
 
 
 __all__ = [

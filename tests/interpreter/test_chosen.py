@@ -7,6 +7,7 @@ from test_rows import Draw, launched_by_torch, launches, moved, pairs  # noqa: F
 from lorentzkit._geometry import pairs as of_torch
 from lorentzkit._geometry.arguments import norm_limit
 from lorentzkit.fused import registry
+from lorentzkit.fused.problems import ChosenPairs
 from lorentzkit.fused.triton import chosen
 from lorentzkit.fused.triton import rows as kernels
 
@@ -69,8 +70,8 @@ def test_values_and_gradients(kind, D):
     if D > 64:
         i, j = i[::15], j[::15]
     at = torch.randn(len(i), 2 if kind == "angle" else 1)
-    value = registry.selected(x, y, c, i, j, kind)
-    got = value, *registry.selected_gradients(x, y, c, i, j, at, kind)
+    value = registry.selected(ChosenPairs(x, y, c, i, j, kind))
+    got = value, *registry.selected_gradients(ChosenPairs(x, y, c, i, j, kind), at)
     for ours, exact, size in zip(got, *exactly(kind, x, y, c, i, j, at), strict=True):
         assert (ours.dtype, ours.shape) == (torch.float32, exact.shape)
         error = ours.double() - exact
@@ -109,9 +110,9 @@ def test_derivatives_through_the_registry(kind):
     x, y, c, i, j = chosen_of(3, farthest=1.0)
     x, y = x[:20].requires_grad_(), y[:20].requires_grad_()
     i, j = torch.arange(20), torch.arange(20)
-    of = registry.selected(x, y, c, i, j, kind)
+    of = registry.selected(ChosenPairs(x, y, c, i, j, kind))
     first = torch.autograd.grad(of.sum(), (x, y), create_graph=True)
-    expected = registry.selected_gradients(x, y, c, i, j, torch.ones_like(of), kind)
+    expected = registry.selected_gradients(ChosenPairs(x, y, c, i, j, kind), torch.ones_like(of))
     assert all(torch.equal(a, b) for a, b in zip(first, expected[:2], strict=True))
     torch.autograd.grad(first[0].sum(), (x, y))
 
@@ -136,9 +137,9 @@ def test_others_take_the_torch_function(change, launches):  # noqa: F811
         i, j = i[:0], j[:0]
     at = x.new_ones(len(i), 2)
     expected = of_torch.selected_gradients("angle", x, y, c, i, j, at)
-    found = registry.selected_gradients(x, y, c, i, j, at, "angle")
+    found = registry.selected_gradients(ChosenPairs(x, y, c, i, j, "angle"), at)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    assert registry.selected(x, y, c, i, j, "angle").shape == (len(i), 2)
+    assert registry.selected(ChosenPairs(x, y, c, i, j, "angle")).shape == (len(i), 2)
     assert not launches
 
 
@@ -148,10 +149,12 @@ def test_launches(kind, launches):  # noqa: F811
     torch.use_deterministic_algorithms(False)  # which fills what is allocated
     x, y, c, i, j = chosen_of(3)
     at = torch.ones(len(i), 2 if kind == "angle" else 1)
-    _, others = launched_by_torch(lambda: registry.selected(x, y, c, i, j, kind))
+    _, others = launched_by_torch(lambda: registry.selected(ChosenPairs(x, y, c, i, j, kind)))
     assert (launches, others) == (["rows_kernel"], ["aten::index"] * 2)
     launches.clear()
-    _, others = launched_by_torch(lambda: registry.selected_gradients(x, y, c, i, j, at, kind))
+    _, others = launched_by_torch(
+        lambda: registry.selected_gradients(ChosenPairs(x, y, c, i, j, kind), at)
+    )
     assert launches == ["rows_change_kernel"]
     assert others == [*["aten::index"] * 2, "aten::sum", "aten::copy_",
                       *["aten::new_zeros", "aten::_index_put_impl_"] * 2]  # fmt: skip

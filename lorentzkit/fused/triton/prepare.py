@@ -18,6 +18,7 @@ from lorentzkit._geometry.arguments import norm_limit
 from lorentzkit._geometry.special import dot
 from lorentzkit._geometry.triangle import exponentials, radial
 from lorentzkit.fused.clouds import FEW_DIMENSIONS, TINY, mend_below, rounded
+from lorentzkit.fused.problems import LossProblem, PairwiseProblem
 from lorentzkit.fused.triton.config import INTERPRETED
 
 
@@ -36,7 +37,7 @@ class Side(NamedTuple):
     inside: Tensor
 
 
-class Prepared(NamedTuple):
+class Clouds(NamedTuple):
     x: Side
     y: Side
     mean: Tensor
@@ -47,10 +48,9 @@ class Prepared(NamedTuple):
     """Of the products, in Triton's words; "differences" where there are none."""
 
 
-def prepare(
-    x: Tensor, y: Tensor, c: Tensor, precision: str, scale: Tensor | None = None
-) -> Prepared:
-    """Clouds ``(N, D)``, ``(M, D)`` for the curvature ``(1,)``."""
+def clouds(problem: PairwiseProblem | LossProblem, scale: Tensor | None = None) -> Clouds:
+    """The clouds of a problem."""
+    x, y, c, precision = problem.x, problem.y, problem.c, problem.precision
     for z in (x, y):
         if z.dtype == torch.float64:
             raise ValueError(
@@ -72,7 +72,7 @@ def prepare(
     words = {"highest": "differences"} if few else words
     if precision == "medium" and not few and not INTERPRETED:  # which has no bfloat16
         x_, y_ = (side._replace(spread=side.spread.bfloat16()) for side in (x_, y_))
-    return Prepared(x_, y_, mean, constants, words.get(precision, "differences"))
+    return Clouds(x_, y_, mean, constants, words.get(precision, "differences"))
 
 
 def _polar(x: Tensor) -> tuple[Tensor, Tensor]:
