@@ -1,4 +1,4 @@
-"""Trains CLIP in hyperbolic space: "Accept the Modality Gap" (atmg), MERU (meru), or CLIP itself.
+"""Trains CLIP in hyperbolic space: "Accept the Modality Gap" (atmg), MERU (meru), HyCoCLIP, CLIP.
 
     python examples/train_clip_hyperbolic.py                     emoji, two cores, in minutes
     python examples/train_clip_hyperbolic.py --preset vit-b --shards 'redcaps/{00000..01231}.tar'
@@ -24,6 +24,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
 from clip_hyperbolic import checkpoint, emoji, report
+from clip_hyperbolic.boxes import objective_of
 from clip_hyperbolic.checkpoint import Checkpoint, write_atomically, write_json
 from clip_hyperbolic.config import Config, UserError, load, parse
 from clip_hyperbolic.data import Batches, expand, samples
@@ -85,7 +86,7 @@ def backward(
     into which that gradient is sent back (Gao et al. 2021, GradCache): exact, one piece in memory.
     """
     whole = (batch["pixels"], *batch["tokens"])
-    targets = (batch["index"], batch["labels"])
+    targets = [batch[name] for name in ("index", "labels", "boxes") if name in batch]
     count = min(math.ceil(len(whole[0]) / micro), len(whole[1])) if micro else 1
     if count == 1:
         loss, parts = objective(*model(*whole), *targets)
@@ -143,7 +144,7 @@ def train(
     )
     bare = TwoTowers(config, len(words))
     model, optimizer = accelerator.prepare(bare, optimiser(bare, config))
-    objective = Objective(config)
+    objective = objective_of(config)
     state: dict[str, Any] = {"step": 0, "best": math.inf, "skipped": 0, "broken": 0}
     positions = torch.zeros(processes, max(1, config.workers), dtype=torch.int64)
     if saved:

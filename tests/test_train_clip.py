@@ -21,11 +21,12 @@ import train_clip_hyperbolic
 import traverse
 from accelerate import Accelerator
 from clip_hyperbolic import emoji
+from clip_hyperbolic.boxes import objective_of
 from clip_hyperbolic.checkpoint import Checkpoint, write_atomically
 from clip_hyperbolic.config import Config, UserError, from_json, parse
-from clip_hyperbolic.data import Batches, Sample, collate, expand, samples
+from clip_hyperbolic.data import Batches, Box, Sample, collate, expand, samples
 from clip_hyperbolic.evaluate import embed_texts, hierarchy, midpoints, retrieval
-from clip_hyperbolic.model import Objective, TwoTowers, Words, image_tower
+from clip_hyperbolic.model import TwoTowers, Words, image_tower
 from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionModel
@@ -41,6 +42,15 @@ def png(colour: str, size: tuple[int, int] = (40, 32), mode: str = "RGB") -> byt
     return file.getvalue()
 
 
+def speckled(colour: str, seed: int, size: tuple[int, int] = (40, 32)) -> bytes:
+    """Of no two parts alike: a box that looked like its picture would coincide with it."""
+    noise = Image.frombytes("RGB", size, random.Random(seed).randbytes(3 * size[0] * size[1]))
+    cells = noise.resize((5, 4)).resize(size)
+    file = io.BytesIO()
+    Image.blend(Image.new("RGB", size, FILL[colour]), cells, 0.5).save(file, "png")
+    return file.getvalue()
+
+
 def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(content)
@@ -53,7 +63,10 @@ def shard(file: Path, start: int = 0, count: int = 16) -> Path:
             colour = COLOURS[i % len(COLOURS)]
             bright = "bright" if i % 2 else "dark"
             about = {"concept": colour, "ancestors": ["colour", bright], "keywords": [f"k{i}"]}
-            add(tar, f"{i:04d}.png", png(colour))
+            if i % 3:  # some have no boxes, some have two
+                boxes = [[0, 0, 20, 32], [10.5, 4, 40, 31.5]][: i % 3]
+                about["boxes"] = [{"box": box, "caption": f"part of {colour}"} for box in boxes]
+            add(tar, f"{i:04d}.png", speckled(colour, i))
             add(tar, f"{i:04d}.txt", colour.encode())
             add(tar, f"{i:04d}.json", json.dumps(about).encode())
     return file
@@ -133,6 +146,87 @@ def test_a_keyword_is_a_text_that_concepts_share() -> None:
     assert seen == {"x", "y"}
 
 
+def halves(key: str = "a") -> Sample:
+    """A picture whose left half is red, and whose right one is blue, each a box."""
+    image = Image.new("RGB", (40, 32), "red")
+    image.paste("blue", (20, 0, 40, 32))
+    boxes = [Box((0, 0, 20, 32), "left"), Box((20, 0, 40, 32), "right")]
+    return Sample(key, image, key, key, boxes=boxes)
+
+
+def test_one_box_of_each_sample_is_drawn_at_random() -> None:
+    without = Sample("b", Image.new("RGB", (40, 32), "lime"), "b", "b")
+    batch = [halves("a"), without, halves("c")]
+    config = Config(objective="hycoclip", jitter=0.0, ancestor_levels=0)
+    seen = set()
+    for seed in range(20):
+        found = collate(batch, config, [random.Random(f"{seed}/{i}") for i in range(3)])
+        texts, of = found["boxes"]
+        assert of.tolist() == [0, 2]
+        assert len(found["pixels"]) == 5
+        captions = [found["texts"][i] for i in texts]
+        colours = {"left": [1.0, 0.0, 0.0], "right": [0.0, 0.0, 1.0]}
+        for caption, pixels in zip(captions, found["pixels"][3:], strict=True):
+            assert pixels.mean(dim=(1, 2)).tolist() == colours[caption]
+        seen.add(tuple(captions))
+    assert len(seen) == 4
+
+
+def test_other_objectives_see_the_same_with_boxes_as_without() -> None:
+    rngs = [[random.Random(7)] for _ in range(2)]
+    config = Config(ancestor_levels=0)
+    found, plain = (
+        collate([sample], config, some)
+        for sample, some in zip((halves(), replace(halves(), boxes=[])), rngs, strict=True)
+    )
+    assert found.keys() == plain.keys()
+    assert torch.equal(found["pixels"], plain["pixels"])
+
+
+def test_broken_boxes_are_skipped_and_named(tmp_path: Path) -> None:
+    boxes: list[Any] = [
+        {"box": [0, 0, 40, 32], "caption": "all of it"},
+        {"box": [0, 0, 41, 32], "caption": "outside"},
+        {"box": [-1, 0, 4, 4], "caption": "outside"},
+        {"box": [5, 5, 5, 9], "caption": "empty"},
+        {"box": [9, 5, 5, 9], "caption": "turned around"},
+        {"box": [5, 5, float("nan"), 9], "caption": "not a number"},
+        {"box": [5, 5, "7", 9], "caption": "a text"},
+        {"box": [5, 5, 9], "caption": "three numbers"},
+        {"box": [5, 5, 9, 9]},
+        {"box": [5, 5, 9, 9], "caption": " "},
+        "no box",
+        {"box": [39, 31, 40, 32], "caption": "one pixel"},
+    ]
+    with tarfile.open(tmp_path / "one.tar", "w") as tar:
+        for key, some in (("a", boxes), ("b", {"box": 3})):
+            add(tar, f"{key}.png", png("red"))
+            add(tar, f"{key}.json", json.dumps({"caption": "red", "boxes": some}).encode())
+    lost: list[str] = []
+    first, second = samples([str(tmp_path / "one.tar")], lost.append)
+    assert [box.caption for box in first.boxes] == ["all of it", "one pixel"]
+    assert second.boxes == []
+    assert [message.split(":")[1].strip() for message in lost] == [
+        *(f"boxes[{i}]" for i in range(1, 11)),
+        "boxes",
+    ]
+    assert "a: boxes[1]: expected a part of 40 x 32 pixels, got [0, 0, 41, 32]" in lost
+    for in_memory in (True, False):  # a run counts them as well
+        config = small(str(tmp_path / "one.tar"), batch_size=2, ancestor_levels=0)
+        (batch,) = take(replace(config, in_memory=in_memory, objective="hycoclip"), 1)
+        assert len(batch["broken"]) == 11
+
+
+def test_hycoclip_asks_for_boxes(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "one.tar", "w") as tar:
+        add(tar, "a.png", png("red"))
+        add(tar, "a.txt", b"red")
+    config = small(str(tmp_path / "one.tar"), batch_size=1, ancestor_levels=0)
+    assert take(config, 1)
+    with pytest.raises(UserError, match="none of the first 1 samples has boxes in its json"):
+        take(replace(config, objective="hycoclip"), 1)
+
+
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_shares_of_processes_make_up_the_batch(tmp_path: Path, in_memory: bool) -> None:
     config = small(str(shard(tmp_path / "one.tar")), in_memory=in_memory)
@@ -198,6 +292,7 @@ def test_the_emoji(tmp_path: Path) -> None:
     assert len({sample.path(2) for sample in found}) == 8
     (panda,) = [sample for sample in found if sample.caption == "panda"]
     assert panda.ancestors == ["animals and nature", "animal mammal"]
+    assert [box.caption for box in panda.boxes] == panda.keywords
     assert [*tmp_path.iterdir()] == [folder]
     with (folder / "Joy-rare.tar").open("ab") as file:
         file.write(b"damaged")
@@ -255,7 +350,7 @@ def test_texts_of_one_thing_have_a_midpoint(shards: str, objective: str) -> None
 # --- model ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("objective", ["atmg", "meru", "clip"])
+@pytest.mark.parametrize("objective", ["atmg", "meru", "hycoclip", "clip"])
 def test_small_pieces_have_the_gradient_of_the_whole(shards: str, objective: str) -> None:
     config = small(shards, objective=objective, precision="no")
     (batch,) = take(config, 1)
@@ -267,7 +362,7 @@ def test_small_pieces_have_the_gradient_of_the_whole(shards: str, objective: str
     def gradients(micro: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
         model.zero_grad()
         loss, _ = train_clip_hyperbolic.backward(
-            batch, model, Objective(config), accelerator, micro
+            batch, model, objective_of(config), accelerator, micro
         )
         return loss, [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
@@ -416,7 +511,7 @@ def test_ctrl_c_waits_for_the_step_and_for_its_checkpoint(shards: str, tmp_path:
     assert 0 < Checkpoint.of(tmp_path).state["step"] < 1000
 
 
-@pytest.mark.parametrize("objective", ["atmg", "meru"])
+@pytest.mark.parametrize("objective", ["atmg", "meru", "hycoclip"])
 def test_two_processes_train_like_one(shards: str, tmp_path: Path, objective: str) -> None:
     argv = ["--shards", shards, *flags(SMALL), "--objective", objective]
     train(*argv, "--output_dir", str(tmp_path / "one"))

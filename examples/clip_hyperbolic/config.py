@@ -22,7 +22,9 @@ def option(default: Any, about: str) -> Any:
 
 @dataclass
 class Config:
-    objective: Literal["atmg", "meru", "clip"] = option("atmg", "what is minimised")
+    objective: Literal["atmg", "meru", "hycoclip", "clip"] = option(
+        "atmg", "what is minimised; hycoclip: on shards with boxes"
+    )
     preset: Literal["emoji", "smoke", "vit-s", "vit-b", "vit-l"] = option(
         "emoji", "defaults of all other fields; vit-*: the paper's settings, with --shards"
     )
@@ -66,7 +68,9 @@ class Config:
 
     curv_init: float = option(1.0, "curvature at the start; learned within a factor of 10")
     freeze_curv: bool = option(False, "keep the curvature at its start")
-    entailment_weight: float = option(0.2, "meru: weight of the entailment loss")
+    entailment_weight: float = option(
+        0.2, "weight of the entailment loss; hycoclip: of half of its four's sum"
+    )
     text_radius: float = option(0.5, "atmg: where the centroid of the texts belongs")
     image_radius: float = option(1.0, "atmg: where that of the images belongs")
     centroid_weight: float = option(0.1, "atmg: the paper's lambda")

@@ -2,8 +2,9 @@
 
 Layout of a shard: `KEY.jpg`, `.jpeg`, `.png` or `.webp`; `KEY.txt` with a caption, or `KEY.json`
 with any of `caption`, `concept` (pairs of one concept are all positives), `keywords`, `ancestors`
-(broadest first), `class`, `split`. Every image size and mode is read; what is broken is skipped,
-counted and reported.
+(broadest first), `class`, `split`, `boxes` (parts of the image: `{"box": [x0, y0, x1, y1],
+"caption": "..."}` each, in pixels of the stored image). Every image size and mode is read; what is
+broken is skipped, counted and reported.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import glob
 import hashlib
 import io
 import json
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import count, islice, repeat
-from typing import Any
+from typing import Any, NamedTuple
 
 import braceexpand
 import numpy as np
@@ -33,6 +35,13 @@ IMAGES = ("jpg", "jpeg", "png", "webp")
 Raw = dict[str, Any]
 
 
+class Box(NamedTuple):
+    """A part of an image, from its left and upper edge to its right and lower one, and its text."""
+
+    edges: tuple[float, float, float, float]
+    caption: str
+
+
 @dataclass
 class Sample:
     key: str
@@ -43,6 +52,7 @@ class Sample:
     ancestors: list[str] = field(default_factory=list)  # broadest first
     label: str = ""
     split: str = ""
+    boxes: list[Box] = field(default_factory=list)
 
     def path(self, level: int) -> str:
         """The ancestor `level` steps up with all above it: it tells apart those of one name."""
@@ -81,8 +91,8 @@ def members(shards: list[str], broken: Callable[[str], None]) -> Iterator[Raw]:
         yield from pipeline
 
 
-def decode(raw: Raw) -> Sample:
-    """A sample from its files; an image with transparency comes on white."""
+def decode(raw: Raw, broken: Callable[[str], None]) -> Sample:
+    """A sample from its files: transparent images come on white, broken boxes are left out."""
     key = raw["__key__"]
     kind = next((kind for kind in IMAGES if kind in raw), None)
     if kind is None:
@@ -104,14 +114,37 @@ def decode(raw: Raw) -> Sample:
         about.get("ancestors", []),
         about.get("class", ""),
         about.get("split", ""),
+        list(boxes(about.get("boxes", []), image.size, lambda why: broken(f"{key}: {why}"))),
     )
+
+
+def boxes(found: Any, size: tuple[int, int], broken: Callable[[str], None]) -> Iterator[Box]:
+    """Those boxes of a json that have a caption and lie inside an image of that size."""
+    if not isinstance(found, list):
+        broken(f"boxes: expected a list, got {type(found).__name__}")
+        return
+    for i, one in enumerate(found):
+        one = one if isinstance(one, dict) else {}
+        edges, caption = one.get("box"), one.get("caption")
+        numbers = isinstance(edges, list) and len(edges) == 4
+        if not (numbers and all(type(edge) in (int, float) for edge in edges)):
+            broken(f"boxes[{i}]: expected four numbers [x0, y0, x1, y1], got {edges!r}")
+        elif not (isinstance(caption, str) and caption.strip()):
+            broken(f"boxes[{i}]: no caption")
+        elif not all(
+            0 <= low <= high - 1 and high <= length
+            for low, high, length in zip(edges[:2], edges[2:], size, strict=True)
+        ):
+            broken(f"boxes[{i}]: expected a part of {size[0]} x {size[1]} pixels, got {edges}")
+        else:
+            yield Box(tuple(edges), caption.strip())
 
 
 def samples(shards: list[str], broken: Callable[[str], None]) -> Iterator[Sample]:
     """All that can be decoded, in the order of the files."""
     for raw in members(shards, broken):
         try:
-            yield decode(raw)
+            yield decode(raw, broken)
         except Exception as error:  # whatever a damaged file makes its decoder raise
             broken(f"{raw['__key__']}: {type(error).__name__}: {error}")
 
@@ -139,6 +172,11 @@ def augmented(image: Image.Image, config: Config, rng: random.Random) -> Image.I
     return image.resize(size, Image.Resampling.BICUBIC, (left, top, left + w, top + h))
 
 
+def part(image: Image.Image, box: Box) -> Image.Image:
+    left, top, right, bottom = box.edges
+    return image.crop((math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)))
+
+
 def jittered(pixels: Tensor, config: Config, rngs: list[random.Random]) -> Tensor:
     """Brightness, contrast and saturation of each image of a batch, in [0, 1], changed a little."""
     if not config.jitter:
@@ -162,7 +200,11 @@ def number(text: str) -> int:
 
 
 def collate(batch: list[Sample], config: Config, rngs: list[random.Random]) -> dict[str, Any]:
-    """A batch: pixels, the distinct texts, and of each level the text and label of every pair."""
+    """A batch: pixels, the distinct texts, and of each level the text and label of every pair.
+
+    For hycoclip also one box of each sample that has some, drawn at random: the pixels follow those
+    of the images, and `boxes` has their texts and their samples.
+    """
     captions = []
     for sample, rng in zip(batch, rngs, strict=True):
         some: list[str] = []
@@ -181,7 +223,15 @@ def collate(batch: list[Sample], config: Config, rngs: list[random.Random]) -> d
         levels.append(([path.rsplit("/", 1)[-1] for path in paths], paths))
     place: dict[str, int] = {}
     index = [[place.setdefault(text, len(place)) for text in texts] for texts, _ in levels]
-    originals = (sample.image for sample in batch)
+    originals = [sample.image for sample in batch]
+    about_boxes = {}
+    if config.objective == "hycoclip":
+        some = [i for i, sample in enumerate(batch) if sample.boxes]
+        drawn = [rngs[i].choice(batch[i].boxes) for i in some]
+        originals += [part(batch[i].image, box) for i, box in zip(some, drawn, strict=True)]
+        texts = [place.setdefault(box.caption, len(place)) for box in drawn]
+        about_boxes["boxes"] = torch.tensor([texts, some], dtype=torch.int64)
+        rngs = [*rngs, *(random.Random(rngs[i].random()) for i in some)]
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # PIL lets go of the interpreter
         images = [*threads.map(augmented, originals, repeat(config), rngs)]
     return {
@@ -190,6 +240,7 @@ def collate(batch: list[Sample], config: Config, rngs: list[random.Random]) -> d
         "texts": list(place),
         "index": torch.tensor(index),
         "labels": torch.tensor([[number(of) for of in labels] for _, labels in levels]),
+        **about_boxes,
     }
 
 
@@ -228,10 +279,11 @@ class Batches(IterableDataset):
         lost, self.lost = self.lost, []
         batch: list[Sample] = []
         rngs: list[random.Random] = []
+        checked = False
         turns = self._turns(self.rank * workers + me, self.positions[me], lost.append)
         for position, rng, raw in turns:
             try:
-                batch.append(raw if isinstance(raw, Sample) else decode(raw))
+                batch.append(raw if isinstance(raw, Sample) else decode(raw, lost.append))
                 _check_levels(batch[-1], self.config)
             except UserError:
                 raise
@@ -240,6 +292,9 @@ class Batches(IterableDataset):
                 continue
             rngs.append(rng)
             if len(batch) == self.batch:
+                if self.config.objective == "hycoclip" and not checked:
+                    _check_boxes(batch)
+                checked = True
                 about = {"worker": me, "position": position + 1, "broken": lost.copy()}
                 lost.clear()
                 yield collate(batch, self.config, rngs) | about
@@ -292,4 +347,12 @@ def _check_levels(sample: Sample, config: Config) -> None:
         raise UserError(
             f"{sample.key} has {len(sample.ancestors)} ancestors in its json, training asks for "
             f"{config.ancestor_levels}: set --ancestor-levels"
+        )
+
+
+def _check_boxes(batch: list[Sample]) -> None:
+    if not any(sample.boxes for sample in batch):
+        raise UserError(
+            f"none of the first {len(batch)} samples has boxes in its json, and --objective "
+            "hycoclip trains on them: add boxes to KEY.json, or choose another --objective"
         )

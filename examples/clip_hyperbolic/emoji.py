@@ -1,6 +1,7 @@
 """The emoji drawings of seven vendors as webdataset shards: real images, with a hierarchy above.
 
-A concept ("panda") has a name, keywords, a subcategory, a category, and one drawing per vendor. One
+A concept ("panda") has a name, keywords, a subcategory, a category, and one drawing per vendor. A
+drawing has one box for each keyword, anywhere in it: no one has marked what shows a keyword. One
 shard holds one vendor's drawings of one fold of the concepts: `Twtr-common.tar`, `Twtr-rare.tar`.
 The rare fold is a seeded 15 % of the concepts, which a run may keep out of its training.
 """
@@ -119,6 +120,20 @@ def distinct(found: list[dict[str, Any]], report: Callable[[float], None]) -> It
             yield concept
 
 
+def boxes(file: Path, keywords: list[str]) -> list[dict[str, Any]]:
+    """For each keyword a square with a half to four fifths of a drawing's sides, anywhere in it."""
+    rng = random.Random(f"{SEED}/{file.parent.name}/{file.name}")
+    with Image.open(file) as image:
+        width, height = image.size
+    found = []
+    for keyword in keywords:
+        share = rng.uniform(0.5, 0.8)
+        w, h = round(share * width), round(share * height)
+        x, y = rng.randint(0, width - w), rng.randint(0, height - h)
+        found.append({"box": [x, y, x + w, y + h], "caption": keyword})
+    return found
+
+
 def _write(folder: Path, report: Callable[[float], None]) -> None:
     kept = list(distinct(concepts(), report))
     rare = set(random.Random(SEED).sample(range(len(kept)), round(RARE_SHARE * len(kept))))
@@ -131,6 +146,7 @@ def _write(folder: Path, report: Callable[[float], None]) -> None:
                 for concept in some:
                     about = {key: concept[key] for key in concept if key != "files"}
                     split = "train" if vendor in TRAINING else "test"
+                    about["boxes"] = boxes(concept["files"][vendor], concept["keywords"])
                     about |= {"vendor": vendor, "fold": fold, "split": f"{split}-{fold}"}
                     tar.write(
                         {
@@ -147,7 +163,7 @@ def _write(folder: Path, report: Callable[[float], None]) -> None:
 
 
 def _made_of() -> dict[str, Any]:
-    return {"layout": 1, "seed": SEED, "rare_share": RARE_SHARE, "packages": PACKAGES}
+    return {"layout": 2, "seed": SEED, "rare_share": RARE_SHARE, "packages": PACKAGES}
 
 
 def _digest(file: Path) -> str:

@@ -1,0 +1,60 @@
+"""What is minimised where images have boxes: HyCoCLIP's loss."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lorentzkit import losses
+
+from .config import Config
+from .model import Objective
+
+
+def objective_of(config: Config) -> Objective:
+    return Compositional(config) if config.objective == "hycoclip" else Objective(config)
+
+
+class Compositional(Objective):
+    """HyCoCLIP's loss of captions, and the mean of MERU's of their ancestors with a weight."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(replace(config, objective="meru"))
+        # Halved as in the released code, whose weight of 0.2 is the paper's 0.1.
+        weight = config.entailment_weight / 2
+        self.of_captions = losses.HyCoCLIPLoss(entailment_weight=weight, group=self.group)
+
+    def forward(
+        self,
+        images: Tensor,
+        texts: Tensor,
+        curv: Tensor,
+        scale: Tensor,
+        index: Tensor,
+        labels: Tensor,
+        boxes: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """After images come boxes: the k-th has `texts[boxes[0, k]]`, in `images[boxes[1, k]]`."""
+        assert boxes is not None  # as the data of this objective have them
+        images, crops = images.tensor_split([index.shape[1]])
+        total, parts = self.of_captions(
+            texts[index[0]],
+            images,
+            texts[boxes[0]],
+            crops,
+            curv,
+            scale,
+            box_of=boxes[1],
+            targets=labels[0],
+        )
+        parts = dict(parts)
+        above = [
+            self.above(texts[at[::2]], images[::2], curv, scale, of=of[::2])
+            for at, of in zip(index[1:], labels[1:], strict=True)
+        ]
+        if above:
+            parts["ancestors"] = torch.stack(above).mean()
+            total = total + self.ancestor_weight * parts["ancestors"]
+        return total, parts
