@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-HEAVY = ("triton", "geoopt", "scipy", "matplotlib")
+HEAVY = ("triton", "geoopt", "scipy", "matplotlib", "transformers", "tokenizers", "PIL")
 
 
 def heavy_modules_after(statement: str) -> set[str]:
@@ -30,6 +30,7 @@ def test_import_loads_nothing_heavy(module: str) -> None:
 def test_the_check_can_fail() -> None:
     assert heavy_modules_after("import lorentzkit, geoopt") >= {"geoopt", "scipy"}
     assert heavy_modules_after("import lorentzkit, matplotlib") >= {"matplotlib"}
+    assert heavy_modules_after("import lorentzkit.clip") >= {"transformers", "tokenizers"}
 
 
 def test_version_is_the_installed_one() -> None:

@@ -1,0 +1,250 @@
+"""The two towers, and the space that their features are lifted into."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPTextModel, PreTrainedModel, ViTModel
+from transformers import initialization as init
+from transformers.utils.generic import ModelOutput
+
+from lorentzkit import ops
+from lorentzkit.clip.card import write_card
+from lorentzkit.clip.configuration import HyperbolicCLIPConfig
+from lorentzkit.clip.objectives import logits, loss_of
+from lorentzkit.nn import Curvature, Lift, LogitScale, _Positive
+
+
+@dataclass
+class HyperbolicCLIPOutput(ModelOutput):
+    r"""What a `HyperbolicCLIPModel` gives.
+
+    Args:
+        loss: with ``return_loss=True``, of the pairs ``(text[i], image[i])``.
+        logits_per_image, logits_per_text: ``(M, N)`` and ``(N, M)``, times the logit scale.
+        text_embeds, image_embeds: points ``(N, D)`` and ``(M, D)``; unit vectors for "clip", points
+            of each factor, ``(N, factors, D / factors)``, for "phyclip".
+    """
+
+    loss: Tensor | None = None
+    logits_per_image: Tensor | None = None
+    logits_per_text: Tensor | None = None
+    text_embeds: Tensor | None = None
+    image_embeds: Tensor | None = None
+
+
+class HyperbolicCLIPModel(PreTrainedModel):
+    r"""A vision transformer and a text transformer with points of one space as features.
+
+    The image's feature is that of the class token, the text's that of the end-of-text token, which
+    is the largest id. Attention is causal: what follows that token, such as padding, is not seen,
+    and no mask is needed. Each is projected to D dimensions and lifted onto the hyperboloid by
+    `nn.Lift`; for ``objective="clip"`` it is normalised instead. Image positions are sines and
+    cosines, and fixed.
+
+    Args:
+        config: a `HyperbolicCLIPConfig`.
+
+    Points, logits and losses are float32, whatever dtype the towers have.
+    ``from_pretrained(..., dtype=torch.bfloat16)`` keeps curvature and scales in float32.
+    Exclude parameters of fewer than two dimensions from weight decay
+    (docs/use-a-published-model.md).
+
+    Source: Desai et al. 2023 (MERU), sec. 3.
+
+    >>> config = HyperbolicCLIPConfig(
+    ...     {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
+    ...      "num_attention_heads": 2, "image_size": 32},
+    ...     {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
+    ...     projection_dim=8,
+    ... )
+    >>> model = HyperbolicCLIPModel(config).eval()
+    >>> with torch.no_grad():
+    ...     image = model.get_image_features(torch.zeros(2, 3, 32, 32))
+    ...     text = model.get_text_features(torch.tensor([[97, 5, 98], [97, 98, 0]]))
+    >>> dist(image, text, model.curv()).shape
+    torch.Size([2])
+    """
+
+    config_class = HyperbolicCLIPConfig
+    config: HyperbolicCLIPConfig
+    base_model_prefix = "hyperbolic_clip"
+    input_modalities = ["image", "text"]  # noqa: RUF012
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["ViTEmbeddings", "ViTLayer", "CLIPTextEmbeddings", "CLIPEncoderLayer"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = {"curvature", "visual_lift", "text_lift", "logit_scale"}  # noqa: RUF012
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: HyperbolicCLIPConfig) -> None:
+        super().__init__(config)
+        vision, text, dim = config.vision_config, config.text_config, config.projection_dim
+        self.vision_model = _VisionTower(vision, add_pooling_layer=False)
+        self.text_model = CLIPTextModel(text)
+        self.visual_projection = nn.Linear(vision.hidden_size, dim, bias=False)
+        self.text_projection = nn.Linear(text.hidden_size, dim, bias=False)
+        self.logit_scale = LogitScale()
+        if config.objective != "clip":
+            dim //= config.factors
+            self.visual_lift, self.text_lift = Lift(dim), Lift(dim)
+            self.curvature = Curvature(config.curv_init, learnable=config.learn_curv)
+            for number in (self.curvature, self.visual_lift.scale, self.text_lift.scale):
+                number.log = nn.Parameter(number.log.detach().repeat(config.factors))
+        self.post_init()
+        self._freeze()
+
+    @property
+    def hyperbolic(self) -> bool:
+        """Whether features are points of hyperbolic space, and not unit vectors."""
+        return self.config.objective != "clip"
+
+    def curv(self) -> Tensor:
+        """The curvature, ``curv`` for all ops: a 0-dim tensor, or one for each factor."""
+        if not self.hyperbolic:
+            raise ValueError('objective: "clip" has no curvature, its features are unit vectors')
+        found: Tensor = self.curvature()
+        return found
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """Pixels ``(M, 3, size, size)``, normalised by the processor, to points ``(M, D)``."""
+        states = self.vision_model(pixel_values=pixel_values).last_hidden_state
+        return self._embeds(self.visual_projection(states[:, 0]), "visual_lift")
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Any = None) -> Tensor:
+        """Token ids ``(N, L)`` to points ``(N, D)``; ``attention_mask`` is not needed, nor used."""
+        states = self.text_model(input_ids=input_ids).last_hidden_state
+        end = input_ids.argmax(-1)
+        states = states[torch.arange(len(end), device=end.device), end]
+        return self._embeds(self.text_projection(states), "text_lift")
+
+    def _embeds(self, features: Tensor, lift: str) -> Tensor:
+        if not self.hyperbolic:
+            return F.normalize(features.float(), dim=-1)
+        lifted, curv = getattr(self, lift), self.curv()
+        if self.config.factors > 1:
+            spaces = features.float().unflatten(-1, (self.config.factors, -1))
+            return ops.expmap0(lifted.scale().unsqueeze(-1) * spaces, curv)
+        found: Tensor = lifted(features, curv)
+        return found
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Any = None,
+        return_loss: bool | None = None,
+        box_input_ids: Tensor | None = None,
+        box_pixel_values: Tensor | None = None,
+        box_of: Tensor | None = None,
+    ) -> HyperbolicCLIPOutput:
+        """Points of texts ``(N, L)`` and of images ``(M, 3, size, size)``, and all their logits.
+
+        With ``return_loss=True`` the objective's loss, of as many texts as images. In training, a
+        batch that is spread over processes is contrasted all with all (docs/distributed.md). The
+        loss of "hycoclip" takes boxes as well: texts and images of parts, and ``box_of``, which
+        pair each is part of (`losses.HyCoCLIPLoss`).
+        """
+        if input_ids is None or pixel_values is None:
+            raise ValueError(
+                "input_ids, pixel_values: expected both, got None; for one of them there are "
+                "get_text_features and get_image_features"
+            )
+        text, image = self.get_text_features(input_ids), self.get_image_features(pixel_values)
+        curv = self.curv() if self.hyperbolic else None
+        scale = self.logit_scale()
+        found = HyperbolicCLIPOutput(text_embeds=text, image_embeds=image)
+        found.logits_per_image, found.logits_per_text = logits(
+            self.config.objective, text, image, curv, scale
+        )
+        if return_loss:
+            boxes = self._boxes(box_input_ids, box_pixel_values)
+            more = {"box_of": box_of} if boxes else {}
+            group = dist.group.WORLD if self.training and dist.is_initialized() else None
+            loss = loss_of(self.config, group)
+            found.loss = loss(text, image, *boxes, curv, scale, **more)[0]
+        return found
+
+    def _boxes(self, input_ids: Tensor | None, pixel_values: Tensor | None) -> list[Tensor]:
+        """Points of the boxes' texts and images, which one objective has."""
+        if self.config.objective != "hycoclip":
+            return []
+        if input_ids is None or pixel_values is None:
+            raise ValueError(
+                'box_input_ids, box_pixel_values: the loss of "hycoclip" expects both, got None; '
+                'without boxes, set config.objective = "meru"'
+            )
+        return [self.get_text_features(input_ids), self.get_image_features(pixel_values)]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, _Positive):
+            init.constant_(module.log, math.log(module.init))
+        elif isinstance(module, nn.Linear):  # a projection: the towers have their own method
+            init.normal_(module.weight, std=module.in_features**-0.5)
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """No: weights are drawn by transformers.initialization, which leaves loaded ones alone.
+
+        Of custom code transformers skips modules without parameters of their own, such as the text
+        tower's attention, whose method draws those of its projections.
+        """
+        return False
+
+    def _freeze(self) -> None:
+        """What is not learned; loading a parameter forgets it."""
+        self.vision_model.embeddings.position_embeddings.requires_grad_(False)
+        if self.hyperbolic:
+            self.curvature.log.requires_grad_(self.config.learn_curv)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """See ``transformers.PreTrainedModel.from_pretrained``."""
+        found = super().from_pretrained(*args, **kwargs)
+        (found[0] if isinstance(found, tuple) else found)._freeze()
+        return found
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any
+    ) -> None:
+        """See ``transformers.PreTrainedModel.save_pretrained``; adds a model card."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if kwargs.get("is_main_process", True):
+            write_card(save_directory, self.config)
+
+
+class _VisionTower(ViTModel):
+    """The ViT of transformers, with positions that are sines and cosines."""
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self.embeddings:
+            positions = self.embeddings.position_embeddings
+            init.copy_(positions, _sin_cos(self.config).to(positions))
+
+
+def _sin_cos(config: Any) -> Tensor:
+    """Positions ``(1, 1 + patches, width)``: zeros for the class token, then sines and cosines.
+
+    A quarter of the channels each: sines and cosines of the row, sines and cosines of the column.
+    """
+    side, width = config.image_size // config.patch_size, config.hidden_size
+    at = torch.arange(side, dtype=torch.float32, device="cpu")
+    rates = torch.arange(width // 4, dtype=torch.float32, device="cpu") / (width // 4)
+    waves = at[:, None] * (1.0 / 10_000**rates)
+    line = torch.cat([waves.sin(), waves.cos()], dim=1)
+    rows, columns = line[:, None].expand(-1, side, -1), line[None].expand(side, -1, -1)
+    grid = torch.cat([rows, columns], dim=2).flatten(0, 1)
+    return torch.cat([torch.zeros(1, width, device="cpu"), grid])[None]
+
+
+__all__ = ["HyperbolicCLIPModel", "HyperbolicCLIPOutput"]
