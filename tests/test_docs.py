@@ -31,6 +31,7 @@ PUBLIC = [
         "ops",
         "losses",
         "nn",
+        "clip",
         "manifolds",
         "distributed",
         "viz",
