@@ -16,6 +16,7 @@ from lorentzkit._geometry.arguments import check_broadcast, curvature, vectors, 
 from lorentzkit._geometry.arrays import FEW_ROWS, Numbers, as_tensor
 from lorentzkit._geometry.compilation import earned
 from lorentzkit._geometry.formulas import OPS
+from lorentzkit._geometry.small import is_small
 from lorentzkit._geometry.special import values_known
 from lorentzkit._geometry.vectors import eager, flat, wide_dtype
 
@@ -67,7 +68,7 @@ def expmap_transp(x: Tensor, u: Tensor, v: Tensor, curv: Tensor) -> tuple[Tensor
     named = {"x": x, "u": u, "v": v}
     shape, given = parameters([x, u, v], curv, None, 0.0, named)
     rows, found = [flat_rows(z, shape) for z in (x, u, v)], []
-    function = earned(sweeps.expmap_transp, "", rows[0])
+    function = _earned(sweeps.expmap_transp, "", rows[0])
     compiled = function is not sweeps.expmap_transp
     for chunk in _chunks(rows[0], compiled):
         c, *_ = _some(given, chunk, compiled)
@@ -102,7 +103,7 @@ def computed(
     """The op of these vectors, and its values; None if they are too far out for `gram`."""
     shape, given = parameters(tensors, curv, t, min_radius, named)
     rows = [flat_rows(v, shape) for v in tensors]
-    forward = earned(sweeps.forward, kind, rows[0])
+    forward = _earned(sweeps.forward, kind, rows[0])
     compiled, found = forward is not sweeps.forward, []
     for chunk in _chunks(rows[0], compiled):
         some = forward(kind, *_some(given, chunk, compiled), *(v[chunk] for v in rows))
@@ -214,7 +215,7 @@ def gradients(
     (curv, t, *tensors), (by_curv, by_t, *by_tensors) = inputs, needed
     rows = [flat_rows(v, of.shape) for v in tensors]
     grad = flat_rows(grad if OPS[of.kind].along else grad.unsqueeze(-1), of.shape)
-    backward = earned(sweeps.backward, of.kind, rows[0])
+    backward = _earned(sweeps.backward, of.kind, rows[0])
     compiled, found = backward is not sweeps.backward, []
     for chunk in _chunks(rows[0], compiled):
         numbers = [n[chunk] for n in map(as_tensor, of.numbers)]
@@ -232,6 +233,11 @@ def gradients(
             for v, need in zip(tensors, by_tensors, strict=True)
         ),
     ]
+
+
+def _earned(function: Callable[..., Any], kind: str, x: Tensor) -> Callable[..., Any]:
+    # Compiled code takes longer to start than NumPy takes for all of a small call.
+    return function if is_small(x) else earned(function, kind, x)
 
 
 def _joined(parts: Sequence[Any]) -> Any:
