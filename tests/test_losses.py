@@ -222,7 +222,7 @@ def test_inside_its_cone_a_pair_adds_nothing():
 
 
 def hycoclip(image, image_box, text, text_box, curv, scale):
-    """docs/migration/meru.md: four contrasts, four entailments, from wholes and their boxes."""
+    """Four contrasts, four entailments, from wholes and their boxes, of the functions alone."""
 
     def anchors(x, y):
         how = {"similarity": "distance", "reduction": "none"}
