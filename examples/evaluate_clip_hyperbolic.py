@@ -1,6 +1,9 @@
 """Evaluates a checkpoint of train_clip_hyperbolic.py on any shards of the documented layout.
 
     python examples/evaluate_clip_hyperbolic.py --checkpoint RUN --shards 'coco/{0000..0012}.tar'
+    python examples/evaluate_clip_hyperbolic.py --checkpoint meru-vit-b --shards ...
+
+The second is a model of lorentzkit.clip, such as lorentzkit.clip.convert writes.
 
 Retrieval both ways, zero-shot classes where the shards carry `class`, hierarchy measures where they
 carry `ancestors`, radii and the entailment rate. `clip_hyperbolic/data.py` has the layout.
@@ -13,7 +16,7 @@ import sys
 from pathlib import Path
 
 from clip_hyperbolic import report
-from clip_hyperbolic.checkpoint import Checkpoint, write_json
+from clip_hyperbolic.checkpoint import read, write_json
 from clip_hyperbolic.config import UserError
 from clip_hyperbolic.data import expand, samples
 from clip_hyperbolic.evaluate import evaluate
@@ -24,14 +27,14 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="RUN_OR_FILE")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="RUN_FILE_OR_MODEL")
     parser.add_argument("--shards", nargs="+", required=True, metavar="PATTERN")
     parser.add_argument("--split", help="only samples whose json has this split")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write all measures there")
     chosen = parser.parse_args(argv)
     console, lost = Console(soft_wrap=True), []
     try:
-        saved = Checkpoint.of(chosen.checkpoint)
+        saved = read(chosen.checkpoint)
         every = samples(expand(chosen.shards), lost.append)
         some = (sample for sample in every if chosen.split in (None, sample.split))
         config = saved.config

@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from clip_hyperbolic.checkpoint import Checkpoint, write_atomically
+from clip_hyperbolic.checkpoint import read, write_atomically
 from clip_hyperbolic.config import UserError
 from clip_hyperbolic.report import View
 
@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="RUN_OR_FILE")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="RUN_FILE_OR_MODEL")
     parser.add_argument(
         "--shards", nargs="+", required=True, help="of images, and of texts to meet"
     )
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("traversals.png"))
     chosen = parser.parse_args(argv)
     try:
-        saved = Checkpoint.of(chosen.checkpoint)
+        saved = read(chosen.checkpoint)
         if saved.config.objective == "clip":
             raise UserError("a clip model has no root to go to; give a run of atmg or meru")
         view = View(saved.config, saved.model(), saved.words, chosen.shards)

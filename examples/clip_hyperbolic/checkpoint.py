@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from . import config as configuration
 from .config import Config, UserError
 from .model import TwoTowers, Words
+from .published import Published
 
 BEST = "best.safetensors"
 
@@ -135,3 +136,8 @@ class Checkpoint:
                     tensor = torch.empty_like(like).copy_(tensor)
                 moments.setdefault(int(number), {})[key] = tensor
             optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+
+
+def read(place: Path) -> Checkpoint | Published:
+    """What can be evaluated: a checkpoint, a run's newest, or a model of lorentzkit.clip."""
+    return Published(place) if Published.is_at(place) else Checkpoint.of(place)
