@@ -7,7 +7,9 @@ makes one of a published checkpoint. Needs ``pip install 'lorentzkit[clip]'``.
 
 try:
     import transformers
-except ImportError as error:
+except ModuleNotFoundError as error:
+    if error.name != "transformers":
+        raise
     raise ImportError(
         "lorentzkit.clip needs transformers: pip install 'lorentzkit[clip]'"
     ) from error
