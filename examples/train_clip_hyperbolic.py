@@ -6,7 +6,8 @@
     accelerate launch --num-processes 8 examples/train_clip_hyperbolic.py ...
 
 Writes to --output-dir: config.json, metrics.jsonl, TensorBoard events, checkpoints/ (safetensors),
-evaluation.json and report/index.html.
+evaluation.json and report/index.html; of the presets vit-* model/, which lorentzkit.clip and
+transformers load.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from clip_hyperbolic.config import Config, UserError, load, parse
 from clip_hyperbolic.data import Batches, expand, samples
 from clip_hyperbolic.evaluate import evaluate
 from clip_hyperbolic.model import Objective, TwoTowers, Words
+from clip_hyperbolic.published import Towers, towers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
@@ -60,7 +62,7 @@ def prepare(config: Config, accelerator: Accelerator) -> None:
     ]
 
 
-def optimiser(model: TwoTowers, config: Config) -> torch.optim.AdamW:
+def optimiser(model: TwoTowers | Towers, config: Config) -> torch.optim.AdamW:
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -130,7 +132,7 @@ class Log:
 
 def train(
     config: Config, folder: Path, accelerator: Accelerator, saved: Checkpoint | None
-) -> tuple[TwoTowers, Words]:
+) -> tuple[TwoTowers | Towers, Words]:
     main, rank, processes = (
         accelerator.is_main_process,
         accelerator.process_index,
@@ -142,7 +144,7 @@ def train(
     words = (
         saved.words if saved else Words.of(config, samples(expand(config.shards)[:10], [].append))
     )
-    bare = TwoTowers(config, len(words))
+    bare = towers(config, len(words))
     model, optimizer = accelerator.prepare(bare, optimiser(bare, config))
     objective = objective_of(config)
     state: dict[str, Any] = {"step": 0, "best": math.inf, "skipped": 0, "broken": 0}
@@ -236,8 +238,10 @@ def train(
     return bare, words
 
 
-def finish(config: Config, folder: Path, model: TwoTowers, words: Words) -> None:
-    """Evaluates on all that was asked for, and writes the report."""
+def finish(config: Config, folder: Path, model: TwoTowers | Towers, words: Words) -> None:
+    """Saves the model for transformers, evaluates on all that was asked for, writes the report."""
+    if isinstance(model, Towers):
+        model.save(folder / "model", words)
     results: dict[str, Any] = {}
     for named in config.eval_shards:
         name, pattern = named.split("=", 1) if "=" in named else (Path(named).stem, named)
@@ -296,7 +300,7 @@ def main(argv: list[str] | None = None) -> int:
 def describe(config: Config) -> None:
     words = Words.of(config, samples(expand(config.shards)[:1], [].append))
     with torch.device("meta"):
-        model = TwoTowers(config, len(words))
+        model = towers(config, len(words))
     console.print_json(data=vars(config))
     for name, part in (("image tower", model.image_tower), ("text tower", model.text_tower)):
         console.print(f"{name}: {sum(p.numel() for p in part.parameters()):,} parameters")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,10 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
+from published_clip import positions
+from test_distributed import spawn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from transformers import (
     AutoConfig,
     AutoModelForZeroShotImageClassification,
@@ -30,6 +34,7 @@ from lorentzkit.clip import (
     HyperbolicCLIPProcessor,
     tokenizer_from_bpe,
 )
+from lorentzkit.distributed import gather
 
 VISION = {
     "hidden_size": 32,
@@ -195,6 +200,41 @@ def test_one_missing_parameter_is_initialised(tmp_path: Path) -> None:
     for name, value in loaded.items():
         expected = model.state_dict()[name] if name in left_out else state[name]
         torch.testing.assert_close(value, expected, rtol=0, atol=0)
+
+
+def test_a_new_model_starts_as_published() -> None:
+    """Positions are computed one number at a time there, and in float64."""
+    wide = VISION | {"image_size": 48}
+    model = HyperbolicCLIPModel(HyperbolicCLIPConfig(wide, TEXT, 16))
+    found = model.vision_model.embeddings.position_embeddings
+    torch.testing.assert_close(found, positions(3, 32), rtol=0, atol=1e-6)
+    for projection in (model.visual_projection, model.text_projection):
+        assert 0.8 < projection.weight.std().item() * 32**0.5 < 1.2
+    assert model.logit_scale().item() == pytest.approx(1 / 0.07)
+    assert model.visual_lift.scale().item() == pytest.approx(16**-0.5)
+
+
+def same_step(rank: int) -> None:
+    """Of a batch on two processes, each with half of it, and of the whole batch on one."""
+    torch.manual_seed(0)
+    alone = HyperbolicCLIPModel(config_of("atmg")).eval()  # evaluation is each process's own
+    model = copy.deepcopy(alone).train()
+    whole = {"input_ids": torch.randint(1, 516, (6, 5)), "pixel_values": torch.randn(6, 3, 32, 32)}
+    loss = alone(**whole, return_loss=True).loss
+    loss.backward()
+    own = {name: x.tensor_split(2)[rank] for name, x in whole.items()}
+    spread = DistributedDataParallel(model)  # which averages gradients as long as it is there
+    part = spread(**own, return_loss=True).loss
+    part.backward()
+    torch.testing.assert_close(gather(part.detach().view(1)).mean(), loss)
+    learned = [p for p in alone.parameters() if p.requires_grad]
+    largest = max(float(p.grad.abs().max()) for p in learned)  # some are 0 but for rounding
+    for a, b in zip([p for p in model.parameters() if p.requires_grad], learned, strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5 * largest)
+
+
+def test_batch_over_processes() -> None:
+    assert spawn(same_step, 2) == {}
 
 
 def test_model_card(tmp_path: Path) -> None:

@@ -9,11 +9,14 @@ from typing import Any
 import evaluate_clip_hyperbolic
 import pytest
 import torch
+import train_clip_hyperbolic
 import traverse
+from clip_hyperbolic.checkpoint import Checkpoint
 from clip_hyperbolic.data import as_pixels, fitted, samples
+from clip_hyperbolic.model import VIT
 from PIL import Image
 from published_clip import MEAN, STD
-from test_train_clip import COLOURS, shard
+from test_train_clip import COLOURS, SMALL, shard
 from transformers import CLIPImageProcessorPil
 
 from lorentzkit import ops
@@ -98,3 +101,37 @@ def test_what_cannot_be_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[
         argv = ["--checkpoint", str(tmp_path / name), "--shards", str(file)]
         assert evaluate_clip_hyperbolic.main(argv) == 2
         assert message in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("objective", ["atmg", "clip"])
+def test_training_saves_the_model(
+    objective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of transformers as towers, and one that goes on; both evaluate alike."""
+    monkeypatch.setitem(VIT, "vit-s", (32, 1, 2))
+    shards, run = str(shard(tmp_path / "some.tar")), tmp_path / "run"
+    argv = ["--preset", "vit-s", "--shards", shards, "--output_dir", str(run)]
+    argv += ["--objective", objective, "--eval_shards", f"some={shards}"]
+    for name, value in (SMALL | {"steps": 3, "workers": 0, "precision": "no"}).items():
+        argv += [f"--{name}", str(value)]
+    assert train_clip_hyperbolic.main(argv) == 0
+    assert train_clip_hyperbolic.main(["--resume", str(run)]) == 0
+    found = json.loads((run / "evaluation.json").read_text("utf-8"))["some"]
+
+    model = HyperbolicCLIPModel.from_pretrained(run / "model").eval()
+    checkpoint = Checkpoint.of(run)
+    trained = checkpoint.model().model.state_dict()
+    assert all(torch.equal(x, trained[name]) for name, x in model.state_dict().items())
+    processor = HyperbolicCLIPProcessor.from_pretrained(run / "model")
+    ids = processor(text=["red", "the purple one"], return_tensors="pt")["input_ids"]
+    assert torch.equal(ids, checkpoint.words(["red", "the purple one"])[0])
+    last = model.config.text_config.vocab_size - 1
+    assert ids.max(1).values.tolist() == [last, last]
+    assert ids[:, 0].tolist() == [last - 1, last - 1]
+
+    out = tmp_path / "out.json"
+    argv = ["--checkpoint", str(run / "model"), "--shards", shards, "--json", str(out)]
+    assert evaluate_clip_hyperbolic.main(argv) == 0
+    again = json.loads(out.read_text("utf-8"))
+    assert again.pop("radius") == pytest.approx(found.pop("radius"), rel=1e-5)
+    assert again == found

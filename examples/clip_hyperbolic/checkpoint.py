@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from . import config as configuration
 from .config import Config, UserError
 from .model import TwoTowers, Words
-from .published import Published
+from .published import Published, Towers, towers
 
 BEST = "best.safetensors"
 
@@ -116,8 +116,8 @@ class Checkpoint:
         start = f"{name}."
         return {key[len(start) :]: t for key, t in self.tensors.items() if key.startswith(start)}
 
-    def model(self) -> TwoTowers:
-        model = TwoTowers(self.config, len(self.words))
+    def model(self) -> TwoTowers | Towers:
+        model = towers(self.config, len(self.words))
         self.restore(model)
         return model
 

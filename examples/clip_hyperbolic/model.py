@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -30,7 +30,8 @@ from lorentzkit.nn import Curvature, Lift, LogitScale
 from .config import Config, UserError
 from .data import Sample
 
-VIT = {"vit-s": (384, 12, 6), "vit-b": (768, 12, 12), "vit-l": (1024, 24, 16)}
+# width, layers and heads; the small one has MoCo-v3's heads, as MERU's
+VIT = {"vit-s": (384, 12, 12), "vit-b": (768, 12, 12), "vit-l": (1024, 24, 16)}
 MEAN, STD = 0.5, 0.25
 SPECIAL = ("pad_token", "bos_token", "eos_token")
 
@@ -74,6 +75,12 @@ class TwoTowers(nn.Module):
     def forward(self, pixels: Tensor, tokens: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         """Points of images and of texts, the curvature and the logit scale."""
         return self.images(pixels), self.texts(tokens, mask), self.curv(), self.logit_scale()
+
+
+def transformer(config: Config) -> bool:
+    """Whether both towers are transformers of the run's own: the model of lorentzkit.clip."""
+    own = not (config.vision_model or config.text_model or config.tokenizer)
+    return own and config.vision in VIT and config.text_layers > 0
 
 
 def _unit(features: Tensor) -> Tensor:
@@ -182,13 +189,21 @@ class Words:
         texts = ((sample.caption, *sample.keywords, *sample.ancestors) for sample in samples)
         bpe = Tokenizer(models.BPE())
         bpe.pre_tokenizer = pre_tokenizers.ByteLevel()
+        ends = ["<start>", "<end>"]
+        last = transformer(config)  # as CLIP's: the end of a text is the largest of its ids
         trainer = trainers.BpeTrainer(
-            vocab_size=config.vocab_size,
-            special_tokens=["<pad>", "<start>", "<end>"],
+            vocab_size=config.vocab_size - len(ends) * last,
+            special_tokens=["<pad>"] if last else ["<pad>", *ends],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
         bpe.train_from_iterator(chain.from_iterable(texts), trainer)
+        if last:
+            bpe.add_special_tokens(ends)
+            pairs = [(end, bpe.token_to_id(end)) for end in ends]
+            bpe.post_processor = processors.TemplateProcessing(
+                single="<start> $A <end>", special_tokens=pairs
+            )
         special = dict(zip(SPECIAL, ("<pad>", "<start>", "<end>"), strict=True))
         return cls(PreTrainedTokenizerFast(tokenizer_object=bpe, **special), config.max_tokens)
 
