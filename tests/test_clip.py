@@ -123,6 +123,22 @@ def test_losses(batch: Any) -> None:
         assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
+def test_loss_compiles(batch: Any) -> None:
+    """In one graph; atmg's has ops of points, of pairs and of a single point."""
+    model = HyperbolicCLIPModel(config_of("atmg"))
+    loss = model(**batch, return_loss=True).loss
+    loss.backward()
+    expected = [p.grad.clone() for p in model.parameters() if p.requires_grad]
+    model.zero_grad()
+    traced = torch.compile(model, backend="aot_eager", fullgraph=True)
+    found = traced(**batch, return_loss=True).loss
+    found.backward()
+    torch.testing.assert_close(found, loss)
+    grads = [p.grad for p in model.parameters() if p.requires_grad]
+    largest = max(float(grad.abs().max()) for grad in expected)
+    torch.testing.assert_close(grads, expected, rtol=1e-3, atol=1e-5 * largest)
+
+
 def test_loss_of_boxes(batch: Any) -> None:
     boxes = {
         "box_input_ids": batch["input_ids"][:3].flip(1).roll(-1, 1),

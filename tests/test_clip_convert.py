@@ -213,11 +213,12 @@ def test_processor_against_a_direct_computation(tmp_path: Path, vocabulary: Path
 def test_vocabulary_is_found_in_a_package(
     tmp_path: Path, vocabulary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "hycoclip").mkdir()
-    (tmp_path / "hycoclip" / "__init__.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.setattr("lorentzkit.clip.convert.PACKAGES", ("some_clip",))
+    (tmp_path / "some_clip").mkdir()
+    (tmp_path / "some_clip" / "__init__.py").write_text("raise RuntimeError('imported')")
     with pytest.raises(ValueError, match="--vocabulary FILE, or pip install open_clip_torch"):
         find_vocabulary()
-    there = tmp_path / "hycoclip" / "bpe_simple_vocab_16e6.txt.gz"
+    there = tmp_path / "some_clip" / "bpe_simple_vocab_16e6.txt.gz"
     there.write_bytes(vocabulary.read_bytes())
     monkeypatch.syspath_prepend(tmp_path)
     assert find_vocabulary() == there

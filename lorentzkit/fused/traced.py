@@ -145,7 +145,8 @@ def _forward(call: _Call) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
     shape, parameters = call.parameters()
     rows = [rowwise.flat_rows(v, shape) for v in call.tensors]
     found = sweeps.forward(call.op, *parameters, *rows)
-    values = found.values.reshape(*shape, *(rows[0].shape[1:] if OPS[call.op].along else ()))
+    along = rows[0].shape[1:] if OPS[call.op].along else ()
+    values = found.values.reshape((*shape, *along))  # a tuple, for it may be empty
     torch.ops.lorentzkit.recompute_far(values, found.right, *call)
     return values, found.right, found.numbers
 
