@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from lorentzkit._geometry.special import values_known
-from lorentzkit._geometry.triangle import arctangent
 from lorentzkit._geometry.vectors import FEW
 
 _WORTH_COMPILING = 2**18  # elements
@@ -102,7 +101,6 @@ def _has_compiler() -> bool:
 def compiled(
     function: Callable[..., Any], kind: str, dtype: torch.dtype, rows: bool = False
 ) -> Callable[..., Any]:
-    torch.compiler.assume_constant_result(arctangent)  # type: ignore[no-untyped-call]  # marks it
     # Its own code for each kind: of one code, torch compiles 8 variants and then fails.
     name = f"{function.__name__}_{kind}_{dtype}".replace(".", "_")
     code = function.__code__.replace(co_name=name)

@@ -199,6 +199,10 @@ def arctangent() -> tuple[list[float], float]:
     return ARCTAN, torch.pi
 
 
+# As `torch.compiler.assume_constant_result` does, which would import the compiler.
+arctangent._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def angle_of(n: Numbers, m: Numbers) -> Numbers:
     """``atan2(n, m)`` for ``n >= 0``; in float32 twice as fast as torch's, 3 roundings off."""
     if is_double(n):
