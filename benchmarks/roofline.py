@@ -104,7 +104,7 @@ def blocks(kind: str, x: Tensor, y: Tensor, c: Tensor, scale: Tensor) -> LossGra
     """What `contrastive_loss` does with all pairs, in plain sight: its own ops are opaque."""
     c, ids = c.reshape(1), (torch.arange(len(x)),) * 2
     prepared = streaming.prepare(PairwiseProblem(x, y, c, kind, "highest"))
-    problem = LossProblem(x, y, c, scale, *ids, kind, "highest", prepared)
+    problem = LossProblem(x, y, c, scale, *ids, *ids, kind, "highest", prepared)
     sums = streaming.log_sums(problem)
     return streaming.log_sums_gradients(problem, sums, LogSums(*map(torch.ones_like, sums)))
 

@@ -56,13 +56,13 @@ def custom_ops(impl: str, dtype: torch.dtype) -> list[tuple[Any, tuple[Any, ...]
     how = "highest", impl
     library = torch.ops.lorentzkit
     prepare = (library.prepare, (x, y, c, "angle", "highest"))
-    loss = (x, y, c, scale, *ids, *prepare[0](*prepare[1]))
-    sums = library.log_sums(*loss, "angle", *how)
+    loss = (x, y, c, scale, *ids, *pairs, *prepare[0](*prepare[1]))
+    terms = library.loss_terms(*loss, "angle", *how)
     calls = [
         (library.matrix, (x[None], y[None], c[None], "distance", *how)),
         (library.matrix_gradients, (x[None], y[None], c[None], at[None], "distance", *how)),
-        (library.log_sums, (*loss, "angle", *how)),
-        (library.log_sums_gradients, (*loss, *sums, *sums, "angle", *how)),
+        (library.loss_terms, (*loss, "angle", *how)),
+        (library.loss_terms_gradients, (*loss, *terms[:2], *terms, "angle", *how)),
         (library.topk, (x, y, c, "distance", "highest", 2, False, 0, impl)),
     ]
     if impl == "streaming":  # these ops take no impl: once is enough

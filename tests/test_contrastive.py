@@ -17,8 +17,8 @@ from torch.nn.functional import cosine_similarity
 
 from lorentzkit import ops
 from lorentzkit._geometry import compilation, pairs
-from lorentzkit.fused import streaming
-from lorentzkit.fused.problems import LossProblem, PairwiseProblem
+from lorentzkit.fused import chosen, streaming
+from lorentzkit.fused.problems import ChosenPairs, LossProblem, PairwiseProblem
 from lorentzkit.losses import contrastive_loss
 
 SIMILARITIES = ["angle", "distance", "cosine"]
@@ -229,7 +229,7 @@ def test_no_matrix_is_made(monkeypatch, similarity):
     scale = torch.tensor(5.0, dtype=torch.float64)
     with Largest() as largest:
         prepared = streaming.prepare(PairwiseProblem(x, y, c, similarity, "highest"))
-        problem = LossProblem(x, y, c, scale, *ids, similarity, "highest", prepared)
+        problem = LossProblem(x, y, c, scale, *ids, *ids, similarity, "highest", prepared)
         sums = streaming.log_sums(problem)
         streaming.log_sums_gradients(problem, sums, sums)
     assert largest.numel <= streaming.ROWS * streaming.COLUMNS < N * M / 4
@@ -326,8 +326,8 @@ def test_positives_are_pairs_side_by_side(similarity, dtype):
     leaves = [t.clone().requires_grad_() for t in (x, y, c)]
     value = pairs.of_rows(similarity, leaves[0][i], leaves[1][i], leaves[2])
     expected = value, *torch.autograd.grad(value, leaves, at)
-    found = pairs.selected(similarity, x, y, c, i, i)
-    gradients = pairs.selected_gradients(similarity, x, y, c, i, i, at)
+    of = ChosenPairs(x, y, c, i, i, similarity)
+    found, gradients = chosen.selected(of), chosen.selected_gradients(of, at)
     eps = torch.finfo(dtype).eps
     for ours, theirs in zip((found, *gradients), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e3 * eps, atol=1e2 * eps)

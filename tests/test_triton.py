@@ -69,7 +69,7 @@ def compiled(monkeypatch):
         c, scale = torch.ones(1), torch.tensor(10.0)
         ids = torch.arange(N, dtype=torch.int32), torch.arange(M, dtype=torch.int32)
         problem = PairwiseProblem(x, y, c, kind, precision)
-        loss = LossProblem(x, y, c, scale, *ids, kind, precision)
+        loss = LossProblem(x, y, c, scale, *ids, *ids, kind, precision)
         of_rows_and_columns = LogSums(torch.ones(N), torch.ones(M))
         arguments = {
             "matrix": (problem,),

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, Protocol, get_args, get_type_hints
 
 from torch import Tensor
 
+from lorentzkit.fused.pointwise import SIGNS
+
 # --- Problems -------------------------------------------------------------------------------------
 
 
@@ -30,6 +32,24 @@ class PairwiseProblem:
     """"inner", "distance", "angle", or of a loss "cosine" """
     precision: str
     """"highest", "high" or "medium" """
+
+
+@dataclass(frozen=True)
+class ChosenPairs:
+    """The pairs ``(x[i], y[j])``: positives of a loss, winners of a search."""
+
+    x: Tensor
+    """``(N, D)``"""
+    y: Tensor
+    """``(M, D)``"""
+    c: Tensor
+    """The curvature, ``(1,)``"""
+    i: Tensor
+    """``(P,)``, int64"""
+    j: Tensor
+    """``(P,)``, int64"""
+    kind: str
+    """As of `PairwiseProblem`"""
 
 
 class Prepared(NamedTuple):
@@ -51,7 +71,7 @@ class Prepared(NamedTuple):
 
 @dataclass(frozen=True)
 class LossProblem:
-    """The log-sum-exps of a contrastive loss, over all pairs of two clouds."""
+    """What a contrastive loss needs of all pairs of two clouds."""
 
     x: Tensor
     """``(N, D)``"""
@@ -65,6 +85,10 @@ class LossProblem:
     """``(N,)``, int32"""
     column_ids: Tensor
     """``(M,)``, int32: a pair of equal ids is positive, and left out of the sums"""
+    i: Tensor
+    """``(P,)``, int64: the rows of the positive pairs"""
+    j: Tensor
+    """``(P,)``, int64: their columns"""
     similarity: str
     """"angle", "distance" or "cosine" """
     precision: str
@@ -76,23 +100,14 @@ class LossProblem:
     def ids(self) -> tuple[Tensor, Tensor]:
         return self.row_ids, self.column_ids
 
+    @property
+    def positives(self) -> ChosenPairs:
+        return ChosenPairs(self.x, self.y, self.c, self.i, self.j, self.similarity)
 
-@dataclass(frozen=True)
-class ChosenPairs:
-    """The pairs ``(x[i], y[j])``: positives of a loss, winners of a search."""
-
-    x: Tensor
-    """``(N, D)``"""
-    y: Tensor
-    """``(M, D)``"""
-    c: Tensor
-    """The curvature, ``(1,)``"""
-    i: Tensor
-    """``(P,)``, int64"""
-    j: Tensor
-    """``(P,)``, int64"""
-    kind: str
-    """As of `PairwiseProblem`"""
+    def logits(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Of positives with these values, as their rows and as their columns see them."""
+        row, column = SIGNS[self.similarity]
+        return row * self.scale * values[:, 0], column * self.scale * values[:, -1]
 
 
 class Search(NamedTuple):
@@ -108,12 +123,26 @@ class Search(NamedTuple):
 
 
 class LogSums(NamedTuple):
-    """Of a loss, by rows and by columns; or their cotangents."""
+    """Of the negatives' logits, by rows and by columns; or their cotangents."""
 
     rows: Tensor
     """``(N,)``"""
     columns: Tensor
     """``(M,)``"""
+
+
+class LossTerms(NamedTuple):
+    """What a loss is made of; or their cotangents."""
+
+    rows: Tensor
+    """`LogSums`"""
+    columns: Tensor
+    values: Tensor
+    """Of the positive pairs, ``(P, K)``: K = 2 for "angle", at x and at y, and else 1"""
+
+    @property
+    def sums(self) -> LogSums:
+        return LogSums(self.rows, self.columns)
 
 
 class Gradients(NamedTuple):

@@ -28,6 +28,7 @@ from lorentzkit.fused.problems import (
     LogSums,
     LossGradients,
     LossProblem,
+    LossTerms,
     PairwiseProblem,
     Search,
 )
@@ -67,6 +68,15 @@ def log_sums(problem: LossProblem) -> LogSums:
 def log_sums_gradients(problem: LossProblem, sums: LogSums, at: LogSums) -> LossGradients:
     def values(x: Tensor, y: Tensor, c: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
         return log_sums(replace(problem, x=x, y=y, c=c, scale=scale))
+
+    inputs = problem.x, problem.y, problem.c, problem.scale
+    return LossGradients(*_gradients(values, inputs, at))
+
+
+def loss_terms_gradients(problem: LossProblem, at: LossTerms) -> LossGradients:
+    def values(x: Tensor, y: Tensor, c: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
+        moved = replace(problem, x=x, y=y, c=c, scale=scale)
+        return LossTerms(*log_sums(moved), selected(moved.positives))
 
     inputs = problem.x, problem.y, problem.c, problem.scale
     return LossGradients(*_gradients(values, inputs, at))

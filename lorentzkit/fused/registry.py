@@ -10,18 +10,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from importlib import import_module
 from importlib.util import find_spec
-from types import ModuleType
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from lorentzkit._geometry import pairs
 from lorentzkit._geometry.precision import full_precision
-from lorentzkit.fused import reference, rows, streaming
+from lorentzkit.fused import chosen, reference, streaming
 from lorentzkit.fused.problems import (
     Backend,
     ChosenPairs,
@@ -29,6 +26,7 @@ from lorentzkit.fused.problems import (
     LogSums,
     LossGradients,
     LossProblem,
+    LossTerms,
     PairwiseProblem,
     Prepared,
     Search,
@@ -83,10 +81,10 @@ def choose(impl: str, x: Tensor, precision: str, k: int = 0) -> Implementation:
     missing = _why_no_triton(x, k)
     if impl == "auto":
         return _STREAMING if missing else _TRITON
-    chosen = _IMPLEMENTATIONS[impl]
-    if chosen is _TRITON and missing:
+    found = _IMPLEMENTATIONS[impl]
+    if found is _TRITON and missing:
         raise ValueError(f"impl: 'triton' {missing}; use impl='streaming' or 'auto'")
-    return chosen
+    return found
 
 
 def check_how(impl: str, precision: str) -> None:
@@ -137,17 +135,19 @@ def topk(problem: PairwiseProblem, search: Search, impl: Implementation) -> Tens
     return _topk(problem, search, impl.name)
 
 
-def log_sums(problem: LossProblem, impl: Implementation) -> LogSums:
+def loss_terms(problem: LossProblem, impl: Implementation) -> LossTerms:
+    """Log-sum-exps of the negatives and values of the positives: one op, and so one gradient."""
     if impl.by_autograd:
         with torch.autocast(problem.x.device.type, enabled=False):
-            return impl.backend().log_sums(problem)
-    return _differentiable_log_sums(_prepared(problem, impl), impl.name)
+            sums = impl.backend().log_sums(problem)
+            return LossTerms(*sums, reference.selected(problem.positives))
+    return _differentiable_loss_terms(_prepared(problem, impl), impl.name)
 
 
-def log_sums_gradients(
-    problem: LossProblem, sums: LogSums, at: LogSums, impl: Implementation
+def loss_terms_gradients(
+    problem: LossProblem, sums: LogSums, at: LossTerms, impl: Implementation
 ) -> LossGradients:
-    return _log_sums_gradients(_prepared(problem, impl), sums, at, impl.name)
+    return _loss_terms_gradients(_prepared(problem, impl), sums, at, impl.name)
 
 
 def _prepared(problem: LossProblem, impl: Implementation) -> LossProblem:
@@ -163,11 +163,8 @@ def _prepared(problem: LossProblem, impl: Implementation) -> LossProblem:
     return replace(problem, prepared=_prepare(pairwise))
 
 
-def selected(problem: ChosenPairs, impl: Implementation | None = None) -> Tensor:
+def selected(problem: ChosenPairs) -> Tensor:
     """Values of the pairs, ``(P, K)``: K = 2 for "angle", at x and at y, and else 1."""
-    if impl and impl.by_autograd:
-        with torch.autocast(problem.x.device.type, enabled=False):
-            return reference.selected(problem)
     return _differentiable_selected(problem)
 
 
@@ -252,6 +249,15 @@ def _like(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(torch.empty_like(t, memory_format=dense) for t in tensors)
 
 
+def _terms_like(problem: LossProblem) -> LossTerms:
+    rows, columns = (z.new_empty(z.shape[0]) for z in (problem.x, problem.y))
+    return LossTerms(rows, columns, _values_like(problem.positives))
+
+
+def _values_like(problem: ChosenPairs) -> Tensor:
+    return problem.x.new_empty(problem.i.shape[0], 2 if problem.kind == "angle" else 1)
+
+
 def _each(batch: PairwiseProblem) -> Iterator[PairwiseProblem]:
     for xyc in zip(batch.x, batch.y, batch.c, strict=True):
         yield PairwiseProblem(*xyc, batch.kind, batch.precision)
@@ -287,39 +293,29 @@ def _prepare(problem: PairwiseProblem) -> Prepared:
     return streaming.prepare(problem)
 
 
-@_op(
-    lambda problem, impl: (
-        problem.x.new_empty(problem.x.shape[0]),
-        problem.x.new_empty(problem.y.shape[0]),
-    )
-)
-def _log_sums(problem: LossProblem, impl: str) -> LogSums:
-    return _backend(impl).log_sums(problem)
+@_op(lambda problem, impl: _terms_like(problem))
+def _loss_terms(problem: LossProblem, impl: str) -> LossTerms:
+    return LossTerms(*_backend(impl).log_sums(problem), chosen.selected(problem.positives))
 
 
-@_op(lambda problem, sums, at, impl: _like(problem.x, problem.y, problem.c, problem.scale))
-def _log_sums_gradients(
-    problem: LossProblem, sums: LogSums, at: LogSums, impl: str
+@_op(lambda problem, *_: _like(problem.x, problem.y, problem.c, problem.scale))
+def _loss_terms_gradients(
+    problem: LossProblem, sums: LogSums, at: LossTerms, impl: str
 ) -> LossGradients:
-    return _backend(impl).log_sums_gradients(problem, sums, at)
+    by = _backend(impl).log_sums_gradients(problem, sums, at.sums)
+    # In the same memory, which is most of what a step takes.
+    by_c = chosen.add_gradients(problem.positives, at.values, by.x, by.y)
+    return by._replace(c=by.c + by_c)
 
 
-@_op(lambda problem: problem.x.new_empty(problem.i.shape[0], 2 if problem.kind == "angle" else 1))
+@_op(lambda problem: _values_like(problem))
 def _selected(problem: ChosenPairs) -> Tensor:
-    x, y, c, i, j, kind = flat(problem)
-    found: Tensor = _of_chosen(problem).selected(kind, x, y, c, i, j)
-    return found
+    return chosen.selected(problem)
 
 
 @_op(lambda problem, at: _like(problem.x, problem.y, problem.c))
 def _selected_gradients(problem: ChosenPairs, at: Tensor) -> Gradients:
-    x, y, c, i, j, kind = flat(problem)
-    return Gradients(*_of_chosen(problem).selected_gradients(kind, x, y, c, i, j, at))
-
-
-def _of_chosen(problem: ChosenPairs) -> ModuleType:
-    by_kernel = len(problem.i) > 0 and rows.by_kernel([problem.c], [problem.x, problem.y])
-    return import_module("lorentzkit.fused.triton.chosen") if by_kernel else pairs
+    return chosen.selected_gradients(problem, at)
 
 
 # --- From a pair of custom ops to a differentiable function ---------------------------------------
@@ -424,10 +420,10 @@ _differentiable_matrix = _differentiable(
     lambda problem, at, impl: reference.matrix_gradients(problem, at),
     inputs=3,
 )
-_differentiable_log_sums = _differentiable(
-    _log_sums,
-    _log_sums_gradients,
-    lambda problem, sums, at, impl: reference.log_sums_gradients(problem, sums, at),
+_differentiable_loss_terms = _differentiable(
+    _loss_terms,
+    _loss_terms_gradients,
+    lambda problem, sums, at, impl: reference.loss_terms_gradients(problem, at),
     inputs=4,
     outputs=2,
 )

@@ -14,7 +14,7 @@ from lorentzkit._geometry.special import values_at_hand
 from lorentzkit.distributed import Group, Ring, described
 from lorentzkit.fused import registry
 from lorentzkit.fused.pointwise import SIGNS
-from lorentzkit.fused.problems import ChosenPairs, LossProblem
+from lorentzkit.fused.problems import LossProblem
 from lorentzkit.losses import sharded
 from lorentzkit.losses.anchors import Anchors, equal_pairs
 from lorentzkit.ops.pairwise import Implementation, Precision, cloud_pair
@@ -102,8 +102,8 @@ def contrastive_loss(
     else:
         ring = Ring(group)
         loss, labels = ring.check("x, y", partial(_checked_share, targets, *given))
-        problem = loss.problem(*_shared_ids(labels, loss.x, loss.y, ring))
-        anchors = sharded.anchors(problem, loss.impl, ring)
+        ids = _shared_ids(labels, loss.x, loss.y, ring)
+        anchors = sharded.anchors(loss.problem(*ids, *equal_pairs(*ids)), loss.impl, ring)
         # Of a mean over processes: as if the anchors that count were spread evenly.
         own = torch.stack([(side.number > 0).sum() for side in anchors])
         counts = list(torch.stack(ring.all_of(own)).sum(0).to(loss.scale.dtype) / ring.size)
@@ -128,8 +128,9 @@ class _Checked(NamedTuple):
     precision: str
     impl: registry.Implementation
 
-    def problem(self, row_ids: Tensor, column_ids: Tensor) -> LossProblem:
-        return LossProblem(*self[:4], row_ids, column_ids, self.similarity, self.precision)
+    def problem(self, row_ids: Tensor, column_ids: Tensor, i: Tensor, j: Tensor) -> LossProblem:
+        settings = self.similarity, self.precision
+        return LossProblem(*self[:4], row_ids, column_ids, i, j, *settings)
 
 
 def _checked(
@@ -175,14 +176,11 @@ def _checked_share(
 
 def _anchors(loss: _Checked, targets: object) -> list[Anchors]:
     """Of x and of y, when all are here."""
-    x, y, similarity = loss.x, loss.y, loss.similarity
+    x, y = loss.x, loss.y
     rows, columns, pairs = _targets(targets, x.shape[0], y.shape[0], x.device)
-    others = registry.log_sums(loss.problem(rows, columns), loss.impl)
-    values = registry.selected(ChosenPairs(x, y, loss.c, *pairs, similarity), loss.impl)
-    logits = [
-        sign * loss.scale * value
-        for sign, value in zip(SIGNS[similarity], (values[:, 0], values[:, -1]), strict=True)
-    ]
+    problem = loss.problem(rows, columns, *pairs)
+    terms = registry.loss_terms(problem, loss.impl)
+    others, logits = terms.sums, problem.logits(terms.values)
     if targets is None:  # one positive for each point, in order
         one = torch.ones_like(logits[0])
         return [Anchors(o, p, p, one) for o, p in zip(others, logits, strict=True)]

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from lorentzkit.distributed import Ring
 from lorentzkit.fused import registry
 from lorentzkit.fused.pointwise import SIGNS
-from lorentzkit.fused.problems import ChosenPairs, LogSums, LossProblem, flat
+from lorentzkit.fused.problems import LogSums, LossProblem, LossTerms, flat
 from lorentzkit.losses.anchors import Anchors, equal_pairs
 
 _ANCHORS = len(Anchors._fields)
@@ -38,17 +38,16 @@ class _Anchors(Function):
         x, y = problem.x, problem.y
         rows, columns = Anchors.none(x[:, 0]), Anchors.none(y[:, 0])
         for y_, ids in ring.round(y, problem.column_ids):
-            part = replace(problem, y=y_, column_ids=ids)
-            others = registry.log_sums(part, impl)
-            pairs = _positives(part)
-            logits = _logits(part, pairs, impl)
-            rows = rows.joined(others.rows, logits[0], pairs.i)
+            part = _part(problem, y_, ids)
+            terms = registry.loss_terms(part, impl)
+            of_rows, of_columns = part.logits(terms.values)
+            rows = rows.joined(terms.rows, of_rows, part.i)
             # The columns' sums travel with their share, and are home after the last round.
-            columns = columns.joined(others.columns, logits[1], pairs.j)
+            columns = columns.joined(terms.columns, of_columns, part.j)
             columns = Anchors(*ring.hand_on(*columns)())
         ctx.impl, ctx.ring = impl, ring
         ctx.settings = problem.similarity, problem.precision
-        tensors = x, y, problem.c, problem.scale, *problem.ids
+        tensors = x, y, problem.c, problem.scale, *problem.ids, problem.i, problem.j
         ctx.save_for_backward(*tensors, *rows, *columns)
         ctx.mark_non_differentiable(rows.number, columns.number)
         return (*rows, *columns)
@@ -56,50 +55,40 @@ class _Anchors(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *at: Tensor) -> tuple[Tensor | None, ...]:
-        tensors, saved = ctx.saved_tensors[:6], ctx.saved_tensors[6:]
+        tensors, saved = ctx.saved_tensors[:8], ctx.saved_tensors[8:]
         problem = LossProblem(*tensors, *ctx.settings)
         ring: Ring = ctx.ring
         rows, at_rows = Anchors(*saved[:_ANCHORS]), Anchors(*at[:_ANCHORS])
         dx, dy, dc, dscale = (torch.zeros_like(t) for t in tensors[:4])
         share = (problem.y, problem.column_ids, *saved[_ANCHORS:], *at[_ANCHORS:])
         for y, ids, *of_columns in ring.round(*share):
-            part = replace(problem, y=y, column_ids=ids)
+            part = _part(problem, y, ids)
             columns, at_columns = Anchors(*of_columns[:_ANCHORS]), Anchors(*of_columns[_ANCHORS:])
-            sums = LogSums(rows.others, columns.others)
-            at_sums = LogSums(at_rows.others, at_columns.others)
-            negatives = registry.log_sums_gradients(part, sums, at_sums, ctx.impl)
-
-            pairs = _positives(part)
-            logits = _logits(part, pairs, ctx.impl)
+            logits = part.logits(registry.selected(part.positives))
             at_logits = (
-                _at_logits(rows, at_rows, logits[0], pairs.i),
-                _at_logits(columns, at_columns, logits[1], pairs.j),
+                _at_logits(rows, at_rows, logits[0], part.i),
+                _at_logits(columns, at_columns, logits[1], part.j),
             )
             signs = SIGNS[part.similarity]
             at_values = [s * part.scale * a for s, a in zip(signs, at_logits, strict=True)]
             if part.similarity != "angle":  # one value is both logits'
                 at_values = [at_values[0] + at_values[1]]
-            positives = registry.selected_gradients(pairs, torch.stack(at_values, 1))
-            dx, dc = dx + negatives.x + positives.x, dc + negatives.c + positives.c
+            sums = LogSums(rows.others, columns.others)
+            at_terms = LossTerms(at_rows.others, at_columns.others, torch.stack(at_values, 1))
+            by = registry.loss_terms_gradients(part, sums, at_terms, ctx.impl)
+            dx += by.x
+            dc += by.c
+            dscale += by.scale
             for logit, at_logit in zip(logits, at_logits, strict=True):
-                dscale = dscale + (at_logit * logit).sum() / part.scale
-            dscale = dscale + negatives.scale
-            (dy,) = ring.hand_on(dy + negatives.y + positives.y)()
+                dscale += (at_logit * logit).sum() / part.scale
+            (dy,) = ring.hand_on(dy + by.y)()
         return None, None, dx, dy, dc, dscale, *[None] * (len(tensors) - 4), None, None, None
 
 
-def _positives(problem: LossProblem) -> ChosenPairs:
-    pairs = equal_pairs(*problem.ids)
-    return ChosenPairs(problem.x, problem.y, problem.c, *pairs, problem.similarity)
-
-
-def _logits(
-    problem: LossProblem, pairs: ChosenPairs, impl: registry.Implementation
-) -> tuple[Tensor, Tensor]:
-    """Of pairs, as their rows and as their columns see them."""
-    values = registry.selected(pairs, impl)
-    row, column = SIGNS[problem.similarity]
-    return row * problem.scale * values[:, 0], column * problem.scale * values[:, -1]
+def _part(problem: LossProblem, y: Tensor, ids: Tensor) -> LossProblem:
+    """The same rows against another share of columns."""
+    i, j = equal_pairs(problem.row_ids, ids)
+    return replace(problem, y=y, column_ids=ids, i=i, j=j)
 
 
 def _at_logits(anchors: Anchors, at: Anchors, logits: Tensor, of: Tensor) -> Tensor:

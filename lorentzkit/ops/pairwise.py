@@ -187,7 +187,7 @@ def pairwise_topk(
     indices = registry.topk(problem, search, chosen)
     rows = torch.arange(x.shape[0], device=x.device).repeat_interleave(k)
     winners = ChosenPairs(x, y, c, rows, indices.flatten(), kind)
-    values = registry.selected(winners, chosen)[:, 0].view(-1, k)
+    values = registry.selected(winners)[:, 0].view(-1, k)
     values, order = values.sort(dim=1, descending=largest, stable=True)
     return values, indices.gather(1, order)
 
