@@ -55,7 +55,7 @@ SUMMARY_HEADS = [
     "later calls",
     "both under `torch.compile`",
     "first calls, float64",
-    "later",
+    "later calls, float64",
 ]
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import pickle
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,7 +38,9 @@ def read(checkpoint: Path) -> dict[str, Tensor]:
     """The parameters in a file of torch.save, by their published names."""
     try:
         found = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # whatever torch makes of a file that is none of its own
         raise ValueError(
             f"checkpoint: expected a file of torch.save with tensors and plain values, got "
             f"{checkpoint}, which torch.load(weights_only=True) refuses; save its 'model' alone "
