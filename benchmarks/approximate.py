@@ -91,7 +91,7 @@ VECTORS = {
     "logmap0(y), L2": Vectors(
         lambda y: ops.logmap0(y, CURV), lambda x: ops.logmap0(x, CURV), faiss.METRIC_L2
     ),
-    "y / |y|, inner product": Vectors(
+    "y / norm(y), inner product": Vectors(
         lambda y: torch.nn.functional.normalize(y, dim=1),
         lambda x: torch.nn.functional.normalize(x, dim=1),
         faiss.METRIC_INNER_PRODUCT,
@@ -99,7 +99,7 @@ VECTORS = {
 }
 SCORES = {  # the vectors by which each is searched
     "dist": ["(y, y_0), inner product", "logmap0(y), L2"],
-    "exterior_angle": ["y / |y|, inner product"],
+    "exterior_angle": ["y / norm(y), inner product"],
 }
 
 
@@ -219,9 +219,7 @@ def table(content: dict[str, Any]) -> str:
             f"{row['M']:,} x {row['D']}, {row['kind']}",
             f"`{row['score']}`",
             f"`{row['index']}`" if "vectors" not in row else row["index"],
-            f"`{row['vectors'].split(',')[0]}`,{row['vectors'].split(',')[1]}"
-            if "vectors" in row
-            else "",
+            "`{}`, {}".format(*row["vectors"].rsplit(", ", 1)) if "vectors" in row else "",
             f"{row['recall']:.3f}",
             f"{row['rescored']:.3f}",
             f"{row['rate']:,.0f}" if row["rate"] >= 10 else f"{row['rate']:.1f}",
