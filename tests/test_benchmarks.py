@@ -326,7 +326,10 @@ def test_the_figure_has_a_panel_for_each_dtype() -> None:
     narrow, wide = figure.axes
     assert [ax.get_title().split(",")[0] for ax in figure.axes] == ["float32", "float64"]
     ratios = [[float(of.get_xdata()[0]) for of in ax.lines[:-1]] for ax in (narrow, wide)]
-    assert ratios == [[1.5, 0.5, 0.5, 2.0], [2.0, 3.0, 0.5]]  # in the order of STYLES, before parity
+    assert ratios == [
+        [1.5, 0.5, 0.5, 2.0],
+        [2.0, 3.0, 0.5],
+    ]  # in the order of STYLES, before parity
     plots.plt.close(figure)
 
 
@@ -345,10 +348,20 @@ def test_every_file_of_results_is_shown() -> None:
     page = (tables.DOCS / tables.PAGE).read_text("utf-8")
     for file in run.RESULTS.glob("*.json"):
         suite = file.stem.rpartition("-")[0]
+        if suite == "approximate":  # on a page of its own, see below
+            continue
         assert suite in tables.SUITES, f"{file.name} has no table"
         assert tables.text(suite, run.RESULTS) in page
         if suite in plots.DRAWN:
             assert f"images/benchmarks/{suite}.png" in page
+
+
+def test_approximate_search_is_shown() -> None:
+    pytest.importorskip("faiss")
+    import approximate
+
+    results = json.loads((run.RESULTS / "approximate-cpu.json").read_text("utf-8"))
+    assert approximate.table(results) in approximate.PAGE.read_text("utf-8")
 
 
 def test_figures_are_drawn(docs: Path) -> None:
