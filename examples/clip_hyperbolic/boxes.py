@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from lorentzkit import losses
@@ -49,12 +48,4 @@ class Compositional(Objective):
             box_of=boxes[1],
             targets=labels[0],
         )
-        parts = dict(parts)
-        above = [
-            self.above(texts[at[::2]], images[::2], curv, scale, of=of[::2])
-            for at, of in zip(index[1:], labels[1:], strict=True)
-        ]
-        if above:
-            parts["ancestors"] = torch.stack(above).mean()
-            total = total + self.ancestor_weight * parts["ancestors"]
-        return total, parts
+        return self.with_ancestors(total, parts, images, texts, curv, scale, index, labels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from typing import Any
 
@@ -270,6 +270,20 @@ class Objective(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """`texts[index[k, i]]` belongs to `images[i]`, and to all of the same `labels[k]`."""
         total, parts = self.loss(texts[index[0]], images, curv, scale, targets=labels[0])
+        return self.with_ancestors(total, parts, images, texts, curv, scale, index, labels)
+
+    def with_ancestors(
+        self,
+        total: Tensor,
+        parts: Mapping[str, Tensor],
+        images: Tensor,
+        texts: Tensor,
+        curv: Tensor,
+        scale: Tensor,
+        index: Tensor,
+        labels: Tensor,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of captions and its parts, and those of their ancestors added."""
         parts = dict(parts)
         # So many pairs share an ancestor that every second one says enough: a quarter of the work.
         above = [

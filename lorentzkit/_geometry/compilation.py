@@ -24,7 +24,7 @@ _CALL, _SCALARS = 2**18, 64  # what a call costs besides its rows, and a row bes
 _done: dict[tuple[Callable[..., Any], str, torch.dtype], int] = {}
 _CHUNK = 2**17  # elements: two threads share them, in the cache
 _ROWS: dict[str, Any] = {}
-if hasattr(torch.compiler, "skip_guard_on_globals_unsafe"):  # torch has it since 2.8
+if hasattr(torch.compiler, "skip_guard_on_globals_unsafe"):  # older torch has none
     # Our modules do not change, and some hundred looks at them cost as much as a small step.
     _ROWS["guard_filter_fn"] = torch.compiler.skip_guard_on_globals_unsafe
 _ELEMENTWISE: dict[str, Any] = {

@@ -151,19 +151,26 @@ def selected(kind: str, x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor) -
     return joined(blocks)[0]
 
 
-def selected_gradients(
-    kind: str, x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor, grad: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Derivatives of ``(grad * selected).sum()`` by x, y and c."""
-    totals = torch.zeros_like(x), torch.zeros_like(y)
+def add_selected_gradients(
+    kind: str,
+    x: Tensor,
+    y: Tensor,
+    c: Tensor,
+    i: Tensor,
+    j: Tensor,
+    grad: Tensor,
+    by_x: Tensor,
+    by_y: Tensor,
+) -> Tensor:
+    """Adds the derivatives of ``(grad * selected).sum()`` by x and y; returns that by c."""
     by_c = torch.zeros(1, dtype=wide_dtype(x), device=x.device)
     for some in row_blocks(x, len(i)):
         p, q = x[i[some]], y[j[some]]
-        of_c, *of_points = gradients(kind, p, q, c, grad[some], *measured(p, q))[:3]
+        of_c, of_p, of_q, *_ = gradients(kind, p, q, c, grad[some], *measured(p, q))
+        by_x.index_add_(0, i[some], of_p)
+        by_y.index_add_(0, j[some], of_q)
         by_c += of_c.sum()
-        for total, index, of in zip(totals, (i, j), of_points, strict=True):
-            total.index_add_(0, index[some], of)
-    return *totals, by_c.to(c.dtype)
+    return by_c.to(c.dtype)
 
 
 class _Pair(NamedTuple):

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 
 from lorentzkit._geometry import pairs
-from lorentzkit._geometry.invariants import measured
-from lorentzkit._geometry.vectors import row_blocks, wide_dtype
 from lorentzkit.fused.problems import ChosenPairs, Gradients
 from lorentzkit.fused.rows import by_kernel
 
@@ -37,15 +35,7 @@ def add_gradients(of: ChosenPairs, at: Tensor, x: Tensor, y: Tensor) -> Tensor:
         x += by.x
         y += by.y
         return by.c
-    c = torch.zeros(1, dtype=wide_dtype(x), device=x.device)
-    for some in row_blocks(of.x, len(of.i)):
-        i, j = of.i[some], of.j[some]
-        p, q = of.x[i], of.y[j]
-        by_c, by_x, by_y, *_ = pairs.gradients(of.kind, p, q, of.c, at[some], *measured(p, q))
-        x.index_add_(0, i, by_x)
-        y.index_add_(0, j, by_y)
-        c += by_c.sum()
-    return c.to(of.c.dtype)
+    return pairs.add_selected_gradients(of.kind, of.x, of.y, of.c, of.i, of.j, at, x, y)
 
 
 def _has_kernel(of: ChosenPairs) -> bool:

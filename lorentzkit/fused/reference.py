@@ -44,7 +44,7 @@ def matrix_gradients(problem: PairwiseProblem, at: Tensor) -> Gradients:
     def values(x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, ...]:
         return (matrix(replace(problem, x=x, y=y, c=c)),)
 
-    return Gradients(*_gradients(values, (problem.x, problem.y, problem.c), (at,)))
+    return Gradients(*pulled_back(values, (problem.x, problem.y, problem.c), (at,)))
 
 
 def topk(problem: PairwiseProblem, search: Search) -> Tensor:
@@ -70,7 +70,7 @@ def log_sums_gradients(problem: LossProblem, sums: LogSums, at: LogSums) -> Loss
         return log_sums(replace(problem, x=x, y=y, c=c, scale=scale))
 
     inputs = problem.x, problem.y, problem.c, problem.scale
-    return LossGradients(*_gradients(values, inputs, at))
+    return LossGradients(*pulled_back(values, inputs, at))
 
 
 def loss_terms_gradients(problem: LossProblem, at: LossTerms) -> LossGradients:
@@ -79,7 +79,7 @@ def loss_terms_gradients(problem: LossProblem, at: LossTerms) -> LossGradients:
         return LossTerms(*log_sums(moved), selected(moved.positives))
 
     inputs = problem.x, problem.y, problem.c, problem.scale
-    return LossGradients(*_gradients(values, inputs, at))
+    return LossGradients(*pulled_back(values, inputs, at))
 
 
 def selected(problem: ChosenPairs) -> Tensor:
@@ -91,22 +91,25 @@ def selected_gradients(problem: ChosenPairs, at: Tensor) -> Gradients:
     def values(x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, ...]:
         return (selected(replace(problem, x=x, y=y, c=c)),)
 
-    return Gradients(*_gradients(values, (problem.x, problem.y, problem.c), (at,)))
+    return Gradients(*pulled_back(values, (problem.x, problem.y, problem.c), (at,)))
 
 
-def _gradients(
-    values: Callable[..., tuple[Tensor, ...]],
+def pulled_back(
+    function: Callable[..., tuple[Tensor, ...]],
     inputs: tuple[Tensor, ...],
     at: tuple[Tensor, ...],
 ) -> tuple[Tensor, ...]:
-    """``at`` pulled back through ``values``; differentiable itself."""
+    """``at`` pulled back through the function; differentiable itself."""
     if torch._C._functorch.peek_interpreter_stack() is not None:
-        return tuple(torch.func.vjp(values, *inputs)[1](at))
+        return tuple(torch.func.vjp(function, *inputs)[1](at))
     further = torch.is_grad_enabled()
     with torch.enable_grad():
-        inputs = tuple(t if t.requires_grad else t.detach().requires_grad_() for t in inputs)
+        # Views: a tensor given twice is two variables.
+        inputs = tuple(
+            t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in inputs
+        )
         return torch.autograd.grad(
-            values(*inputs), inputs, at, create_graph=further, materialize_grads=True
+            function(*inputs), inputs, at, create_graph=further, materialize_grads=True
         )
 
 

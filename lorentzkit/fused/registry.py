@@ -358,7 +358,8 @@ def _differentiable(
                 arguments = gradient.parts([*of_inputs, *given[fixed], *at, *ctx.rest])
                 return tuple(expected(*arguments))
 
-            by = _second(gradients, (*given[:inputs], *given[fixed.stop :]), seconds)
+            variables = (*given[:inputs], *given[fixed.stop :])
+            by = reference.pulled_back(gradients, variables, seconds)
             none = [None] * (fixed.stop - inputs)
             return (None, *by[:inputs], *none, *by[inputs:], *([None] * len(ctx.rest)))
 
@@ -393,25 +394,6 @@ def _differentiable(
         return forward.named(Forward.apply(*leaves))  # type: ignore[no-untyped-call]
 
     return apply
-
-
-def _second(
-    gradients: Callable[..., tuple[Tensor, ...]],
-    variables: tuple[Tensor, ...],
-    seconds: tuple[Tensor, ...],
-) -> tuple[Tensor, ...]:
-    """``seconds`` pulled back through ``gradients``."""
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return tuple(torch.func.vjp(gradients, *variables)[1](seconds))
-    further = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # Views: a tensor given twice is two variables.
-        variables = tuple(
-            t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in variables
-        )
-        return torch.autograd.grad(
-            gradients(*variables), variables, seconds, create_graph=further, materialize_grads=True
-        )
 
 
 _differentiable_matrix = _differentiable(

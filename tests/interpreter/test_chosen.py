@@ -136,7 +136,9 @@ def test_others_take_the_torch_function(change, launches):  # noqa: F811
     else:
         i, j = i[:0], j[:0]
     at = x.new_ones(len(i), 2)
-    expected = of_torch.selected_gradients("angle", x, y, c, i, j, at)
+    of_points = torch.zeros_like(x), torch.zeros_like(y)
+    by_c = of_torch.add_selected_gradients("angle", x, y, c, i, j, at, *of_points)
+    expected = *of_points, by_c
     found = registry.selected_gradients(ChosenPairs(x, y, c, i, j, "angle"), at)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert registry.selected(ChosenPairs(x, y, c, i, j, "angle")).shape == (len(i), 2)
