@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from lorentzkit._geometry import rowwise, sweeps
-from lorentzkit._geometry.arguments import vectors, working_dtype
+from lorentzkit._geometry.arguments import check_broadcast, vectors, working_dtype
 from lorentzkit._geometry.elementary import is_exporting, with_exact_constants
 from lorentzkit._geometry.formulas import OPS
 from lorentzkit._geometry.vectors import by_autograd, cpu_op, run
@@ -74,6 +74,9 @@ def call(
         curv = torch.full((), curv)
     if t is not None and not isinstance(t, Tensor):
         t = torch.full((), t)
+    leading = {name: v.shape[:-1] for name, v in zip(named, tensors, strict=True)}
+    # In `_near` an error would be the compiler's.
+    check_broadcast(curv.shape, None if t is None else t.shape, **leading)
     _leave_to_autograd()
     values: Tensor = _near(op, cone, curv, t, *tensors)
     return values
