@@ -9,6 +9,7 @@ import torch
 from condition import exact_dot
 from mpmath import mp
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorentzkit import ops
 
@@ -18,6 +19,13 @@ PAIRWISE = {
     "dist": ops.pairwise_dist,
     "exterior_angle": ops.pairwise_exterior_angle,
 }
+BOUND = 16  # condition-scaled; docs/kernels.md
+
+
+def points(n, D, dtype=torch.float64, radius=2.0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    unit = torch.nn.functional.normalize(torch.randn(n, D, generator=generator), dim=-1)
+    return (unit * radius * torch.rand(n, 1, generator=generator)).to(dtype)
 
 
 def in_a_crowd(op: str, **how: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -72,3 +80,16 @@ def custom_ops(impl: str, dtype: torch.dtype) -> list[tuple[Any, tuple[Any, ...]
             (library.selected_gradients, (x, y, c, *pairs, at[:, :2], "angle")),
         ]
     return calls
+
+
+class Largest(TorchDispatchMode):
+    """The most elements of any tensor made."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        tensors = out if isinstance(out, (tuple, list)) else [out]
+        sizes = [t.numel() for t in tensors if isinstance(t, torch.Tensor)]
+        self.numel = max(self.numel, *sizes, 0)
+        return out

@@ -405,6 +405,34 @@ def cotangents(draw, case: Case) -> Tensor:
     return torch.from_numpy(beside(draw(seeds), u, draw(angles()))).to(first.dtype)
 
 
+# --- Points for laws of several ops ----------------------------------------------------------
+
+LARGEST = 6.0
+
+
+class Points(NamedTuple):
+    curv: Tensor
+    x: list[Tensor]
+    u: Tensor
+    """Another vector of length up to 2 / sqrt(curv)."""
+
+
+@st.composite
+def some_points(draw, n, largest=LARGEST):
+    """Points at random radii, in directions that are all over the place or all alike."""
+    curv = draw((st.just(1.0) | powers(-2, 2)).map(lambda c: torch.tensor(c, dtype=torch.float64)))
+    # Not in one dimension: nothing there is across the radius, where rounding is magnified most,
+    # and the ops, written for all dimensions, do not profit from that.
+    rng, D = draw(seeds), draw(st.sampled_from([2, 3, 5]))
+    first, spread = rng.standard_normal(D), draw(st.sampled_from([1e3, 1.0, 1e-2]))
+    radii = draw(st.lists(powers(-3, math.log10(largest)), min_size=n, max_size=n))
+    vectors = [first + spread * rng.standard_normal(D) for _ in range(n)]
+    points = [point(v / math.hypot(*v), a, curv) for v, a in zip(vectors, radii, strict=True)]
+    u = torch.from_numpy(rng.standard_normal(D))
+    size = draw(powers(-3, math.log10(2)))
+    return Points(curv, points, u * size / (u.norm() * curv.sqrt()))
+
+
 CASES = {
     "time": singles,
     "inner": pairs,

@@ -15,9 +15,9 @@ from multiprocessing import get_context
 
 import torch
 from condition import OPS
+from exactness import DTYPES, gradients_of, value_of
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from test_exactness import DTYPES, gradients_of, value_of
 from tolerances import tolerance
 
 Row = tuple[str, torch.dtype, float, dict[str, float]]

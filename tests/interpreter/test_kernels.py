@@ -4,12 +4,11 @@ import pytest
 import strategies
 import torch
 from condition import gradient_errors, value_error
+from contrastive_calls import SIMILARITIES, compare
 from hypothesis import assume, given, note
 from hypothesis import strategies as st
-from pairwise_calls import PAIRWISE, custom_ops, in_a_crowd, measurable
+from pairwise_calls import BOUND, PAIRWISE, custom_ops, in_a_crowd, measurable, points
 from strategies import CASES
-from test_contrastive import SIMILARITIES, compare
-from test_pairwise import BOUND, points
 
 from lorentzkit import ops
 from lorentzkit.fused.triton import launch, tuning

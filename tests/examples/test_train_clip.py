@@ -1,0 +1,537 @@
+"""The training example: its data, its measures, and that a killed run goes on bit for bit."""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import evaluate_clip_hyperbolic
+import pytest
+import torch
+import train_clip_hyperbolic
+import traverse
+from accelerate import Accelerator
+from clip_hyperbolic import emoji
+from clip_hyperbolic.boxes import objective_of
+from clip_hyperbolic.checkpoint import Checkpoint, write_atomically
+from clip_hyperbolic.config import Config, UserError, from_json, parse
+from clip_hyperbolic.data import Batches, Box, Sample, collate, expand, samples
+from clip_hyperbolic.evaluate import embed_texts, hierarchy, midpoints, retrieval
+from clip_hyperbolic.model import TwoTowers, Words, image_tower
+from pictures import SMALL, add, png, shard
+from PIL import Image
+from torch.utils.data import DataLoader
+from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionModel
+
+SCRIPT = Path(train_clip_hyperbolic.__file__)
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> str:
+    for i in range(4):
+        shard(tmp_path / f"{i:05d}.tar", 16 * i)
+    return f"{tmp_path}/{{00000..00003}}.tar"
+
+
+def small(shards: str, **changes: Any) -> Config:
+    return Config(**{"shards": [shards], **SMALL, **changes})
+
+
+def flags(config: dict[str, Any]) -> list[str]:
+    return [part for name, value in config.items() for part in (f"--{name}", str(value))]
+
+
+# --- data -----------------------------------------------------------------------------------------
+
+
+def take(config: Config, count: int, **where: Any) -> list[dict[str, Any]]:
+    stream = iter(DataLoader(Batches(config, **where), None, num_workers=config.workers))
+    return [next(stream) for _ in range(count)]
+
+
+def assert_same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    for a, b in zip(found, expected, strict=True):
+        assert a["keys"] == b["keys"]
+        assert a["texts"] == b["texts"]
+        assert torch.equal(a["pixels"], b["pixels"])
+        assert torch.equal(a["labels"], b["labels"])
+
+
+@pytest.mark.parametrize("how", [{}, {"in_memory": False}, {"in_memory": False, "workers": 2}])
+def test_batches_go_on_where_they_were(shards: str, how: dict[str, Any]) -> None:
+    config = small(shards, **how)
+    whole = take(config, 12)
+    assert len({key for batch in whole for key in batch["keys"]}) == 64
+    positions = [0] * max(config.workers, 1)
+    for batch in whole[:5]:
+        positions[batch["worker"]] = batch["position"]
+    assert_same(take(config, 7, step=5, positions=positions), whole[5:])
+    other = take(replace(config, seed=1), 1)
+    assert other[0]["keys"] != whole[0]["keys"]
+
+
+def test_a_keyword_is_a_text_that_concepts_share() -> None:
+    keywords = {"none": [], "a": ["shared"], "b": ["shared"], "c": ["x", "y"]}
+    image = Image.new("RGB", (9, 9))
+    batch = [Sample(name, image, name, name, some) for name, some in keywords.items()]
+    config = Config(keyword_level=True, keywords=0.0, ancestor_levels=0)
+    seen = set()
+    for seed in range(20):
+        found = collate(batch, config, [random.Random(f"{seed}/{i}") for i in range(4)])
+        captions, single = ([found["texts"][i] for i in row] for row in found["index"])
+        assert captions == [*keywords]
+        assert single[:3] == ["none", "shared", "shared"]
+        assert (found["labels"][1][:, None] == found["labels"][1]).sum() == 6
+        seen.add(single[3])
+    assert seen == {"x", "y"}
+
+
+def halves(key: str = "a") -> Sample:
+    """A picture whose left half is red, and whose right one is blue, each a box."""
+    image = Image.new("RGB", (40, 32), "red")
+    image.paste("blue", (20, 0, 40, 32))
+    boxes = [Box((0, 0, 20, 32), "left"), Box((20, 0, 40, 32), "right")]
+    return Sample(key, image, key, key, boxes=boxes)
+
+
+def test_one_box_of_each_sample_is_drawn_at_random() -> None:
+    without = Sample("b", Image.new("RGB", (40, 32), "lime"), "b", "b")
+    batch = [halves("a"), without, halves("c")]
+    config = Config(objective="hycoclip", jitter=0.0, ancestor_levels=0)
+    seen = set()
+    for seed in range(20):
+        found = collate(batch, config, [random.Random(f"{seed}/{i}") for i in range(3)])
+        texts, of = found["boxes"]
+        assert of.tolist() == [0, 2]
+        assert len(found["pixels"]) == 5
+        captions = [found["texts"][i] for i in texts]
+        colours = {"left": [1.0, 0.0, 0.0], "right": [0.0, 0.0, 1.0]}
+        for caption, pixels in zip(captions, found["pixels"][3:], strict=True):
+            assert pixels.mean(dim=(1, 2)).tolist() == colours[caption]
+        seen.add(tuple(captions))
+    assert len(seen) == 4
+
+
+def test_other_objectives_see_the_same_with_boxes_as_without() -> None:
+    rngs = [[random.Random(7)] for _ in range(2)]
+    config = Config(ancestor_levels=0)
+    found, plain = (
+        collate([sample], config, some)
+        for sample, some in zip((halves(), replace(halves(), boxes=[])), rngs, strict=True)
+    )
+    assert found.keys() == plain.keys()
+    assert torch.equal(found["pixels"], plain["pixels"])
+
+
+def test_broken_boxes_are_skipped_and_named(tmp_path: Path) -> None:
+    boxes: list[Any] = [
+        {"box": [0, 0, 40, 32], "caption": "all of it"},
+        {"box": [0, 0, 41, 32], "caption": "outside"},
+        {"box": [-1, 0, 4, 4], "caption": "outside"},
+        {"box": [5, 5, 5, 9], "caption": "empty"},
+        {"box": [9, 5, 5, 9], "caption": "turned around"},
+        {"box": [5, 5, float("nan"), 9], "caption": "not a number"},
+        {"box": [5, 5, "7", 9], "caption": "a text"},
+        {"box": [5, 5, 9], "caption": "three numbers"},
+        {"box": [5, 5, 9, 9]},
+        {"box": [5, 5, 9, 9], "caption": " "},
+        "no box",
+        {"box": [39, 31, 40, 32], "caption": "one pixel"},
+    ]
+    with tarfile.open(tmp_path / "one.tar", "w") as tar:
+        for key, some in (("a", boxes), ("b", {"box": 3})):
+            add(tar, f"{key}.png", png("red"))
+            add(tar, f"{key}.json", json.dumps({"caption": "red", "boxes": some}).encode())
+    lost: list[str] = []
+    first, second = samples([str(tmp_path / "one.tar")], lost.append)
+    assert [box.caption for box in first.boxes] == ["all of it", "one pixel"]
+    assert second.boxes == []
+    assert [message.split(":")[1].strip() for message in lost] == [
+        *(f"boxes[{i}]" for i in range(1, 11)),
+        "boxes",
+    ]
+    assert "a: boxes[1]: expected a part of 40 x 32 pixels, got [0, 0, 41, 32]" in lost
+    for in_memory in (True, False):  # a run counts them as well
+        config = small(str(tmp_path / "one.tar"), batch_size=2, ancestor_levels=0)
+        (batch,) = take(replace(config, in_memory=in_memory, objective="hycoclip"), 1)
+        assert len(batch["broken"]) == 11
+
+
+def test_hycoclip_asks_for_boxes(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "one.tar", "w") as tar:
+        add(tar, "a.png", png("red"))
+        add(tar, "a.txt", b"red")
+    config = small(str(tmp_path / "one.tar"), batch_size=1, ancestor_levels=0)
+    assert take(config, 1)
+    with pytest.raises(UserError, match="none of the first 1 samples has boxes in its json"):
+        take(replace(config, objective="hycoclip"), 1)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_shares_of_processes_make_up_the_batch(tmp_path: Path, in_memory: bool) -> None:
+    config = small(str(shard(tmp_path / "one.tar")), in_memory=in_memory)
+    shares = [take(config, 6, rank=rank, processes=2) for rank in (0, 1)]
+    for one, *halves in zip(take(config, 6), *shares, strict=True):
+        assert one["keys"] == [key for half in halves for key in half["keys"]]
+        assert torch.equal(one["pixels"], torch.cat([half["pixels"] for half in halves]))
+
+
+def test_broken_members_are_skipped_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "broken.tar"
+    with tarfile.open(file, "w") as tar:
+        for i, content in enumerate([png("red")[:60], b"no image", png("red")]):
+            add(tar, f"{i}.png", content)
+            add(tar, f"{i}.txt", b"rot")
+        add(tar, "3.txt", b"a caption alone")
+        add(tar, "4.png", png("red"))
+    lost: list[str] = []
+    assert [sample.key for sample in samples([str(file)], lost.append)] == ["2"]
+    assert [message.split(":")[0] for message in lost] == ["0", "1", "3", "4"]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # far less than those of any picture
+    assert [*samples([str(file)], lost.append)] == []
+    assert "DecompressionBombError" in lost[-3]
+    monkeypatch.undo()
+    half = tmp_path / "half.tar"
+    half.write_bytes(shard(tmp_path / "whole.tar").read_bytes()[:9000])
+    lost.clear()
+    assert [sample.key for sample in samples([str(half)], lost.append)]
+    assert lost
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_images_of_any_mode(tmp_path: Path, mode: str) -> None:
+    with tarfile.open(tmp_path / "one.tar", "w") as tar:
+        add(tar, "a.png", png("white" if mode == "none" else "白い", (3, 500), mode))
+        add(tar, "a.txt", "белый".encode())
+    (sample,) = samples([str(tmp_path / "one.tar")], pytest.fail)
+    assert sample.image.mode == "RGB"
+    assert sample.image.getpixel((0, 0)) == (255, 255, 255)
+    assert sample.caption == "белый"
+
+
+def test_missing_and_empty_shards_say_what_to_do(shards: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"00004\.tar is missing .* correct the pattern"):
+        expand([shards.replace("00003", "00004")])
+    tarfile.open(tmp_path / "empty.tar", "w").close()
+    for in_memory in (True, False):
+        config = small(str(tmp_path / "empty.tar"), in_memory=in_memory)
+        with pytest.raises(UserError, match="the dataset is empty"):
+            take(config, 1)
+
+
+def test_the_emoji(tmp_path: Path) -> None:
+    folder = emoji.prepare(tmp_path / "emoji")
+    shards = json.loads((folder / "manifest.json").read_text())["shards"]
+    assert sum(shard["samples"] for shard in shards.values()) == 8771
+    assert shards["Goog-rare.tar"]["samples"] == 188
+    found = list(samples(expand([f"{folder}/Twtr-*.tar"]), pytest.fail))
+    assert len(found) == len({sample.concept for sample in found}) == 1253
+    assert len({sample.path(1) for sample in found}) == 94
+    assert len({sample.path(2) for sample in found}) == 8
+    (panda,) = [sample for sample in found if sample.caption == "panda"]
+    assert panda.ancestors == ["animals and nature", "animal mammal"]
+    assert [box.caption for box in panda.boxes] == panda.keywords
+    assert [*tmp_path.iterdir()] == [folder]
+    with (folder / "Joy-rare.tar").open("ab") as file:
+        file.write(b"damaged")
+    assert not emoji.is_complete(folder)
+
+
+# --- measures -------------------------------------------------------------------------------------
+
+
+def test_retrieval_by_hand() -> None:
+    ranking = torch.tensor([[0, 1, 2], [2, 0, 1], [1, 2, 0], [0, 1, 2]])
+    found = retrieval(ranking, ["a", "b", "a", "nowhere"], ["a", "b", "a"])
+    assert found["queries"] == 3
+    assert found["R@1"] == pytest.approx(1 / 3)
+    assert found["R@5"] == 1
+    precisions = [(1 + 2 / 3) / 2, 1 / 3, (1 / 2 + 2 / 3) / 2]
+    assert found["mAP"] == pytest.approx(sum(precisions) / 3)
+    assert found["median_rank"] == 2
+
+
+def test_hierarchy_by_hand() -> None:
+    true = [["animal", "mammal", "panda"]] * 4
+    predicted = [
+        ["animal", "mammal", "panda"],
+        ["animal", "mammal", "cat"],
+        ["animal", "bird", "owl"],
+        ["food", "fruit", "kiwi"],
+    ]
+    found = hierarchy(predicted, true)
+    assert found["TIE"] == (0 + 2 + 4 + 6) / 4
+    assert found["LCA"] == (0 + 1 + 2 + 3) / 4
+    assert found["jaccard"] == pytest.approx((1 + 2 / 4 + 1 / 5 + 0) / 4)
+    assert found["precision"] == found["recall"] == pytest.approx((1 + 2 / 3 + 1 / 3) / 4)
+    assert (found["right_level_1"], found["right_level_2"]) == (3 / 4, 2 / 4)
+    assert found["errors_right_level_2"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("objective", ["atmg", "clip"])
+def test_texts_of_one_thing_have_a_midpoint(shards: str, objective: str) -> None:
+    config = small(shards, objective=objective, curv_init=0.5)
+    words = Words.of(config, samples(expand([shards]), pytest.fail))
+    model = TwoTowers(config, len(words)).eval()
+    some = [("red", "k0", "k8"), ("gold",), ("k8", "green")]
+    for texts, found in zip(some, midpoints(model, words, some), strict=True):
+        x = embed_texts(model, words, [*texts]).double()
+        if objective == "clip":
+            direction = x.sum(0)
+            expected = direction / direction.norm()
+        else:  # the sum of the points with their times, scaled back to the hyperboloid
+            total, time_of = x.sum(0), (2.0 + x.square().sum(1)).sqrt().sum()
+            expected = total / (0.5 * (time_of**2 - total @ total)).sqrt()
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+# --- model ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", ["atmg", "meru", "hycoclip", "clip"])
+def test_small_pieces_have_the_gradient_of_the_whole(shards: str, objective: str) -> None:
+    config = small(shards, objective=objective, precision="no")
+    (batch,) = take(config, 1)
+    words = Words.of(config, samples(expand([shards]), pytest.fail))
+    batch["tokens"] = words(batch["texts"])
+    torch.manual_seed(0)
+    model, accelerator = TwoTowers(config, len(words)), Accelerator(cpu=True)
+
+    def gradients(micro: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        model.zero_grad()
+        loss, _ = train_clip_hyperbolic.backward(
+            batch, model, objective_of(config), accelerator, micro
+        )
+        return loss, [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    (whole, expected), (pieces, found) = gradients(0), gradients(3)
+    torch.testing.assert_close(pieces, whole)
+    assert len(found) == len(expected)
+    # Of some weights nothing depends, and what is left of their gradient is the others' rounding.
+    largest = max(float(b.abs().max()) for b in expected)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6 * largest)
+
+
+def test_a_picture_is_seen_alike_in_any_batch() -> None:
+    torch.manual_seed(0)
+    tower = image_tower(Config())
+    pixels = torch.rand(4, 3, 48, 48)
+    whole = tower(pixel_values=pixels).pooler_output
+    alone = tower(pixel_values=pixels[2:3]).pooler_output
+    torch.testing.assert_close(whole[2:3], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("preset", ["vit-s", "vit-b", "vit-l"])
+def test_production_presets_resolve(
+    preset: str, shards: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--preset", preset, "--shards", shards, "--dry-run"]
+    argv += ["--vocab_size", "300", "--precision", "no"]
+    assert train_clip_hyperbolic.main(argv) == 0
+    said = capsys.readouterr().err
+    millions = {"vit-s": "21,", "vit-b": "85,", "vit-l": "303,"}[preset]
+    assert f"image tower: {millions}" in said
+    assert '"batch_size": 2048' in said
+
+
+# --- configuration --------------------------------------------------------------------------------
+
+
+def test_wrong_fields_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse("", ["--stepz", "3"])
+    assert "--stepz" in capsys.readouterr().err
+    with pytest.raises(UserError, match="--batch-size: expected at least 1, got 0"):
+        parse("", ["--batch_size", "0"])
+    with pytest.raises(UserError, match="--stem-width: expected a multiple of 8, got 20"):
+        parse("", ["--stem_width", "20"])
+    with pytest.raises(UserError, match="leave other flags out"):
+        parse("", ["--resume", "runs/some", "--steps", "7"])
+    with pytest.raises(UserError, match="--preset vit-b trains on your data: --shards"):
+        parse("", ["--preset", "vit-b"])
+    with pytest.raises(UserError, match="unexpected keyword argument 'colour'"):
+        from_json('{"colour": 3}', Path("config.json"))
+
+
+def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse("What it does.", ["--preset", "vit-b", "--help"])
+    assert stopped.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "What it does." in said
+    for field in fields(Config):
+        assert f"--{field.name}" in said
+        assert field.metadata["help"].replace("%%", "%") in said
+    assert "pairs in a step, over all processes: contrasted all with all (default: 2048)" in said
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+def start(*argv: str, processes: int = 1, **how: Any) -> subprocess.Popen[str]:
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return subprocess.Popen(
+        [sys.executable, *(launch if processes > 1 else []), str(SCRIPT), *argv],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **how,
+    )
+
+
+def train(*argv: str, **how: Any) -> str:
+    process = start(*argv, **how)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    return said
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_killed_run_goes_on_bit_for_bit(shards: str, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    argv = ["--shards", shards, *flags(SMALL)]
+    first, second = (start(*argv, "--output_dir", str(run)) for run in (whole, killed))
+    while not [*killed.glob("checkpoints/step-*")] and second.poll() is None:
+        time.sleep(0.01)
+    second.send_signal(signal.SIGKILL)
+    said, _ = first.communicate(timeout=300)
+    assert first.returncode == 0, said
+    assert second.wait() == -signal.SIGKILL
+    before = Checkpoint.of(killed).state["step"]
+    assert 0 < before < SMALL["steps"]
+
+    train("--resume", str(killed))
+    a, b = Checkpoint.of(whole), Checkpoint.of(killed)
+    assert a.state == b.state
+    assert a.tensors.keys() == b.tensors.keys()
+    assert all(torch.equal(a.tensors[name], b.tensors[name]) for name in a.tensors)
+    assert losses(whole) == losses(killed)
+
+    # Checkpoints are evaluated on shards with and without ancestors, and give ways to the root.
+    out = tmp_path / "out.json"
+    argv = ["--checkpoint", str(killed), "--shards", shards]
+    assert evaluate_clip_hyperbolic.main([*argv, "--json", str(out)]) == 0
+    found = json.loads(out.read_text())
+    assert (found["n_images"], found["n_texts"]) == (64, 8)
+    assert 0 <= found["retrieval"]["i2t"]["R@1"] <= found["retrieval"]["i2t"]["R@5"] <= 1
+    assert 0 <= found["retrieval_midpoints"]["t2i"]["mAP"] <= 1
+    assert found["radius"].keys() == {"ancestors_1", "ancestors_2", "captions", "images"}
+    assert evaluate_clip_hyperbolic.main([*argv, "--split", "none such"]) == 2
+    assert traverse.main([*argv, "--out", str(tmp_path / "way.png")]) == 0
+    assert Image.open(tmp_path / "way.png").width > 1000
+
+    # What is damaged is said to be, and the one before takes its place.
+    newest = a.file
+    newest.write_bytes(newest.read_bytes()[:5000])
+    with pytest.raises(UserError, match=r"truncated, remove it"):
+        Checkpoint.of(whole)
+    newest.unlink()
+    assert Checkpoint.of(whole).state["step"] < SMALL["steps"]
+
+
+def test_ctrl_c_waits_for_the_step_and_for_its_checkpoint(shards: str, tmp_path: Path) -> None:
+    """It reaches the workers as well, and must not end them before the step has its batch."""
+    changes = {**SMALL, "steps": 1000, "save_every": 1000, "in_memory": False, "workers": 2}
+    argv = ["--shards", shards, *flags(changes), "--output_dir", str(tmp_path)]
+    run = start(*argv, start_new_session=True)
+    file = tmp_path / "metrics.jsonl"
+    while not (file.exists() and file.read_text()) and run.poll() is None:
+        time.sleep(0.01)
+    os.killpg(run.pid, signal.SIGINT)
+    said, _ = run.communicate(timeout=300)
+    assert run.returncode == 130, said
+    assert f"--resume {tmp_path}" in said
+    assert 0 < Checkpoint.of(tmp_path).state["step"] < 1000
+
+
+@pytest.mark.parametrize("objective", ["atmg", "meru", "hycoclip"])
+def test_two_processes_train_like_one(shards: str, tmp_path: Path, objective: str) -> None:
+    # The two round otherwise, and each step of Adam makes ten times more of that.
+    argv = ["--shards", shards, *flags(SMALL | {"steps": 3}), "--objective", objective]
+    train(*argv, "--output_dir", str(tmp_path / "one"))
+    train(*argv, "--output_dir", str(tmp_path / "two"), "--micro_batch", "2", processes=2)
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    torch.testing.assert_close(torch.tensor(two), torch.tensor(one), rtol=1e-3, atol=1e-4)
+
+
+def test_towers_of_a_folder_in_half_precision(shards: str, tmp_path: Path) -> None:
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2}
+    image = CLIPVisionModel(CLIPVisionConfig(**size, **heads, image_size=32, patch_size=16))
+    text = BertModel(BertConfig(**size, **heads, vocab_size=300))
+    folders = {"vision_model": str(tmp_path / "image"), "text_model": str(tmp_path / "text")}
+    for tower, folder in zip((image, text), folders.values(), strict=True):
+        tower.save_pretrained(folder)
+    run = tmp_path / "run"
+    changes = {**SMALL, "steps": 2, "precision": "bf16", "lr": 0.0, **folders}
+    train(*flags(changes), "--shards", shards, "--output_dir", str(run))
+    assert all(0 < loss < 10 for loss in losses(run))
+    model = Checkpoint.of(run).model()
+    for tower, found in ((image, model.image_tower), (text, model.text_tower)):
+        for name, weight in tower.state_dict().items():
+            assert torch.equal(found.state_dict()[name], weight), name
+    (tmp_path / "image" / "model.safetensors").rename(tmp_path / "weights")
+    torch.save(image.state_dict(), tmp_path / "image" / "pytorch_model.bin")  # a pickle
+    for folder in (tmp_path, tmp_path / "image"):
+        with pytest.raises(UserError, match="AutoModel finds nothing it knows there"):
+            image_tower(small(shards, vision_model=str(folder)))
+
+
+def test_what_is_not_finite_stops_the_run(shards: str, tmp_path: Path) -> None:
+    argv = ["--shards", shards, *flags(SMALL | {"lr": 1e30}), "--output_dir", str(tmp_path / "run")]
+    process = start(*argv)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert "not finite" in said
+    (dump,) = (tmp_path / "run").glob("nonfinite-*.json")
+    assert len(json.loads(dump.read_text())["keys"]) == 8
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"old")
+    code = (
+        "import resource; from pathlib import Path; from clip_hyperbolic import checkpoint\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        f"checkpoint.write_atomically(Path({str(file)!r}), lambda p: p.write_bytes(bytes(2000)))"
+    )
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    assert soft == hard == resource.RLIM_INFINITY
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(SCRIPT.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "could not be written" in done.stderr
+    assert "make room" in done.stderr
+    assert file.read_bytes() == b"old"
+    assert [*tmp_path.iterdir()] == [file]
+    write_atomically(file, lambda path: path.write_bytes(b"new"))
+    assert file.read_bytes() == b"new"
+
+
+def test_a_foreign_checkpoint_is_named(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match=r"not written by train_clip_hyperbolic\.py"):
+        Checkpoint.of(tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match="has no checkpoint"):
+        Checkpoint.of(tmp_path)
