@@ -31,7 +31,7 @@ class HyperbolicCLIPConfig(PreTrainedConfig):
         entailment_weight: of `losses.MERULoss` and `losses.HyCoCLIPLoss`; None: their own.
         text_radius, image_radius, centroid_weight: of `losses.ATMGLoss`.
 
-    >>> config = HyperbolicCLIPConfig(vision_config={"hidden_size": 384}, objective="atmg")
+    >>> config = HyperbolicCLIPConfig({"hidden_size": 384}, objective="atmg")
     >>> config.vision_config.hidden_size, config.text_config.hidden_size
     (384, 512)
     """

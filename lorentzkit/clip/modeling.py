@@ -62,7 +62,8 @@ class HyperbolicCLIPModel(PreTrainedModel):
     >>> config = HyperbolicCLIPConfig(
     ...     {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
     ...      "num_attention_heads": 2, "image_size": 32},
-    ...     {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
+    ...     {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 1,
+    ...      "num_attention_heads": 2},
     ...     projection_dim=8,
     ... )
     >>> model = HyperbolicCLIPModel(config).eval()
@@ -192,11 +193,9 @@ class HyperbolicCLIPModel(PreTrainedModel):
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """No: weights are drawn by transformers.initialization, which leaves loaded ones alone.
-
-        Of custom code transformers skips modules without parameters of their own, such as the text
-        tower's attention, whose method draws those of its projections.
-        """
+        # Weights are drawn by transformers.initialization, which leaves loaded ones alone. Of
+        # custom code transformers skips modules without parameters of their own, such as the text
+        # tower's attention, whose method draws those of its projections.
         return False
 
     def _freeze(self) -> None:
