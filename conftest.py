@@ -1,6 +1,12 @@
-"""Names that the examples in docstrings and in the README use without importing them."""
+"""What runs by default and what `--thorough` adds; the names that examples need not import.
+
+Without `--thorough`, a test marked `thorough` is left out, and one marked `few` runs for the values
+that the marker names and for no other: `few(op=["dist", "expmap"], D=3)`.
+"""
 
 import importlib.util
+from collections.abc import Generator
+from typing import Any
 
 import geoopt
 import pytest
@@ -12,6 +18,37 @@ from lorentzkit import losses, nn, ops
 # torch bring an OpenMP each, which may end the process (faiss-wheels/faiss-wheels#73).
 NEEDED = {"triton": "lorentzkit/fused/triton", "faiss": "docs/tutorials/retrieval.md"}
 collect_ignore = [path for name, path in NEEDED.items() if importlib.util.find_spec(name) is None]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--thorough", action="store_true", help="run all tests, with more examples")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pycollect_makeitem(collector: pytest.Collector, name: str) -> Generator[None, Any, Any]:
+    """Marks the cases of a test that its marker `few` does not name as `thorough`."""
+    cases = yield
+    if isinstance(cases, list) and cases and cases[0].get_closest_marker("few"):
+        others = [case for case in cases if not _among_the_few(case)]
+        if len(others) == len(cases):
+            raise collector.CollectError(f"{name}: few() names values that it does not have")
+        for case in others:
+            case.add_marker("thorough")
+    return cases
+
+
+def _among_the_few(case: pytest.Function) -> bool:
+    kept = {k: v for marker in case.iter_markers("few") for k, v in marker.kwargs.items()}
+    has = case.callspec.params
+    return all(has[k] in (v if isinstance(v, list) else [v]) for k, v in kept.items())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("thorough"):
+        left_out = [item for item in items if item.get_closest_marker("thorough")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("thorough")]
 
 
 @pytest.fixture(autouse=True)

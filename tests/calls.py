@@ -7,6 +7,8 @@ from condition import OPS
 from torch import Tensor
 
 SIGNATURES = {op: of.split(" -> ")[0].split() for op, of in OPS.items()} | {"add_time": ["x"]}
+# What all ops have from one function needs no more: a number, a vector, a parameter, a set.
+ONE_OF_EACH = ["dist", "expmap", "geodesic", "einstein_midpoint"]
 CURV = 0.7
 DTYPES = [torch.float32, torch.float64]
 

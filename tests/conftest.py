@@ -1,4 +1,7 @@
-"""Hypothesis profiles: `--hypothesis-profile thorough` for an hour of examples; `mutants`: few."""
+"""Hypothesis profiles: a few examples by default, more with `--thorough`.
+
+`--hypothesis-profile search` is for an hour of examples of one test, `mutants` for mutmut.
+"""
 
 import os
 
@@ -19,10 +22,15 @@ _COMMON = settings(
 )
 # Without shrinking a failure is reported at once, with the blob that reproduces it.
 _FAST = [Phase.explicit, Phase.reuse, Phase.generate]
-settings.register_profile("ci", _COMMON, max_examples=25, derandomize=True, phases=_FAST)
+settings.register_profile("few", _COMMON, max_examples=4, derandomize=True, phases=_FAST)
 settings.register_profile("mutants", _COMMON, max_examples=5, derandomize=True, phases=_FAST)
-settings.register_profile("thorough", _COMMON, max_examples=1000)
-settings.load_profile("ci")
+settings.register_profile("thorough", _COMMON, max_examples=25, derandomize=True, phases=_FAST)
+settings.register_profile("search", _COMMON, max_examples=1000)
+
+
+@pytest.hookimpl(tryfirst=True)  # before hypothesis's own option is obeyed
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("thorough" if config.getoption("thorough") else "few")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

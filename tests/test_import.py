@@ -20,6 +20,7 @@ def heavy_modules_after(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
+@pytest.mark.few(module="lorentzkit.ops")
 @pytest.mark.parametrize(
     "module", ["lorentzkit", "lorentzkit.ops", "lorentzkit.viz", "lorentzkit.compat.meru"]
 )
@@ -27,6 +28,7 @@ def test_import_loads_nothing_heavy(module: str) -> None:
     assert heavy_modules_after(f"import {module}") == set()
 
 
+@pytest.mark.thorough
 def test_the_check_can_fail() -> None:
     assert heavy_modules_after("import lorentzkit, geoopt") >= {"geoopt", "scipy"}
     assert heavy_modules_after("import lorentzkit, matplotlib") >= {"matplotlib"}

@@ -45,9 +45,10 @@ def _weights_only(call: ast.Call) -> bool:
     return ast.unparse(call.func) == "torch.load" and given.get("weights_only") == "True"
 
 
-@pytest.mark.parametrize("file", SOURCES, ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_nothing_is_unpickled(file: Path) -> None:
-    assert [*unsafe(file.read_text("utf-8"))] == []
+def test_nothing_is_unpickled() -> None:
+    found = {file: [*unsafe(file.read_text("utf-8"))] for file in SOURCES}
+    assert {file: calls for file, calls in found.items() if calls} == {}
+    assert len(found) > 90
 
 
 @pytest.mark.parametrize(

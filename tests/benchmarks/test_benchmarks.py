@@ -127,6 +127,7 @@ def test_first_calls_are_never_compiled_and_later_ones_always(
 SMALL = ["--dimensions", "4", "--seconds", "0", "--without", "compiled", "auto_compiled"]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("suite", ["elementwise", "loss"])
 def test_a_suite_is_measured_and_compared(suite: str, tmp_path: Path) -> None:
     kind = "dist" if "dist" in suites.KINDS[suite] else "distance"
@@ -147,6 +148,7 @@ def test_a_suite_is_measured_and_compared(suite: str, tmp_path: Path) -> None:
     assert json.loads(file.read_text("utf-8")) == found
 
 
+@pytest.mark.thorough
 def test_float64_stands_beside_float32(tmp_path: Path) -> None:
     these = ["elementwise", "--kinds", "dist", "--sizes", "8", *SMALL, "--results", str(tmp_path)]
     for dtype in ("float64", "float32"):
@@ -173,6 +175,7 @@ def test_ops_with_a_rival_are_measured_in_float64() -> None:
         run.parsed(["loss", "--dtype", "float64"])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("suite", ["means", "optimiser"])
 def test_means_and_optimisers_are_measured(
     suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -222,6 +225,7 @@ def test_differences_are_named() -> None:
     assert found == "new None then, 1 now, torch 2 then, 3 now"
 
 
+@pytest.mark.thorough
 def test_imports_are_timed() -> None:
     (row,) = run.rows(run.parsed(["import"]))
     steps = row.steps([])
@@ -229,6 +233,7 @@ def test_imports_are_timed() -> None:
     assert steps["python"]()[0] > 0
 
 
+@pytest.mark.thorough
 def test_pytest_benchmark_runs_the_steps() -> None:
     """All that are not compiled, and whose processes are not the tests' own, once each."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider"]

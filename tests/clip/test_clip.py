@@ -249,6 +249,7 @@ def same_step(rank: int) -> None:
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5 * largest)
 
 
+@pytest.mark.thorough
 def test_batch_over_processes() -> None:
     assert spawn(same_step, 2) == {}
 
@@ -295,6 +296,7 @@ def test_gradient_checkpointing(batch: Any) -> None:
     torch.testing.assert_close(*grads)
 
 
+@pytest.mark.thorough
 def test_trainer(tmp_path: Path, processor: HyperbolicCLIPProcessor) -> None:
     random = np.random.default_rng(0)
     pictures = [Image.fromarray(random.integers(0, 256, (40, 32, 3), np.uint8)) for _ in range(8)]

@@ -93,6 +93,7 @@ def test_towers_agree(format: str, objective: Any) -> None:
         torch.testing.assert_close(model.curv(), published.curv.exp())
 
 
+@pytest.mark.thorough
 def test_towers_agree_compiled() -> None:
     published = Published(layers=1).eval()
     model = model_of(published.state_dict(), "meru", **HEADS)
@@ -316,6 +317,7 @@ def test_command_line_says_what_is_wrong(tmp_path: Path, vocabulary: Path) -> No
         main([str(tmp_path / "none.pth"), str(tmp_path / "new"), "--vocabulary", str(vocabulary)])
 
 
+@pytest.mark.thorough
 def test_module_runs() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "lorentzkit.clip.convert", "--help"],

@@ -89,6 +89,7 @@ def compare(rank, size, dtype, similarity, labelled, reduction):
         torch.testing.assert_close(a, b[rows], **tolerance)
 
 
+@pytest.mark.few(size=2)
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_losses_and_gradients_are_those_of_one_process(size):
     """Of every similarity, of pairs and labels, in both dtypes, for every reduction."""
@@ -112,6 +113,7 @@ def different_lengths(rank):
     torch.testing.assert_close(loss / 2, whole.detach())
 
 
+@pytest.mark.thorough
 def test_rows_and_columns_of_different_lengths():
     assert spawn(different_lengths, 2) == {}
 
@@ -128,6 +130,7 @@ def gathered(rank, size):
     torch.testing.assert_close(by, total[rank * SHARE : (rank + 1) * SHARE])
 
 
+@pytest.mark.thorough
 def test_gather_and_its_gradient():
     assert spawn(gathered, 4, 4) == {}
 
@@ -142,6 +145,7 @@ def only_some(rank):
         torch.testing.assert_close(loss / 2, contrastive_loss(x, y).detach())
 
 
+@pytest.mark.thorough
 def test_a_group_of_some_processes():
     assert spawn(only_some, 3) == {}
 
@@ -206,6 +210,7 @@ def same_step(rank, size, sharded):
             torch.testing.assert_close(gradient, b.grad, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("sharded", [False, True], ids=["DDP", "FSDP"])
 def test_a_step_is_that_of_one_process(sharded):
     """All objectives and modules, under data parallelism with and without sharded parameters."""
@@ -246,6 +251,7 @@ def uneven_centroid(rank):
         torch.testing.assert_close(a / 2, b)
 
 
+@pytest.mark.thorough
 def test_centroids_are_those_of_all_points():
     """Of shares of any sizes."""
     assert spawn(uneven_centroid, 2) == {}
@@ -261,10 +267,12 @@ def other_settings(rank):
         contrastive_loss(x, y, targets=mine, group=world)
 
 
+@pytest.mark.thorough
 def test_settings_that_differ_raise_on_every_process():
     assert spawn(other_settings, 2) == {}
 
 
+@pytest.mark.thorough
 def test_shares_of_different_sizes_raise_on_every_process():
     assert spawn(uneven, 2) == {}
 
@@ -280,6 +288,7 @@ def lost(rank, dead, when):
     loss.backward()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("when", ["before", "between"])
 def test_a_dead_process_ends_in_an_error_that_names_it(when):
     """In the forward exchange and in the backward one, long before the test's own limit."""
@@ -297,6 +306,7 @@ def asleep(rank):
     contrastive_loss(own(x, 0), own(y, 0), group=dist.group.WORLD)
 
 
+@pytest.mark.thorough
 def test_a_silent_process_is_waited_for_until_the_timeout_of_the_group():
     errors = spawn(asleep, 2, timeout=8)
     assert "rank 0: lost the exchange with rank 1" in errors[0]
@@ -318,6 +328,7 @@ def wrong_arguments(rank):
         twice.sum().backward()
 
 
+@pytest.mark.thorough
 def test_what_cannot_run_raises():
     assert spawn(wrong_arguments, 2) == {}
 
@@ -368,6 +379,7 @@ def bad_on_one_rank(rank):
     contrastive_loss(**good, group=world).backward()  # the processes are still in step
 
 
+@pytest.mark.thorough
 def test_a_bad_argument_of_one_process_raises_on_every_process():
     """At once: none waits for the others until the timeout. The error has the rank."""
     assert spawn(bad_on_one_rank, 2) == {}
@@ -392,6 +404,7 @@ def one_exchange(rank):
         assert rounds[0][0].dtype == torch.uint8
 
 
+@pytest.mark.thorough
 def test_arguments_are_agreed_on_in_one_exchange():
     assert spawn(one_exchange, 2) == {}
 

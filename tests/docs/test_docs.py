@@ -141,6 +141,7 @@ def test_code_is_run(page: Path) -> None:
             assert "+SKIP" not in code
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("page", "code"), SCRIPTS, ids=[name_of(page) for page, _ in SCRIPTS])
 def test_scripts_run_on_two_processes(page: Path, code: str, tmp_path: Path) -> None:
     script = tmp_path / "train.py"
@@ -196,6 +197,7 @@ def unknown(script: Path, given: set[str]) -> set[str]:
     return given - set(re.findall(r"(?<!\w)--?\w[\w-]*", done.stdout))
 
 
+@pytest.mark.few(script="examples/embed_tree.py")
 @pytest.mark.parametrize("script", sorted(OPTIONS))
 def test_commands_have_their_script_and_options(script: str) -> None:
     assert unknown(ROOT / script, OPTIONS[script]) == set()

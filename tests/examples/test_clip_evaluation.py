@@ -103,6 +103,7 @@ def test_what_cannot_be_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert message in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.few(objective="atmg")
 @pytest.mark.parametrize("objective", ["atmg", "clip"])
 def test_training_saves_the_model(
     objective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -41,6 +41,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("paper")  # gap.py finds what collapse.py has measured
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ROWS)
 @pytest.mark.usefixtures("data")
 def test_smoke(name: str, out: Path) -> None:

@@ -47,6 +47,7 @@ def written(folder: Path, name: str) -> dict[str, object]:
     return json.loads((folder / f"{name}.json").read_text("utf-8"))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("script", "found"),
     [

@@ -402,6 +402,7 @@ def losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.thorough
 def test_a_killed_run_goes_on_bit_for_bit(shards: str, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     argv = ["--shards", shards, *flags(SMALL)]
@@ -444,6 +445,7 @@ def test_a_killed_run_goes_on_bit_for_bit(shards: str, tmp_path: Path) -> None:
     assert Checkpoint.of(whole).state["step"] < SMALL["steps"]
 
 
+@pytest.mark.thorough
 def test_ctrl_c_waits_for_the_step_and_for_its_checkpoint(shards: str, tmp_path: Path) -> None:
     """It reaches the workers as well, and must not end them before the step has its batch."""
     changes = {**SMALL, "steps": 1000, "save_every": 1000, "in_memory": False, "workers": 2}
@@ -459,6 +461,7 @@ def test_ctrl_c_waits_for_the_step_and_for_its_checkpoint(shards: str, tmp_path:
     assert 0 < Checkpoint.of(tmp_path).state["step"] < 1000
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("objective", ["atmg", "meru", "hycoclip"])
 def test_two_processes_train_like_one(shards: str, tmp_path: Path, objective: str) -> None:
     # The two round otherwise, and each step of Adam makes ten times more of that.
@@ -469,6 +472,7 @@ def test_two_processes_train_like_one(shards: str, tmp_path: Path, objective: st
     torch.testing.assert_close(torch.tensor(two), torch.tensor(one), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.thorough
 def test_towers_of_a_folder_in_half_precision(shards: str, tmp_path: Path) -> None:
     size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
     heads = {"num_attention_heads": 2}
@@ -492,6 +496,7 @@ def test_towers_of_a_folder_in_half_precision(shards: str, tmp_path: Path) -> No
             image_tower(small(shards, vision_model=str(folder)))
 
 
+@pytest.mark.thorough
 def test_what_is_not_finite_stops_the_run(shards: str, tmp_path: Path) -> None:
     argv = ["--shards", shards, *flags(SMALL | {"lr": 1e30}), "--output_dir", str(tmp_path / "run")]
     process = start(*argv)

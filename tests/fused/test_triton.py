@@ -84,6 +84,7 @@ def compiled(monkeypatch):
     return run
 
 
+@pytest.mark.few(capability=90, precision="highest")
 @pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
 @pytest.mark.parametrize(
@@ -96,6 +97,7 @@ def test_angle_kernels_compile_and_spill_no_register(compiled, capability, preci
     assert not any(stacks.values()), stacks
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_every_configuration_compiles_and_spills_no_register(compiled, monkeypatch, capability):
     """Those that only timing on a GPU chooses; the first of each is compiled by all other tests."""
@@ -108,6 +110,7 @@ def test_every_configuration_compiles_and_spills_no_register(compiled, monkeypat
             assert not any(stacks.values()), (config, stacks)
 
 
+@pytest.mark.few(kind="cosine")
 @pytest.mark.parametrize("kind", ["inner", "distance", "cosine"])
 def test_other_kernels_compile_and_spill_no_register(compiled, kind):
     pairwise = ["matrix", "matrix_gradients", "topk"]
@@ -116,6 +119,7 @@ def test_other_kernels_compile_and_spill_no_register(compiled, kind):
         assert not any(stacks.values()), stacks
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("sizes", [RAGGED, FEW], ids=["ragged", "few dimensions"])
 def test_kernels_of_other_sizes_compile_and_spill_no_register(compiled, sizes):
     for function in ["matrix", "log_sums", "log_sums_gradients", "topk"]:
@@ -123,6 +127,7 @@ def test_kernels_of_other_sizes_compile_and_spill_no_register(compiled, sizes):
         assert not any(stacks.values()), stacks
 
 
+@pytest.mark.few(k=32)
 @pytest.mark.parametrize("k", [32, 128])
 def test_topk_of_many_compiles_and_spills_no_register(compiled, k):
     stacks = compiled(90, "topk", "angle", EVEN, "highest", k=k)
@@ -130,9 +135,10 @@ def test_topk_of_many_compiles_and_spills_no_register(compiled, k):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels run on the GPU instead")
-def test_kernels_in_the_interpreter():
+def test_kernels_in_the_interpreter(pytestconfig):
     """In a process of its own: Triton decides at its import."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(INTERPRETER)]
+    command += ["--thorough"] * pytestconfig.getoption("thorough")
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]

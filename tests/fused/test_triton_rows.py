@@ -37,6 +37,7 @@ def compiled(monkeypatch):
     return run
 
 
+@pytest.mark.few(op=["dist", "expmap"], capability=90)
 @pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize("op", OPS)
 def test_kernels_compile_and_spill_no_register(compiled, op, capability):
@@ -47,6 +48,7 @@ def test_kernels_compile_and_spill_no_register(compiled, op, capability):
         assert list(stacks.values()) == [0, 0], (D, curv)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize("op", MOST_SCALARS)
 def test_kernels_of_entries_that_are_not_aligned_spill_no_register(compiled, op, capability):
@@ -55,6 +57,7 @@ def test_kernels_of_entries_that_are_not_aligned_spill_no_register(compiled, op,
     assert list(stacks.values()) == [0, 0]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "op", ["dist", "angle", "expmap", "tangent_inner", "to_klein", "from_halfspace", "add_time"]
 )

@@ -62,6 +62,7 @@ def exactly(kind, x, y, c, i, j, at):
     return totals, sizes
 
 
+@pytest.mark.few(D=17)
 @pytest.mark.parametrize(
     ("kind", "D"), [(kind, D) for kind in KINDS for D in (1, 3, 17)] + [("angle", 512)]
 )
@@ -79,6 +80,7 @@ def test_values_and_gradients(kind, D):
         assert (error <= 2.0**-22 * size + 2.0**-140).all(), (error / size).nan_to_num().max()
 
 
+@pytest.mark.few(dtype=torch.bfloat16, deterministic=True)
 @pytest.mark.parametrize("deterministic", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_of_pairs_with_a_point_in_common(dtype, deterministic):

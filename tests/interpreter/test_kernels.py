@@ -16,7 +16,7 @@ from lorentzkit.fused.triton.config import CONFIGS
 from lorentzkit.losses import contrastive_loss
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-RAGGED = [(1, 1, 3), (1, 7, 40), (7, 1, 40), (252, 123, 20), (70, 1023, 33), (507, 9, 130)]
+RAGGED = [(1, 1, 3), (1, 7, 40), (7, 1, 40), (70, 1023, 33), (507, 9, 130)]
 every_op = pytest.mark.parametrize("op", PAIRWISE)
 every_similarity = pytest.mark.parametrize("similarity", SIMILARITIES)
 
@@ -80,6 +80,7 @@ def test_values_are_exact(op):
     check()
 
 
+@pytest.mark.few(op="exterior_angle")
 @every_op
 @pytest.mark.skipif(DEVICE != "cpu", reason="the measure computes on the CPU")
 def test_gradients_are_exact(op):
@@ -102,6 +103,7 @@ def results(op, x, y, at, dtype, **how):
     return {"value": out.detach(), **dict(zip(leaves, grads, strict=True))}
 
 
+@pytest.mark.few(N=[7, 507])
 @every_op
 @pytest.mark.parametrize(("N", "M", "D"), RAGGED)
 def test_all_pairs_and_all_gradients_by_name(op, N, M, D):
@@ -125,6 +127,7 @@ def test_a_gradient_without_strides_and_frozen_inputs(op):
     assert torch.equal(leaf.grad, expected)
 
 
+@pytest.mark.few(precision="medium")
 @pytest.mark.parametrize(("precision", "bound"), [("high", 2.0**-10), ("medium", 2.0**-7)])
 def test_lower_precision_is_that_of_points_moved_by_as_much(precision, bound):
     x, y = points(60, 300, torch.float32), points(50, 300, torch.float32, seed=1)
@@ -146,6 +149,7 @@ def test_half_precision_is_computed_in_float32(dtype):
 # --- Top-k ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.few(score="dist", k=10)
 @pytest.mark.parametrize("score", ["dist", "exterior_angle", "inner"])
 @pytest.mark.parametrize(("k", "largest"), [(1, False), (10, True)])
 def test_topk_is_that_of_the_matrix(score, k, largest, monkeypatch):
@@ -171,6 +175,7 @@ def test_topk_of_more_than_registers_hold():
 # --- Contrastive loss -----------------------------------------------------------------------------
 
 
+@pytest.mark.few(N=130, scale=5.0)
 @every_similarity
 @pytest.mark.parametrize(
     ("N", "M", "D", "scale"),
@@ -185,6 +190,7 @@ def test_loss_and_gradients(similarity, N, M, D, scale):
     compare(x, y, similarity, positive, 0, scale=scale, impl="triton", **limits)
 
 
+@pytest.mark.thorough
 def test_every_configuration(monkeypatch):
     """Those that timing on a GPU may choose are as right as the first, which all else here uses."""
     for name, of in CONFIGS.items():
@@ -214,6 +220,7 @@ def test_labels_with_several_positives_and_with_none(similarity):
     compare(x, y, similarity, positive, (of_x, of_y), impl="triton", rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.few(radius=39.0)
 @every_similarity
 @pytest.mark.parametrize("radius", [1e-6, 1.0, 39.0])
 def test_gradients_at_every_radius(similarity, radius):
@@ -232,6 +239,7 @@ def test_gradients_at_every_radius(similarity, radius):
         assert (a - b).abs().max() <= 1e-4 * b.abs().max() + 1e-6, name
 
 
+@pytest.mark.few(similarity="angle", precision="medium")
 @every_similarity
 @pytest.mark.parametrize(("precision", "bound"), [("high", 2e-3), ("medium", 2e-2)])
 def test_losses_of_lower_precision(similarity, precision, bound):
@@ -240,6 +248,7 @@ def test_losses_of_lower_precision(similarity, precision, bound):
             impl="triton", rtol=bound, atol=bound)  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_workspace_in_parts(monkeypatch):
     """As for batches of which one matrix of weights would be too large."""
     x, y = clouds(200, 130, 70)

@@ -231,6 +231,7 @@ SIZES += [(op, *size) for op, of in OPS.items() if of.apart or op in KINDS
 SIZES += [("dist", 1, 2), ("dist", 7, 31), ("logmap", 3, 64), ("tangent_inner", 1, 2)]
 
 
+@pytest.mark.few(D=130)
 @pytest.mark.parametrize(("op", "N", "D"), SIZES)
 def test_sizes(op, N, D):
     """One curvature for all."""
@@ -372,6 +373,7 @@ def test_the_vector_with_its_time_is_the_vector():
     assert torch.equal(found[:, 0], rows("time", 0.7, x=x))
 
 
+@pytest.mark.few(op=["dist", "expmap", "geodesic"])
 @every_op
 def test_nan_stays_in_its_row(op):
     """NaN in each vector's own row; infinity in the row after them."""
@@ -387,6 +389,7 @@ def test_nan_stays_in_its_row(op):
         assert of[count + 1 :].isfinite().all()
 
 
+@pytest.mark.few(op=["dist", "expmap", "geodesic"])
 @every_op
 def test_invalid_curvature_is_nan(op):
     vectors = {name: v[:3] for name, v in arguments(op, Draw(2)).items()}

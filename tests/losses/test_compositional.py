@@ -199,6 +199,7 @@ def spread(rank, size, labelled, numbers):
         )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("labelled", "numbers"), [(False, (4, 4)), (True, (5, 2)), (False, (0, 3)), (False, (0, 0))]
 )
@@ -212,6 +213,7 @@ def one_is_wrong(rank):
         HyCoCLIPLoss(group=dist.group.WORLD)(*arguments)
 
 
+@pytest.mark.thorough
 def test_a_bad_argument_of_one_process_raises_on_every_process():
     assert spawn(one_is_wrong, 2) == {}
 

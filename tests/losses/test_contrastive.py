@@ -187,6 +187,7 @@ def test_no_matrix_is_made(monkeypatch, similarity):
     assert largest.numel <= streaming.ROWS * streaming.COLUMNS < N * M / 4
 
 
+@pytest.mark.thorough
 def test_memory_of_16384_pairs(tmp_path):
     """Forward and backward; one matrix of all pairs would be 1,024 MB, the naive form has ten.
 

@@ -9,7 +9,7 @@ import math
 
 import pytest
 import torch
-from calls import DTYPES, SIGNATURES, arguments
+from calls import DTYPES, ONE_OF_EACH, SIGNATURES, arguments
 from corpus import LINEAR, assert_finite, corpus, largest_linear
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,6 +21,7 @@ every_op = pytest.mark.parametrize("op", SIGNATURES)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
 
 
+@pytest.mark.few(D=3, curv=1.0)
 @every_dtype
 @every_op
 @pytest.mark.parametrize("D", [1, 3])
@@ -33,6 +34,7 @@ def test_the_corpus_gives_finite_values_and_gradients(op, dtype, D, curv):
 STEEP_IN_CURV = {"inner", "from_klein", "from_poincare"}
 
 
+@pytest.mark.few(op=ONE_OF_EACH)
 @every_dtype
 @every_op
 @pytest.mark.parametrize("curv", [1e-8, 1e8])

@@ -8,7 +8,7 @@ they also show that its implicit derivatives are the optimum's.
 
 import pytest
 import torch
-from calls import CURV, SIGNATURES, arguments
+from calls import CURV, ONE_OF_EACH, SIGNATURES, arguments
 from torch.autograd import gradcheck, gradgradcheck
 
 from lorentzkit import ops
@@ -68,11 +68,13 @@ def check(op, args):
     assert gradgradcheck(function, tensors, atol=1e-7, rtol=1e-6)
 
 
+@pytest.mark.few(op=ONE_OF_EACH)
 @pytest.mark.parametrize("op", SIGNATURES)
 def test_at_generic_points(op):
     check(op, arguments(op, batch=() if op in MEANS else (2,)))
 
 
+@pytest.mark.few(op=ONE_OF_EACH)
 @pytest.mark.parametrize("op", SIGNATURES)
 def test_near_the_origin(op):
     # The k-th derivative of a distance or an angle is as large as 1/radius^k, up to a factor of the
@@ -81,6 +83,7 @@ def test_near_the_origin(op):
     check(op, arguments(op, batch=(), D=2, radius=0.1 if singular else 1e-4))
 
 
+@pytest.mark.few(op=ONE_OF_EACH)
 @pytest.mark.parametrize(
     ("op", "place"),
     [
@@ -94,6 +97,7 @@ def test_where_textbook_formulas_are_0_over_0(op, place):
     check(op, at(place, op))
 
 
+@pytest.mark.few(op="expmap")
 @pytest.mark.parametrize("op", ["dist", "logmap", "expmap", "transp", "einstein_midpoint"])
 def test_far_out(op):
     # At a = 5 numbers are of size e^5 and derivatives of maps of size e^10, so that is what the

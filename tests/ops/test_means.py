@@ -112,6 +112,7 @@ def arguments(place, N=4, D=2):
     return x.clone(), w, torch.tensor(0.7, dtype=torch.float64)
 
 
+@pytest.mark.few(place=["generic", "equal"])
 @each_mean
 @pytest.mark.parametrize("place", PLACES)
 def test_derivatives(op, place, rows):
@@ -151,6 +152,7 @@ def test_each_point_a_thousand_times(op, dtype):
         torch.testing.assert_close(many, few, rtol=1e3 * eps, atol=1e2 * eps)
 
 
+@pytest.mark.few(place=["generic", "far"], D=33)
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("D", [3, 33])
 def test_every_way_to_a_midpoint_is_the_same(place, D, rows, monkeypatch):

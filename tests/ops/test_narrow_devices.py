@@ -9,7 +9,7 @@ import sys
 import geoopt
 import pytest
 import torch
-from calls import CURV, SIGNATURES, arguments
+from calls import CURV, ONE_OF_EACH, SIGNATURES, arguments
 from condition import OPS, gradient_errors, value_error
 from corpus import assert_finite, corpus
 from hypothesis import given, note, settings
@@ -116,6 +116,7 @@ def test_where_the_library_takes_the_device_for_another_it_raises(monkeypatch, c
 # --- Everything runs there ------------------------------------------------------------------------
 
 
+@pytest.mark.few(dtype=F32)
 @pytest.mark.parametrize("dtype", [F32, *HALVES])
 @pytest.mark.parametrize("op", SIGNATURES)
 def test_every_op(narrow, op, dtype):
@@ -137,6 +138,7 @@ def test_a_curvature_of_the_host_in_float64(narrow):
     torch.testing.assert_close(run(narrow, lambda x, y: ops.dist(x, y, curv), x, y)[0], expected)
 
 
+@pytest.mark.few(dtype=F32, D=40)
 @pytest.mark.parametrize("dtype", [F32, *HALVES])
 @pytest.mark.parametrize("D", [3, 40])
 @pytest.mark.parametrize("op", ["inner", "dist", "exterior_angle"])
@@ -170,6 +172,17 @@ LOSSES = {
     "atmg": lambda *args: losses.ATMGLoss(text_radius=0.5, image_radius=1.0, centroid_weight=0.1)(
         *args
     )[0],
+    "hycoclip": lambda x, y, c, s: losses.HyCoCLIPLoss()(x, y, x, y, c, s)[0],
+    "hycoclip, boxes of some pairs": lambda x, y, c, s: losses.HyCoCLIPLoss()(
+        x,
+        y,
+        x[:3],
+        y[:3],
+        c,
+        s,
+        box_of=torch.tensor([0, 0, 4]),
+        targets=torch.tensor([0, 0, 1, 2, 2]),
+    )[0],
     "entailment": lambda x, y, c, s: s * losses.entailment_loss(x, y, c),
     "centroid": lambda x, y, c, s: (
         s * losses.centroid_loss(x, y, c, text_radius=0.5, image_radius=1.0)
@@ -177,6 +190,7 @@ LOSSES = {
 }
 
 
+@pytest.mark.few(D=40)
 @pytest.mark.parametrize("D", [3, 40])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_every_loss(narrow, loss, D):
@@ -303,6 +317,7 @@ def examples(op):
 every_exact_op = pytest.mark.parametrize("op", OPS)
 
 
+@pytest.mark.few(op=ONE_OF_EACH)
 @every_exact_op
 def test_values_are_exact(without_float64, op):
     @examples(op)
@@ -314,6 +329,7 @@ def test_values_are_exact(without_float64, op):
     check()
 
 
+@pytest.mark.few(op=ONE_OF_EACH)
 @every_exact_op
 def test_gradients_are_exact(without_float64, op):
     @examples(op)
@@ -328,6 +344,7 @@ def test_gradients_are_exact(without_float64, op):
     check()
 
 
+@pytest.mark.few(op=ONE_OF_EACH, D=3, curv=1.0)
 @pytest.mark.parametrize("op", SIGNATURES)
 @pytest.mark.parametrize("D", [1, 3])
 @pytest.mark.parametrize("curv", [1.0, 1e-2, 1e2])

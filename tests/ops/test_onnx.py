@@ -13,7 +13,7 @@ from typing import Any
 import onnxruntime
 import pytest
 import torch
-from calls import SIGNATURES, arguments
+from calls import ONE_OF_EACH, SIGNATURES, arguments
 from torch import Tensor, nn
 
 from lorentzkit import ops
@@ -137,6 +137,7 @@ def check(run, op: str, args: Sequence[Tensor], curv: float, rtol: float) -> Non
 # --- Ops ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.few(op=ONE_OF_EACH)
 @pytest.mark.parametrize("op", EXPORTED)
 def test_ops(op):
     args = every_argument(op, torch.float32)

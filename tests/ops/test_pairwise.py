@@ -1,5 +1,7 @@
 """The pairwise ops: exact for every pair, in every implementation, and without the matrix."""
 
+import itertools
+
 import pytest
 import torch
 from condition import gradient_errors, value_error
@@ -16,7 +18,7 @@ from lorentzkit.fused.folding import fold
 from lorentzkit.fused.problems import PairwiseProblem, Search
 
 DTYPES = [torch.float32, torch.float64]
-RAGGED = [(1, 1), (1, 7), (7, 1), (252, 123), (507, 1023)]
+RAGGED = [(1, 7), (7, 1), (507, 1023)]
 every_op = pytest.mark.parametrize("op", PAIRWISE)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
 
@@ -241,10 +243,9 @@ def test_the_centre_takes_the_cone_out_of_the_product():
 @every_op
 @every_dtype
 @pytest.mark.parametrize("impl", ["streaming", "reference"])
-@pytest.mark.parametrize("D", [3, 20])
-@pytest.mark.parametrize(
-    ("of_x", "of_y"),
-    [
+def test_no_points_and_no_clouds(op, impl, dtype):
+    """As of `torch.cdist`: the shape of the empty result, and gradients of 0."""
+    leading = [
         ((0,), (5,)),
         ((5,), (0,)),
         ((0,), (0,)),
@@ -252,17 +253,17 @@ def test_the_centre_takes_the_cone_out_of_the_product():
         ((0, 4), (3,)),
         ((2, 0), (2, 3)),
         ((2, 1, 4), (0, 3)),
-    ],
-)
-def test_no_points_and_no_clouds(op, dtype, impl, D, of_x, of_y):
-    """As of `torch.cdist`: the shape of the empty result, and gradients of 0."""
-    x, y = (torch.ones(*of, D, dtype=dtype, requires_grad=True) for of in (of_x, of_y))
-    curv = torch.ones((), dtype=dtype, requires_grad=True)
-    out = PAIRWISE[op](x, y, curv, impl=impl)
-    assert out.shape == torch.cdist(x.detach(), y.detach()).shape
-    assert out.dtype == dtype
-    for leaf, by in zip((x, y, curv), torch.autograd.grad(out.sum(), (x, y, curv)), strict=True):
-        assert torch.equal(by, torch.zeros_like(leaf))
+    ]
+    for D, of in itertools.product((3, 20), leading):
+        x, y = (torch.ones(*shape, D, dtype=dtype, requires_grad=True) for shape in of)
+        curv = torch.ones((), dtype=dtype, requires_grad=True)
+        out = PAIRWISE[op](x, y, curv, impl=impl)
+        assert out.shape == torch.cdist(x.detach(), y.detach()).shape, (D, of)
+        assert out.dtype == dtype
+        for leaf, by in zip(
+            (x, y, curv), torch.autograd.grad(out.sum(), (x, y, curv)), strict=True
+        ):
+            assert torch.equal(by, torch.zeros_like(leaf)), (D, of)
 
 
 def test_no_clouds_of_their_own_curvatures():

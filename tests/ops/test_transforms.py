@@ -6,7 +6,7 @@ says so; leading dimensions batch it.
 
 import pytest
 import torch
-from calls import CURV, SIGNATURES, arguments
+from calls import CURV, ONE_OF_EACH, SIGNATURES, arguments
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -50,12 +50,14 @@ def test_grad(op):
     close(grad(loss(op), argnums=tuple(range(len(args))))(*args), autograd_gradients(op, args))
 
 
+@pytest.mark.few(op=ONE_OF_EACH)
 @every_traceable_op
 def test_vmap(op):
     args = with_curv(op)
     close(vmap(getattr(ops, op))(*args), getattr(ops, op)(*args))
 
 
+@pytest.mark.few(op=ONE_OF_EACH)
 @every_traceable_op
 def test_vmap_over_an_inner_dimension_and_of_gradients(op):
     args = with_curv(op, batch=(2, 3))
@@ -63,6 +65,7 @@ def test_vmap_over_an_inner_dimension_and_of_gradients(op):
     close(mapped, autograd_gradients(op, args)[0])
 
 
+@pytest.mark.few(op=ONE_OF_EACH)
 @every_traceable_op
 def test_jacobians(op):
     args = with_curv(op, batch=())
@@ -72,6 +75,7 @@ def test_jacobians(op):
     close(jacfwd(getattr(ops, op), every)(*args), expected)
 
 
+@pytest.mark.few(op=ONE_OF_EACH)
 @every_traceable_op
 def test_jvp(op):
     args = with_curv(op, batch=())
@@ -81,6 +85,7 @@ def test_jvp(op):
     close(got, expected)
 
 
+@pytest.mark.few(op=ONE_OF_EACH)
 @every_traceable_op
 def test_hessian(op):
     args = with_curv(op, batch=(), D=2)
@@ -118,11 +123,13 @@ def check_compiled(op, backend):
     close(torch.autograd.grad(value.square().sum(), leaves), autograd_gradients(op, args))
 
 
+@pytest.mark.few(op=ONE_OF_EACH)
 @every_traceable_op
 def test_compiled_in_one_graph_forward_and_backward(op):
     check_compiled(op, "aot_eager")
 
 
+@pytest.mark.few(op="dist")
 @pytest.mark.parametrize("op", ["dist", "expmap0"])
 def test_compiled_by_inductor(op):
     check_compiled(op, "inductor")
@@ -134,6 +141,7 @@ def test_the_frechet_mean_does_not_compile_to_one_graph():
         compiled(ops.frechet_mean)(*args)
 
 
+@pytest.mark.few(op="expmap0")
 @pytest.mark.parametrize("op", ["half_aperture", "expmap0", "einstein_midpoint"])
 def test_compiled_with_a_number_for_the_curvature(op):
     """Also when the number changes: then it becomes an input of the graph."""
@@ -142,6 +150,7 @@ def test_compiled_with_a_number_for_the_curvature(op):
         close(function(*args, curv), getattr(ops, op)(*args, curv))
 
 
+@pytest.mark.thorough
 def test_compiled_for_a_batch_size_that_changes():
     function = compiled(ops.dist)
     for n in (4, 7, 9):
@@ -149,6 +158,7 @@ def test_compiled_for_a_batch_size_that_changes():
         close(function(x, y), ops.dist(x, y))
 
 
+@pytest.mark.few(op="exterior_angle")
 @pytest.mark.parametrize("op", ["exterior_angle", "expmap0", "einstein_midpoint"])
 def test_exported(op):
     class Module(torch.nn.Module):
@@ -175,6 +185,7 @@ def test_a_value_is_the_same_without_its_derivatives(op, dtype):
     assert torch.equal(getattr(ops, op)(*args), with_graph.detach())
 
 
+@pytest.mark.few(op=ONE_OF_EACH)
 @every_traceable_op
 def test_forward_mode_without_a_graph(op):
     args = with_curv(op)
@@ -201,6 +212,7 @@ def check_traced(op, tracer):
     close(got, autograd_gradients(op, args))
 
 
+@pytest.mark.few(op=ONE_OF_EACH)
 @every_traceable_op
 def test_what_was_traced_without_gradients_still_has_them(op):
     check_traced(op, lambda function, args: make_fx(function)(*args))
@@ -211,17 +223,6 @@ def test_what_was_traced_without_gradients_still_has_them(op):
 def test_traced_by_jit(op):
     """Of two points its tracer cannot compare the shapes, and the ops raise."""
     check_traced(op, torch.jit.trace)
-
-
-@every_op
-def test_gradients_of_one_argument_alone(op):
-    """The others need none: what they would carry is left out, nothing else."""
-    args = with_curv(op)
-    every = autograd_gradients(op, args)
-    for only, expected in enumerate(every):
-        leaf = args[only].clone().requires_grad_()
-        value = loss(op)(*(leaf if i == only else a for i, a in enumerate(args)))
-        close(torch.autograd.grad(value, leaf)[0], expected)
 
 
 # --- Autocast ---------------------------------------------------------------------------------
@@ -255,6 +256,7 @@ def test_one_argument_in_float64_is_enough(op):
 # --- Shapes, strides, what needs gradients ----------------------------------------------------
 
 
+@pytest.mark.few(op=ONE_OF_EACH)
 @pytest.mark.parametrize("op", [op for op in SIGNATURES if "points" not in SIGNATURES[op]])
 @pytest.mark.parametrize("curv", [torch.tensor(CURV), torch.tensor([[0.5], [0.6], [0.7]])])
 def test_arguments_broadcast(op, curv):
@@ -305,7 +307,8 @@ def test_strides_do_not_matter(op):
 
 
 @every_op
-def test_gradients_of_some_arguments_only(op):
+def test_gradients_of_one_argument_alone(op):
+    """The others need none: what they would carry is left out, nothing else."""
     args = with_curv(op)
     expected = autograd_gradients(op, args)
     for i in range(len(args)):
