@@ -14,6 +14,7 @@ import lorentzkit
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [p for top in ("lorentzkit", "examples") for p in sorted((ROOT / top).rglob("*.py"))]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 TEMPLATES = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
 UNSAFE = re.compile(
     r"(^|\.)((pickle|dill|cloudpickle|joblib|shelve|marshal)(\.|$)|torch\.(load|save)$|yaml\.load$"
@@ -95,3 +96,21 @@ def test_issue_templates_are_forms(file: Path) -> None:
     for field in form["body"]:
         assert field["type"] in ("textarea", "input", "dropdown", "checkboxes")
         assert field["attributes"]["label"]
+
+
+@pytest.mark.skipif(not WORKFLOWS, reason="a source archive has none")
+def test_workflows_run_what_ci_runs() -> None:
+    """Each command is one of `.ci/run`, or of the README, where that finds its own."""
+    known = (ROOT / ".ci" / "run").read_text("utf-8") + (ROOT / "README.md").read_text("utf-8")
+    known = known.replace('"$work/documentation"', "site").replace(' 2>>"$work/install.log"', "")
+    jobs = [
+        job
+        for file in WORKFLOWS
+        for job in yaml.safe_load(file.read_text("utf-8"))["jobs"].values()
+    ]
+    commands = {step["run"] for job in jobs for step in job["steps"] if "run" in step}
+    nightly, path = ".venv/bin/python -m pytest --thorough -n auto", 'echo "$PWD/.venv/bin"'
+    assert nightly in commands
+    own = {c for c in commands if not c.startswith(path)} - {nightly}
+    assert len(own) >= 8
+    assert {command for command in own if command not in known} == set()
