@@ -172,12 +172,12 @@ LOSSES = {
     "atmg": lambda *args: losses.ATMGLoss(text_radius=0.5, image_radius=1.0, centroid_weight=0.1)(
         *args
     )[0],
-    "hycoclip": lambda x, y, c, s: losses.HyCoCLIPLoss()(x, y, x, y, c, s)[0],
+    "hycoclip": lambda x, y, c, s: losses.HyCoCLIPLoss()(x, y, x.roll(1, 0), y.roll(1, 0), c, s)[0],
     "hycoclip, boxes of some pairs": lambda x, y, c, s: losses.HyCoCLIPLoss()(
         x,
         y,
-        x[:3],
-        y[:3],
+        x[1:4],
+        y[1:4],
         c,
         s,
         box_of=torch.tensor([0, 0, 4]),
