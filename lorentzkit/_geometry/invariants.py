@@ -6,6 +6,7 @@ their products is split into exact parts.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,9 +16,11 @@ from torch.autograd import Function
 from lorentzkit._geometry.arrays import Numbers, where
 from lorentzkit._geometry.compilation import earned
 from lorentzkit._geometry.elementary import hardshrink
+from lorentzkit._geometry.special import values_at_hand
 from lorentzkit._geometry.vectors import (
     Parts,
     dot,
+    dots,
     eager,
     expand,
     flat,
@@ -27,6 +30,8 @@ from lorentzkit._geometry.vectors import (
     power_of_two,
     row_blocks,
     run,
+    wide_blocks,
+    wide_dots,
     wide_dtype,
 )
 
@@ -74,29 +79,33 @@ class Products(NamedTuple):
 # --- Measures -------------------------------------------------------------------------------------
 
 
-def _sweep(x: Tensor, y: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-    """`Measures`; of each other u ``x.u``, ``y.u``, ``u.u``, and u times y's part across x."""
-    dtype = wide_dtype(x)
-    p, q = parts(x, dtype), parts(y, dtype)
-    measure = _exact_measures if dtype == x.dtype else _wide_measures
-    measures, across = measure(p, q, bool(others))
+def _sweep(vectors: Sequence[Parts], exact: bool) -> tuple[Tensor, ...]:
+    """`Measures`; of each other u ``x.u``, ``y.u``, ``u.u``, and u times y's part across x.
+
+    ``exact``: whether the vectors had no wider type.
+    """
+    x, y, *others = vectors
+    measures, across = (_exact_measures if exact else _wide_measures)(x, y, bool(others))
     numbers = [*measures]
-    for other in others:
-        u = parts(other, dtype)
+    for u in others:
         # Of aligned vectors only noise is left.
         part = torch.where(measures.sine2 == 0, 0.0, dot(across, u))
-        numbers += dot(p, u), dot(q, u), dot(u, u), part
+        numbers += dot(x, u), dot(y, u), dot(u, u), part
     return tuple(numbers)
 
 
 def _wide_measures(x: Parts, y: Parts, needed: bool) -> tuple[Measures, Parts]:
     """Of float32 vectors in float64, which holds all digits of their products."""
-    xx, yy, xy = dot(x, x), dot(y, y), dot(x, y)
+    # Of a block of `wide_blocks`, which may be written to, or of anything.
+    products = wide_dots if values_at_hand(x[0]) else dots
+    xx, yy, xy = products([(x, x), (y, y), (x, y)])
     rx, ry = xx.sqrt(), yy.sqrt()
     # An error of the quotient lies along x: the square of what is across x does not see it.
-    across = _less(y, x, xy / xx.clamp_min(_TINY))
+    k = xy / xx.clamp_min(_TINY)
+    across = _less(y, x, k) if needed or products is dots else _less(y, x, k, out=y)
+    (square,) = products([(across, across)])
     # No two float32 directions are so close, but equal ones.
-    sine2 = hardshrink(dot(across, across) / yy.clamp_min(_TINY), 1e-28)
+    sine2 = hardshrink(square / yy.clamp_min(_TINY), 1e-28)
     if needed:
         across = _less(across, x, dot(x, across) / xx.clamp_min(_TINY))
     return Measures(rx, ry, rx - ry, xy / (rx * ry).clamp_min(_TINY), sine2), across
@@ -122,9 +131,11 @@ def _exact_measures(x: Parts, y: Parts, needed: bool) -> tuple[Measures, Parts]:
     return Measures(rx, ry, _radius_difference(x, y, rx, ry), cosine, sine2), across
 
 
-def _less(y: Parts, x: Parts, k: Tensor) -> Parts:
-    """``y - k x``"""
-    return [torch.addcmul(q, p, k, value=-1) for p, q in zip(x, y, strict=True)]
+def _less(y: Parts, x: Parts, k: Tensor, out: Parts | None = None) -> Parts:
+    """``y - k x``, in the place of `out`, for new memory takes longer than the sum."""
+    if out is None:
+        return [torch.addcmul(q, p, k, value=-1) for p, q in zip(x, y, strict=True)]
+    return [torch.addcmul(q, p, k, value=-1, out=z) for p, q, z in zip(x, y, out, strict=True)]
 
 
 def _radius_difference(x: Parts, y: Parts, rx: Tensor, ry: Tensor) -> Tensor:
@@ -179,8 +190,8 @@ def products(x: Tensor, y: Tensor, *others: Tensor) -> tuple[Products, Measures,
 
 
 def _plain_products(x: Tensor, y: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-    numbers = _sweep(*(v.detach() for v in (x, y, *others)))
     dtype = wide_dtype(x)
+    numbers = _sweep([parts(v.detach(), dtype) for v in (x, y, *others)], dtype == x.dtype)
     p, q = parts(x, dtype), parts(y, dtype)
     difference = [b - a for a, b in zip(p, q, strict=True)]
     close = Measures(*numbers[:5]).close()
@@ -229,4 +240,10 @@ class _Products(Function):
 
 def measured(*vectors: Tensor) -> tuple[Tensor, ...]:
     """`_sweep` of the rows of ``(N, D)``."""
-    return joined([_sweep(*(v[rows] for v in vectors)) for rows in row_blocks(vectors[0])])
+    x, dtype = vectors[0], wide_dtype(vectors[0])
+    blocks: Iterable[Sequence[Parts]]
+    if dtype != x.dtype and values_at_hand(x):
+        blocks = wide_blocks(vectors)
+    else:
+        blocks = ([parts(v[rows], dtype) for v in vectors] for rows in row_blocks(x))
+    return joined([_sweep(some, dtype == x.dtype) for some in blocks])

@@ -147,7 +147,10 @@ def _scales(m: Measures, close: Tensor) -> tuple[Tensor, Tensor]:
 
 def selected(kind: str, x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor) -> Tensor:
     """`of_rows` of the pairs (i, j), ``(P, K)``: positives of a loss, winners of a search."""
-    blocks = [(of_blocks(kind, x[i[some]], y[j[some]], c)[0],) for some in row_blocks(x, len(i))]
+    blocks = []
+    for some in row_blocks(x, len(i)):
+        p, q = x.index_select(0, i[some]), y.index_select(0, j[some])
+        blocks.append((earned(of_blocks, kind, p)(kind, p, q, c)[0],))
     return joined(blocks)[0]
 
 
@@ -165,8 +168,9 @@ def add_selected_gradients(
     """Adds the derivatives of ``(grad * selected).sum()`` by x and y; returns that by c."""
     by_c = torch.zeros(1, dtype=wide_dtype(x), device=x.device)
     for some in row_blocks(x, len(i)):
-        p, q = x[i[some]], y[j[some]]
-        of_c, of_p, of_q, *_ = gradients(kind, p, q, c, grad[some], *measured(p, q))
+        p, q = x.index_select(0, i[some]), y.index_select(0, j[some])
+        numbers = earned(measured, "2", p)(p, q)
+        of_c, of_p, of_q, *_ = earned(gradients, kind, p)(kind, p, q, c, grad[some], *numbers)
         by_x.index_add_(0, i[some], of_p)
         by_y.index_add_(0, j[some], of_q)
         by_c += of_c.sum()

@@ -139,8 +139,12 @@ def wide_blocks(vectors: Sequence[Tensor]) -> Iterator[list[list[Tensor]]]:
         yield [list(wide) for wide in place]
 
 
+def dots(pairs: Sequence[tuple[Parts, Parts]]) -> tuple[Tensor, ...]:
+    return tuple(dot(x, y) for x, y in pairs)
+
+
 def wide_dots(pairs: Sequence[tuple[Parts, Parts]]) -> tuple[Tensor, ...]:
-    """`dot` of float64 vectors on a CPU, without derivatives."""
+    """`dots` of float64 vectors on a CPU, without derivatives."""
     return tuple(_blas_dot(x, y) if len(x) == 1 else dot(x, y) for x, y in pairs)
 
 
