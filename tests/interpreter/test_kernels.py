@@ -175,7 +175,7 @@ def test_topk_of_more_than_registers_hold():
 # --- Contrastive loss -----------------------------------------------------------------------------
 
 
-@pytest.mark.few(N=130, scale=5.0)
+@pytest.mark.few(M=7, scale=5.0)
 @every_similarity
 @pytest.mark.parametrize(
     ("N", "M", "D", "scale"),
@@ -239,7 +239,7 @@ def test_gradients_at_every_radius(similarity, radius):
         assert (a - b).abs().max() <= 1e-4 * b.abs().max() + 1e-6, name
 
 
-@pytest.mark.few(similarity="angle", precision="medium")
+@pytest.mark.thorough
 @every_similarity
 @pytest.mark.parametrize(("precision", "bound"), [("high", 2e-3), ("medium", 2e-2)])
 def test_losses_of_lower_precision(similarity, precision, bound):
@@ -258,6 +258,7 @@ def test_workspace_in_parts(monkeypatch):
     compare(x, y, "angle", positive, labels, impl="triton", rtol=2e-5, atol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:.*deprecated")
 def test_opcheck():
     for op, args in custom_ops("triton", torch.float32):

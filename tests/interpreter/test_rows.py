@@ -412,6 +412,7 @@ def test_broadcasting():
     check("logmap", row, torch.tensor(0.7), typical=4.0)
 
 
+@pytest.mark.few(op=["dist", "expmap"])
 @pytest.mark.parametrize("op", ["dist", "expmap", "angle", *(op for op in OPS if OPS[op].apart)])
 def test_rows_of_any_strides(op):
     draw = Draw(8)
@@ -427,6 +428,7 @@ def test_rows_of_any_strides(op):
         assert torch.equal(got[name], of)
 
 
+@pytest.mark.few(dtype=torch.bfloat16)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(
     "op", ["dist", "logmap", "tangent_inner", "angle", *(op for op in OPS if OPS[op].apart)]

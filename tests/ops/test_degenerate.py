@@ -21,7 +21,7 @@ every_op = pytest.mark.parametrize("op", SIGNATURES)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
 
 
-@pytest.mark.few(D=3, curv=1.0)
+@pytest.mark.few(D=3)
 @every_dtype
 @every_op
 @pytest.mark.parametrize("D", [1, 3])

@@ -112,7 +112,7 @@ def arguments(place, N=4, D=2):
     return x.clone(), w, torch.tensor(0.7, dtype=torch.float64)
 
 
-@pytest.mark.few(place=["generic", "equal"])
+@pytest.mark.few(place="generic", rows="row by row")
 @each_mean
 @pytest.mark.parametrize("place", PLACES)
 def test_derivatives(op, place, rows):

@@ -109,6 +109,7 @@ def test_the_product_alone_would_not_do(monkeypatch):
     assert worst() > 1e-3
 
 
+@pytest.mark.few(op="exterior_angle", D=20)
 @every_op
 @pytest.mark.parametrize(("N", "M"), RAGGED)
 @pytest.mark.parametrize("D", [3, 20])
@@ -403,6 +404,7 @@ def test_compiled_and_eager_blocks_agree(monkeypatch):
     torch.testing.assert_close(default, eager, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.thorough
 def test_a_compiled_search_finds_what_an_eager_one_does(monkeypatch):
     """Of more than one block, the last of which is smaller."""
     x, y = points(600, 40, torch.float32), points(1500, 40, torch.float32, seed=1)
