@@ -107,6 +107,7 @@ def test_forward_mode_of_the_reference():
     )
 
 
+@pytest.mark.few(name=["pairwise_dist", "angle"])
 @every_function
 def test_compile_fullgraph(name):
     torch._dynamo.reset()
@@ -119,6 +120,7 @@ def test_compile_fullgraph(name):
     close(gradients(compiled, inputs), gradients(function, inputs))
 
 
+@pytest.mark.few(name=["pairwise_dist", "angle"])
 @every_function
 def test_export(name):
     function, inputs = call(name)

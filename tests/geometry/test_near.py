@@ -112,6 +112,7 @@ def test_rows_of_numpy_and_of_torch_are_the_same(monkeypatch, op):
     torch.testing.assert_close(value_and_gradients(getattr(ops, op), inputs), expected)
 
 
+@pytest.mark.few(op="dist")
 @pytest.mark.parametrize("op", ["dist", "expmap"])
 def test_compiled_rows_are_the_eager_ones(monkeypatch, op):
     inputs = pair(100, 1.0)
@@ -125,6 +126,7 @@ def test_compiled_rows_are_the_eager_ones(monkeypatch, op):
     torch.testing.assert_close(compiled, value_and_gradients(getattr(ops, op), far))
 
 
+@pytest.mark.few(op="dist", backend="aot_eager")
 @pytest.mark.parametrize("op", ["dist", "logmap"])
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_compiled_code_looks_at_values_as_eager_code_does(op, backend):

@@ -98,6 +98,7 @@ def check_same(ours, theirs, tolerance):
         assert (error <= tolerance * size.clamp_min(least)).all()
 
 
+@pytest.mark.few(kind="exterior")
 @pytest.mark.parametrize(
     ("kind", "D", "dtype", "tolerance"),
     [
@@ -114,6 +115,7 @@ def test_compiled_rows_are_the_eager_ones(monkeypatch, kind, D, dtype, tolerance
     check_same(results(kind, D, dtype), expected, tolerance)
 
 
+@pytest.mark.thorough
 def test_compiled_measures_are_the_eager_ones(monkeypatch):
     if not compilation._has_compiler():
         pytest.skip("needs a C++ compiler")

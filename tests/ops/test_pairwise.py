@@ -18,7 +18,7 @@ from lorentzkit.fused.folding import fold
 from lorentzkit.fused.problems import PairwiseProblem, Search
 
 DTYPES = [torch.float32, torch.float64]
-RAGGED = [(1, 7), (7, 1), (507, 1023)]
+RAGGED = [(1, 7), (7, 1), (20, 31), (507, 1023)]
 every_op = pytest.mark.parametrize("op", PAIRWISE)
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"])
 
@@ -109,14 +109,14 @@ def test_the_product_alone_would_not_do(monkeypatch):
     assert worst() > 1e-3
 
 
-@pytest.mark.few(op="exterior_angle", D=20)
+@pytest.mark.few(N=[1, 7, 20])
 @every_op
 @pytest.mark.parametrize(("N", "M"), RAGGED)
 @pytest.mark.parametrize("D", [3, 20])
 def test_streaming_is_the_reference(monkeypatch, op, N, M, D):
     """All pairs and all gradients by name, in odd sizes, with degenerate points among them."""
-    monkeypatch.setattr(streaming, "ROWS", 200)
-    monkeypatch.setattr(streaming, "COLUMNS", 300)
+    monkeypatch.setattr(streaming, "ROWS", max(1, 2 * N // 5))
+    monkeypatch.setattr(streaming, "COLUMNS", max(1, 3 * M // 10))
     x, y = points(N, D), points(M, D, seed=1)
     x[0], y[-1] = y[0], -2 * x[-1]
     if N > 2 and M > 2:
