@@ -123,6 +123,7 @@ def test_losses(batch: Any) -> None:
         assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
+@pytest.mark.thorough
 def test_loss_compiles(batch: Any) -> None:
     """In one graph; atmg's has ops of points, of pairs and of a single point."""
     model = HyperbolicCLIPModel(config_of("atmg"))

@@ -245,6 +245,7 @@ def test_several_programs(monkeypatch):
     check("dist", arguments("dist", Draw(3)), torch.tensor(0.7))
 
 
+@pytest.mark.few(op=["dist", "logmap", "geodesic"])
 @pytest.mark.parametrize(
     "op", [op for op, of in OPS.items() if of.points and op not in (*BALLS, "expmap")]
 )

@@ -123,13 +123,13 @@ def check_compiled(op, backend):
     close(torch.autograd.grad(value.square().sum(), leaves), autograd_gradients(op, args))
 
 
-@pytest.mark.few(op=ONE_OF_EACH)
+@pytest.mark.few(op="expmap")
 @every_traceable_op
 def test_compiled_in_one_graph_forward_and_backward(op):
     check_compiled(op, "aot_eager")
 
 
-@pytest.mark.few(op="dist")
+@pytest.mark.thorough
 @pytest.mark.parametrize("op", ["dist", "expmap0"])
 def test_compiled_by_inductor(op):
     check_compiled(op, "inductor")
@@ -141,7 +141,7 @@ def test_the_frechet_mean_does_not_compile_to_one_graph():
         compiled(ops.frechet_mean)(*args)
 
 
-@pytest.mark.few(op="expmap0")
+@pytest.mark.thorough
 @pytest.mark.parametrize("op", ["half_aperture", "expmap0", "einstein_midpoint"])
 def test_compiled_with_a_number_for_the_curvature(op):
     """Also when the number changes: then it becomes an input of the graph."""
