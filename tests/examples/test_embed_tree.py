@@ -174,6 +174,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.few(optimizer="adam", dtype="float32")
 @pytest.mark.usefixtures("_one_thread")
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
