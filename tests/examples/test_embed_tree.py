@@ -229,6 +229,7 @@ def test_interrupted_writing_leaves_the_old_file(tmp_path: Path) -> None:
     assert json.loads(file.read_text()) == [1]
 
 
+@pytest.mark.thorough
 def test_the_program_from_edges_to_picture(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

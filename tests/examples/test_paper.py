@@ -58,6 +58,7 @@ def test_smoke(name: str, out: Path) -> None:
             assert case.get("taken", 3) == 3
 
 
+@pytest.mark.thorough
 def test_cases_are_kept_in_order_and_not_measured_again(tmp_path: Path) -> None:
     function, cases = partial(dict, found=0), [{"of": i} for i in range(4)]
     found = common.measured("m", function, cases[:2], tmp_path)

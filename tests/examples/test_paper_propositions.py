@@ -80,6 +80,7 @@ def test_largest_total_is_that_of_the_regular_set(
     assert proposition1.largest_total(dim, n, reach, curv) == pytest.approx(total, rel=1e-12)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("dim", "n", "reach", "curv"), [(2, 3, 1, 1), (2, 7, 2, 0.5), (4, 8, 1, 1)]
 )

@@ -229,6 +229,7 @@ def test_missing_and_empty_shards_say_what_to_do(shards: str, tmp_path: Path) ->
             take(config, 1)
 
 
+@pytest.mark.thorough
 def test_the_emoji(tmp_path: Path) -> None:
     folder = emoji.prepare(tmp_path / "emoji")
     shards = json.loads((folder / "manifest.json").read_text())["shards"]
@@ -507,6 +508,7 @@ def test_what_is_not_finite_stops_the_run(shards: str, tmp_path: Path) -> None:
     assert len(json.loads(dump.read_text())["keys"]) == 8
 
 
+@pytest.mark.thorough
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"old")

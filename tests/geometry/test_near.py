@@ -112,7 +112,7 @@ def test_rows_of_numpy_and_of_torch_are_the_same(monkeypatch, op):
     torch.testing.assert_close(value_and_gradients(getattr(ops, op), inputs), expected)
 
 
-@pytest.mark.few(op="dist")
+@pytest.mark.thorough
 @pytest.mark.parametrize("op", ["dist", "expmap"])
 def test_compiled_rows_are_the_eager_ones(monkeypatch, op):
     inputs = pair(100, 1.0)

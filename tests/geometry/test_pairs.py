@@ -98,7 +98,7 @@ def check_same(ours, theirs, tolerance):
         assert (error <= tolerance * size.clamp_min(least)).all()
 
 
-@pytest.mark.few(kind="exterior")
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("kind", "D", "dtype", "tolerance"),
     [

@@ -151,6 +151,7 @@ def test_lower_precision_is_that_of_points_moved_by_as_much(precision, bound):
 # --- Top-k ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.few(D=40)
 @pytest.mark.parametrize("score", ["dist", "exterior_angle", "inner"])
 @pytest.mark.parametrize("largest", [False, True])
 @pytest.mark.parametrize("D", [3, 40])
