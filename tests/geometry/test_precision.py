@@ -201,6 +201,7 @@ def test_no_setting_changes_a_second_derivative(setting, device):
     assert worst(second(), expected) <= 1e-6
 
 
+@pytest.mark.thorough
 @rounding
 @pytest.mark.parametrize("call", ["LorentzMLR", "pairwise_dist", "contrastive_loss, angle"])
 @pytest.mark.parametrize("name", ["medium", *(["mkldnn.matmul bf16"] if NEW else [])])

@@ -112,6 +112,7 @@ def test_one_box_for_each_pair_needs_no_index():
     torch.testing.assert_close(found[0], paper(*arguments, range(6))[0], rtol=1e-12, atol=0)
 
 
+@pytest.mark.thorough
 def test_gradients_are_finite_differences():
     arguments = inputs()
     assert torch.autograd.gradcheck(
