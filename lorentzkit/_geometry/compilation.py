@@ -74,11 +74,17 @@ def earned(function: Callable[..., Any], kind: str, x: Tensor) -> Callable[..., 
     if x.device.type != "cpu" or not values_known(x):
         return function
     kind = f"{kind}_{x.shape[-1] if x.shape[-1] <= FEW else 0}"  # short rows are code of their own
+    work = _CALL + len(x) * (x.shape[-1] + _SCALARS)
+    return (
+        compiled(function, kind, x.dtype, rows=True) if earns(function, kind, x, work) else function
+    )
+
+
+def earns(function: Callable[..., Any], kind: str, x: Tensor, work: int) -> bool:
+    """Whether it has done so much work that it is to be compiled, with this on tensors like x."""
     key = (function, kind, x.dtype)
-    _done[key] = _done.get(key, 0) + _CALL + len(x) * (x.shape[-1] + _SCALARS)
-    if _done[key] < _EARNS_COMPILING or not _has_compiler():
-        return function
-    return compiled(function, kind, x.dtype, rows=True)
+    _done[key] = _done.get(key, 0) + work
+    return _done[key] >= _EARNS_COMPILING and _has_compiler()
 
 
 def compiles(x: Tensor, work: int) -> bool:

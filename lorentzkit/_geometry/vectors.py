@@ -367,13 +367,13 @@ def sums_unseen(
     x = vectors[0]
     assert x is not None
     given = [c for row in coefficients for c in row if _varies(c)]
-    columns = iter([_stored(c.to(x.dtype)) for c in given])
+    columns = iter([stored(c.to(x.dtype)) for c in given])
     rows = [[next(columns) if _varies(c) else c for c in row] for row in coefficients]
     return _block_sums(vectors, rows, close, x.dtype), _all_in_range(torch.cat(given, 1))
 
 
-def _stored(numbers: Tensor) -> Tensor:
-    """The numbers in memory, lest inductor compute them anew for each column of a sum."""
+def stored(numbers: Tensor) -> Tensor:
+    """The numbers in memory, lest inductor compute them anew where they are used again."""
     return numbers.as_strided(numbers.shape, numbers.stride())
 
 

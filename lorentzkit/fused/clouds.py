@@ -44,6 +44,21 @@ class Cloud(NamedTuple):
     def radial(self) -> Radial:
         return Radial(*self.scalars[:5].unbind())
 
+    def gradient(
+        self, sign: str, directions: Tensor, weights: Tensor, radii: Tensor, mean: Tensor, c: Tensor
+    ) -> None:
+        """``(sum_j W_ij (v_j - u_i cos)) / |x| + u_i da_i``, in the place of the directions.
+
+        Args:
+            sign: "-" for the second cloud.
+            directions: the sums over the other cloud of W times its `spread`, ``(N, D)``.
+            weights: those of W, ``(N, 1)``.
+            radii: those of the derivatives by the radius a.
+        """
+        along = torch.where(self.inside, radii * (c.sqrt() / self.radial.cosh), 0.0)
+        rowwise = directions, self.spread, weights, along, self.length
+        by_rows(_gradient, sign, rowwise, mean)
+
 
 class Directions(NamedTuple):
     """Of two clouds: what both passes of a loss need and no curvature changes."""
@@ -60,7 +75,7 @@ class Directions(NamedTuple):
         """The h under which the product has lost it."""
         halves = self.x[:, -2], self.y[:, -1]
         most = math.prod(float(half.max()) if len(half) else 0.0 for half in halves)
-        return mend_below(len(self.mean), 2 * math.sqrt(most))
+        return threshold(len(self.mean), most)
 
 
 class Clouds(NamedTuple):
@@ -81,6 +96,20 @@ class Clouds(NamedTuple):
             radii = [torch.log1p(2 * z.radial.sinh.amax()) for z in (self.x, self.y)]
             largest = (radii[0] + radii[1]) / self.c.sqrt()[0]
         return largest / 2, largest / 2
+
+
+def _gradient(
+    sign: str,
+    directions: Tensor,
+    spread: Tensor,
+    weights: Tensor,
+    along: Tensor,
+    length: Tensor,
+    mean: Tensor,
+) -> None:
+    unit = mean - spread if sign else mean + spread
+    change = (-directions if sign else directions) - weights * mean
+    directions.copy_((change - unit * dot(unit, change)) / length + unit * along)
 
 
 def clouds(x: Tensor, y: Tensor, c: Tensor, precision: str) -> Clouds:
@@ -107,6 +136,11 @@ def directions(x: Tensor, y: Tensor, precision: str) -> Directions:
         by_rows(_centre, sign, (basis[:, :D], half), mean)
         basis[:, -1:], basis[:, -2:-1] = (half, 1.0) if sign else (1.0, half)
     return Directions(bases[0], bases[1], x_length, y_length, mean)
+
+
+def threshold(D: int, most: float) -> float:
+    """The h under which a product has lost it; of the largest halves of squares their product."""
+    return mend_below(D, 2 * math.sqrt(most))
 
 
 def mend_below(D: int, spread: float = 1.0) -> float:
@@ -165,11 +199,14 @@ def _centre(sign: str, unit: Tensor, half: Tensor, mean: Tensor) -> None:
 
 
 def _cloud(basis: Tensor, length: Tensor, c: Tensor) -> Cloud:
-    limit = norm_limit(c)
-    inside = ~(length > limit)
+    inside = ~(length > norm_limit(c))
+    longer = length.clamp_min(TINY[length.dtype])
+    return Cloud(basis, longer, inside, scalars(length, c))
+
+
+def scalars(length: Tensor, c: Tensor) -> Tensor:
+    """`Radial` and `Exponentials` of points of these lengths ``(N, 1)``: ``(8, N, 1)``."""
     apex = (length != 0).to(length.dtype)
-    length = length.clamp_min(TINY[length.dtype])
-    s = c.sqrt() * torch.minimum(length, limit)
-    of_radius = radial(s, apex)
-    scalars = torch.stack([*of_radius, *exponentials(of_radius)])
-    return Cloud(basis, length, inside, scalars)
+    length = torch.minimum(length.clamp_min(TINY[length.dtype]), norm_limit(c))
+    of_radius = radial(c.sqrt() * length, apex)
+    return torch.stack([*of_radius, *exponentials(of_radius)])

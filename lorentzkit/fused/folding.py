@@ -19,12 +19,20 @@ def fold(kind: str, out: Tensor, x: Tensor, y: Tensor, mean: Tensor, threshold: 
     """
     opposites = kind == "angle"
     if x.shape[-1] - 2 <= FEW_DIMENSIONS:
-        near = _half_square(x[:, :-2], -y[:, :-2])
+        x, y = x[:, :-2], y[:, :-2]
+        near = _half_square(x, -y)
         if opposites:
             near = torch.where(near > 1, _opposites(x, y, mean), near)
         out.copy_(near)
         return
     torch.mm(x, y.mT, out=out)
+    mend(out, x[:, :-2], y[:, :-2], mean, threshold, opposites)
+
+
+def mend(
+    out: Tensor, x: Tensor, y: Tensor, mean: Tensor, threshold: float, opposites: bool
+) -> None:
+    """Corrects the product h of two clouds, given by their `Cloud.spread`; folds opposites."""
     lowest, highest = out.aminmax()
     if lowest < threshold:
         _mend(out, x, y, out < threshold)
@@ -36,18 +44,18 @@ def _mend(out: Tensor, x: Tensor, y: Tensor, which: Tensor, mean: Tensor | None 
     """From differences; with the mean, of opposites."""
     i, j = which.nonzero(as_tuple=True)
     if 8 * len(i) > out.numel():
-        exact = _half_square(x[:, :-2], -y[:, :-2]) if mean is None else _opposites(x, y, mean)
+        exact = _half_square(x, -y) if mean is None else _opposites(x, y, mean)
         out.copy_(torch.where(which, exact, out))
         return
     for some in row_chunks(len(i), x.shape[-1]):
-        a, b = x[i[some], :-2], y[j[some], :-2]
+        a, b = x[i[some]], y[j[some]]
         d = a + b if mean is None else a + 2 * mean - b
         h = 0.5 * dot(d, d)[:, 0]
         out[i[some], j[some]] = h if mean is None else _opposite(h)
 
 
 def _opposites(x: Tensor, y: Tensor, mean: Tensor) -> Tensor:
-    return _opposite(_half_square(x[:, :-2] + 2 * mean, y[:, :-2]))
+    return _opposite(_half_square(x + 2 * mean, y))
 
 
 def _opposite(g: Tensor) -> Tensor:

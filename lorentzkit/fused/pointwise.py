@@ -10,6 +10,7 @@ stays in the cache.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -62,6 +63,18 @@ def _opened(kind: str, folded: Tensor, x: Tensor, y: Tensor) -> _Opened:
     x_, y_ = Radial(*of_x), Radial(*of_y)
     tri = triangle(h, x_, y_, Exponentials(a, b, c), Exponentials(d, e, f))
     return _Opened(h, g, tri, x_, y_)
+
+
+def all_values(kind: str, folded: Tensor, x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, ...]:
+    """Of "angle" two, else one."""
+    return values(kind, *_opened(kind, folded, x, y), c)
+
+
+def all_changes(
+    kind: str, folded: Tensor, x: Tensor, y: Tensor, c: Tensor, at: Sequence[Tensor]
+) -> Change:
+    """Of the derivative of ``(at[0] * all_values[0]).sum() + ...``, term by term."""
+    return change(kind, *_opened(kind, folded, x, y), c, at)
 
 
 # --- Matrices -----------------------------------------------------------------------------------
@@ -120,12 +133,12 @@ def log_sums(
     same, (row, column) = ids[0] == ids[1], SIGNS[similarity]
     of_row, of_column = _two(similarity, values)
     return (
-        _log_sum(torch.where(same, -math.inf, row * scale * of_row), 1),
-        _log_sum(torch.where(same, -math.inf, column * scale * of_column), 0),
+        log_sum(torch.where(same, -math.inf, row * scale * of_row), 1),
+        log_sum(torch.where(same, -math.inf, column * scale * of_column), 0),
     )
 
 
-def _log_sum(logit: Tensor, dim: int) -> Tensor:
+def log_sum(logit: Tensor, dim: int) -> Tensor:
     largest = logit.amax(dim, keepdim=True)
     shift = torch.where(largest == -math.inf, 0.0, largest)
     return shift + (logit - shift).exp().sum(dim, keepdim=True).log()

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from lorentzkit._geometry import compilation
-from lorentzkit._geometry.compilation import by_rows, row_blocks
-from lorentzkit._geometry.special import dot
+from lorentzkit._geometry.compilation import row_blocks
 from lorentzkit._geometry.vectors import wide_dtype
 from lorentzkit.fused import pointwise
 from lorentzkit.fused.clouds import (
@@ -290,23 +289,6 @@ class _Total:
         self.radii = torch.zeros_like(cloud.length)
 
     def gradient(self, sign: str, mean: Tensor, c: Tensor) -> Tensor:
-        """``(sum_j W_ij (v_j - u_i cos)) / |x| + u_i da_i``, in the place of the first sum."""
-        cloud = self._cloud
-        along = torch.where(cloud.inside, self.radii * (c.sqrt() / cloud.radial.cosh), 0.0)
-        rowwise = self.directions, cloud.spread, self.weights, along, cloud.length
-        by_rows(_gradient, sign, rowwise, mean)
+        """In the place of the first sum."""
+        self._cloud.gradient(sign, self.directions, self.weights, self.radii, mean, c)
         return self.directions
-
-
-def _gradient(
-    sign: str,
-    directions: Tensor,
-    spread: Tensor,
-    weights: Tensor,
-    along: Tensor,
-    length: Tensor,
-    mean: Tensor,
-) -> None:
-    unit = mean - spread if sign else mean + spread
-    change = (-directions if sign else directions) - weights * mean
-    directions.copy_((change - unit * dot(unit, change)) / length + unit * along)

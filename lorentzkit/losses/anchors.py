@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lorentzkit.fused.problems import LossProblem, LossTerms
+
 
 class Anchors(NamedTuple):
     """What the losses of n anchors need to know of all their pairs, ``(n,)`` each."""
@@ -25,6 +27,13 @@ class Anchors(NamedTuple):
         """Of no pairs yet."""
         empty = torch.full_like(like, -torch.inf)
         return cls(empty, empty, torch.zeros_like(like), torch.zeros_like(like))
+
+    @classmethod
+    def paired(cls, problem: LossProblem, terms: LossTerms) -> list[Anchors]:
+        """Of x and of y, where each has one positive: the other of its pair."""
+        logits = problem.logits(terms.values)
+        one = torch.ones_like(logits[0])
+        return [cls(o, p, p, one) for o, p in zip(terms.sums, logits, strict=True)]
 
     def joined(self, others: Tensor, logits: Tensor, of: Tensor) -> Anchors:
         """With more pairs: the log-sum-exp of further negatives, and further positives' logits.
@@ -46,13 +55,15 @@ class Anchors(NamedTuple):
     def losses(self) -> Tensor:
         """``logsumexp(all) - logit``, the mean over the positives; 0 where there is none.
 
-        As ``log(1 + exp(others - positives))``, it keeps its relative accuracy when it is small.
+        As ``log(1 + exp(others - positives))``, it keeps its relative accuracy when it is small, and
+        so does its gradient: of a single positive the rest is left out, whose derivatives of 1 and
+        -1 would cancel but for a rounding.
         """
         some = self.number > 0
         positives = torch.where(some, self.positives, 0.0)
         excess = torch.logaddexp(self.others - positives, torch.zeros_like(positives))
-        loss = excess + (positives - self.total / self.number.clamp_min(1))
-        return torch.where(some, loss, 0.0)
+        rest = positives - self.total / self.number.clamp_min(1)
+        return torch.where(some, excess + torch.where(self.number > 1, rest, 0.0), 0.0)
 
 
 def equal_pairs(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from lorentzkit.fused.pointwise import SIGNS
 from lorentzkit.fused.problems import LossProblem
 from lorentzkit.losses import sharded
 from lorentzkit.losses.anchors import Anchors, equal_pairs
+from lorentzkit.losses.paired import paired_loss
 from lorentzkit.ops.pairwise import Implementation, Precision, cloud_pair
 
 Similarity = Literal["angle", "distance", "cosine"]
@@ -97,6 +98,10 @@ def contrastive_loss(
     anchors: Sequence[Anchors]
     if group is None:
         loss = _checked(*given)
+        if targets is None and impl == "auto" and reduction != "none":
+            mean = _paired(loss)
+            if mean is not None:
+                return mean if reduction == "mean" else mean * len(loss.x)
         anchors = _anchors(loss, targets)
         counts = [(side.number > 0).sum() for side in anchors]
     else:
@@ -174,16 +179,24 @@ def _checked_share(
     return [share.similarity, kind, *described(x, y)], (share, labels)
 
 
+def _paired(loss: _Checked) -> Tensor | None:
+    """The mean of the losses, if the batch is a small one."""
+    N, M = loss.x.shape[0], loss.y.shape[0]
+    if N != M or loss.precision != "highest":
+        return None
+    rows, columns, pairs = _targets(None, N, M, loss.x.device)
+    return paired_loss(loss.problem(rows, columns, *pairs))
+
+
 def _anchors(loss: _Checked, targets: object) -> list[Anchors]:
     """Of x and of y, when all are here."""
     x, y = loss.x, loss.y
     rows, columns, pairs = _targets(targets, x.shape[0], y.shape[0], x.device)
     problem = loss.problem(rows, columns, *pairs)
     terms = registry.loss_terms(problem, loss.impl)
-    others, logits = terms.sums, problem.logits(terms.values)
     if targets is None:  # one positive for each point, in order
-        one = torch.ones_like(logits[0])
-        return [Anchors(o, p, p, one) for o, p in zip(others, logits, strict=True)]
+        return Anchors.paired(problem, terms)
+    others, logits = terms.sums, problem.logits(terms.values)
     return [
         Anchors.none(other).joined(other, positives, of)
         for other, positives, of in zip(others, logits, pairs, strict=True)

@@ -1,0 +1,71 @@
+"""The mean loss of a batch of pairs (x[i], y[i]) on a CPU, with its gradient: all pairs at once.
+
+A small batch takes nearly all of its time to start operations. So the whole loss is one operation
+for autograd, and its gradient is found along with its value: by one compiled function once the
+batches have been work enough to earn that (`fused.whole`), until then, if they are very small, in
+NumPy (`fused.small`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from lorentzkit._geometry.vectors import eager
+from lorentzkit.fused import reference, small, whole
+from lorentzkit.fused.problems import LossProblem, LossTerms
+from lorentzkit.losses.anchors import Anchors
+
+
+def paired_loss(problem: LossProblem) -> Tensor | None:
+    """The mean over all x and all y of their losses; None if that is not done here."""
+    inputs = problem.x, problem.y, problem.c, problem.scale
+    if not _serves(*inputs):
+        return None
+    wanted = torch.is_grad_enabled() and any(z.requires_grad for z in inputs)
+    run = (whole.earned(problem) if wanted else None) or small.prepared(problem, wanted)
+    if run is None:
+        return None
+    loss: Tensor = _PairedLoss.apply(problem, run, *inputs)  # type: ignore[no-untyped-call]
+    return loss
+
+
+def _serves(x: Tensor, *others: Tensor) -> bool:
+    if x.dtype != torch.float32 or x.device.type != "cpu" or not eager(x):
+        return False
+    return not any(map(is_traceable_wrapper_subclass, (x, *others)))
+
+
+class _PairedLoss(Function):
+    @staticmethod
+    def forward(ctx: Any, problem: LossProblem, run: whole.Run, *inputs: Tensor) -> Tensor:
+        loss = run()
+        ctx.problem = problem
+        ctx.save_for_backward(*inputs, *loss.gradients)
+        return loss.value
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, gradients = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+        if torch.is_grad_enabled():  # to be differentiated again
+            of = partial(_by_reference, ctx.problem)
+            return None, None, *reference.pulled_back(of, inputs, (grad,))
+        return None, None, *(grad * of for of in gradients)
+
+
+def _by_reference(
+    problem: LossProblem, x: Tensor, y: Tensor, c: Tensor, scale: Tensor
+) -> tuple[Tensor]:
+    moved = replace(problem, x=x, y=y, c=c, scale=scale)
+    terms = LossTerms(*reference.log_sums(moved), reference.selected(moved.positives))
+    of_x, of_y = (side.losses().mean() for side in Anchors.paired(moved, terms))
+    return ((of_x + of_y) / 2,)
+
+
+__all__ = ["paired_loss"]
