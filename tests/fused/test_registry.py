@@ -53,6 +53,7 @@ def close(got, expected):
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.few(name=["pairwise_exterior_angle", "angle"])
 @every_function
 def test_first_and_second_derivatives(name):
     function, inputs = call(name)
@@ -107,7 +108,7 @@ def test_forward_mode_of_the_reference():
     )
 
 
-@pytest.mark.few(name=["pairwise_dist", "angle"])
+@pytest.mark.few(name="pairwise_dist")
 @every_function
 def test_compile_fullgraph(name):
     torch._dynamo.reset()
@@ -190,6 +191,7 @@ def test_a_missing_compiler_leaves_eager_blocks(monkeypatch):
     compilation._has_compiler.cache_clear()
 
 
+@pytest.mark.thorough
 def test_all_kinds_and_shapes_of_blocks_compile(monkeypatch):
     """Of one code torch compiles 8 variants; sizes of 1 are variants, and so are types."""
     inductor = torch.compile

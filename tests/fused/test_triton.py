@@ -84,7 +84,7 @@ def compiled(monkeypatch):
     return run
 
 
-@pytest.mark.few(capability=90, precision="highest")
+@pytest.mark.few(capability=90, precision="highest", function=["log_sums_gradients", "topk"])
 @pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_every_configuration_compiles_and_spills_no_register(compiled, monkeypat
             assert not any(stacks.values()), (config, stacks)
 
 
-@pytest.mark.few(kind="cosine")
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["inner", "distance", "cosine"])
 def test_other_kernels_compile_and_spill_no_register(compiled, kind):
     pairwise = ["matrix", "matrix_gradients", "topk"]
@@ -127,7 +127,7 @@ def test_kernels_of_other_sizes_compile_and_spill_no_register(compiled, sizes):
         assert not any(stacks.values()), stacks
 
 
-@pytest.mark.few(k=32)
+@pytest.mark.thorough
 @pytest.mark.parametrize("k", [32, 128])
 def test_topk_of_many_compiles_and_spills_no_register(compiled, k):
     stacks = compiled(90, "topk", "angle", EVEN, "highest", k=k)
