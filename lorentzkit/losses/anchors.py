@@ -55,9 +55,9 @@ class Anchors(NamedTuple):
     def losses(self) -> Tensor:
         """``logsumexp(all) - logit``, the mean over the positives; 0 where there is none.
 
-        As ``log(1 + exp(others - positives))``, it keeps its relative accuracy when it is small, and
-        so does its gradient: of a single positive the rest is left out, whose derivatives of 1 and
-        -1 would cancel but for a rounding.
+        As ``log(1 + exp(others - positives))``, it keeps its relative accuracy when it is small. So
+        does its gradient: of a single positive the rest is left out, whose derivatives of 1 and -1
+        would leave a rounding.
         """
         some = self.number > 0
         positives = torch.where(some, self.positives, 0.0)
