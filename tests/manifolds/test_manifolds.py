@@ -17,6 +17,7 @@ def far_points(n, D, seed=0):
     return ops.expmap0(1.5 * torch.randn(n, D, generator=generator, dtype=F64), 0.7)
 
 
+@pytest.mark.few(optimizer=geoopt.optim.RiemannianSGD)
 @pytest.mark.parametrize(
     ("optimizer", "lr", "steps", "within"),
     [(geoopt.optim.RiemannianSGD, 0.3, 200, 1e-12), (geoopt.optim.RiemannianAdam, 0.05, 800, 1e-2)],

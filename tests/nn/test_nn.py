@@ -76,6 +76,7 @@ def test_half_precision_is_computed_in_float32(make, args, dtype):
     assert torch.equal(out, module.float()(*wide))
 
 
+@pytest.mark.few(make=MODULES["Lift"][0])
 @every_module
 def test_compiled_and_functional(make, args):
     module = make()
