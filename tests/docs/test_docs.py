@@ -197,7 +197,7 @@ def unknown(script: Path, given: set[str]) -> set[str]:
     return given - set(re.findall(r"(?<!\w)--?\w[\w-]*", done.stdout))
 
 
-@pytest.mark.few(script="examples/embed_tree.py")
+@pytest.mark.thorough
 @pytest.mark.parametrize("script", sorted(OPTIONS))
 def test_commands_have_their_script_and_options(script: str) -> None:
     assert unknown(ROOT / script, OPTIONS[script]) == set()

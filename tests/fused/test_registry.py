@@ -108,7 +108,7 @@ def test_forward_mode_of_the_reference():
     )
 
 
-@pytest.mark.few(name="pairwise_dist")
+@pytest.mark.thorough
 @every_function
 def test_compile_fullgraph(name):
     torch._dynamo.reset()

@@ -62,7 +62,7 @@ def exactly(kind, x, y, c, i, j, at):
     return totals, sizes
 
 
-@pytest.mark.few(D=17)
+@pytest.mark.few(D=17, kind=["angle", "distance"])
 @pytest.mark.parametrize(
     ("kind", "D"), [(kind, D) for kind in KINDS for D in (1, 3, 17)] + [("angle", 512)]
 )

@@ -73,7 +73,7 @@ def value_and_gradients(function, inputs):
     return [value, *torch.autograd.grad(value.sum(), inputs, materialize_grads=True)]
 
 
-@pytest.mark.few(name=["dist", "einstein_midpoint", "loss, angle"])
+@pytest.mark.few(name=["dist", "einstein_midpoint", "pairwise_dist", "loss, angle"])
 @every_function
 def test_one_compilation_serves_all_sizes(name):
     torch.compiler.reset()

@@ -159,6 +159,7 @@ def test_float64_ops_to_its_digits(op):
     check(run, op, args, 0.7, 1e-12)
 
 
+@pytest.mark.thorough
 def test_an_op_of_a_batch_of_any_size():
     op = "exterior_angle"
     args = arguments(op, batch=(5,), D=D, dtype=torch.float32)

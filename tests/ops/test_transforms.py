@@ -158,7 +158,7 @@ def test_compiled_for_a_batch_size_that_changes():
         close(function(x, y), ops.dist(x, y))
 
 
-@pytest.mark.few(op="exterior_angle")
+@pytest.mark.thorough
 @pytest.mark.parametrize("op", ["exterior_angle", "expmap0", "einstein_midpoint"])
 def test_exported(op):
     class Module(torch.nn.Module):
@@ -212,7 +212,7 @@ def check_traced(op, tracer):
     close(got, autograd_gradients(op, args))
 
 
-@pytest.mark.few(op=ONE_OF_EACH)
+@pytest.mark.few(op="expmap")
 @every_traceable_op
 def test_what_was_traced_without_gradients_still_has_them(op):
     check_traced(op, lambda function, args: make_fx(function)(*args))
