@@ -3,6 +3,7 @@
     python benchmarks/run.py elementwise --sizes 4096 --seconds 2
     python benchmarks/run.py elementwise --dtype float64    # ops that have a rival, at 4,096
     python benchmarks/run.py loss --sizes 512 --dimensions 64 --kinds distance --seconds 10
+    python benchmarks/run.py batches --seconds 3    # the loss of 32 to 4,096 pairs
     python benchmarks/run.py memory --sizes 32768 --kinds angle    # of the loss; no times
     python benchmarks/run.py loss --sizes 512 --compare            # with the results that are there
     python benchmarks/run.py page          # docs/benchmarks.md, of all results; measures nothing
@@ -10,8 +11,8 @@
 All competitors of a row run in one process, in turns, after one turn for warming up; figures are
 quantiles over the turns, and forward and backward are timed apart. "floor" is the time of the row's
 matrix products alone; of elementwise ops, means and optimisers, that of copying what they are
-given. An op compiles its rows once it has done enough work: "auto" are calls before that,
-"auto_later" calls after it. Imports are timed in
+given. An op compiles its rows, and the loss a batch, once that has been enough work: "auto" are
+calls before that, "auto_later" calls after it. Imports are timed in
 processes of their own, in turns as well. Peak memory is what one step adds to a fresh process. A
 competitor whose matrices would not fit is left out. Rows replace those of the same name in the file
 of results, and all rows of another machine or version.
@@ -35,7 +36,18 @@ import tables
 import torch
 from compare import Times
 from measure import DEVICE, THREADS, environment, in_turns, keep_memory
-from suites import ALSO, KINDS, PAIRED, SIZES, USUAL_SIZES, WIDE_SIZES, WITH_RIVALS, Row
+from suites import (
+    ALSO,
+    DIMENSIONS,
+    KINDS,
+    PAIRED,
+    SIZES,
+    USUAL_DIMENSIONS,
+    USUAL_SIZES,
+    WIDE_SIZES,
+    WITH_RIVALS,
+    Row,
+)
 
 from lorentzkit import ops
 
@@ -65,7 +77,7 @@ def rows(args: argparse.Namespace) -> Iterator[Row]:
     sizes = WIDE_SIZES if wide else SIZES.get(args.suite, USUAL_SIZES)
     for kind in args.kinds or (WITH_RIVALS if wide else KINDS[args.suite]):
         for N in args.sizes or sizes:
-            for D in args.dimensions if args.suite != "import" else [0]:
+            for D in args.dimensions or DIMENSIONS.get(args.suite, USUAL_DIMENSIONS):
                 yield Row(args.suite, kind, N, D, args.dtype)
         if not args.sizes and not wide:
             for N, D in ALSO.get((args.suite, kind), []):
@@ -111,7 +123,9 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("suite", choices=[*KINDS, "page"])
     parser.add_argument("--kinds", nargs="+", help="default: all")
     parser.add_argument("--sizes", nargs="+", type=int, help=f"default: {USUAL_SIZES}, {SIZES}")
-    parser.add_argument("--dimensions", nargs="+", type=int, default=[512])
+    parser.add_argument(
+        "--dimensions", nargs="+", type=int, help=f"default: {USUAL_DIMENSIONS}, {DIMENSIONS}"
+    )
     parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
     parser.add_argument("--seconds", type=float, default=40, help="for the turns of one row")
     parser.add_argument("--without", nargs="+", default=[], help="competitors left out")

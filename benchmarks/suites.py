@@ -47,6 +47,7 @@ Call = tuple[Callable[..., Tensor], list[Tensor]]  # a function and what it is c
 KINDS = {
     "elementwise": sorted(SIGNATURES),
     "loss": ["angle", "distance", "cosine"],
+    "batches": ["angle", "distance", "cosine"],
     "pairwise": ["exterior_angle", "dist", "inner"],
     "topk": ["exterior_angle", "dist", "inner"],
     "memory": ["angle", "distance", "cosine"],
@@ -55,8 +56,17 @@ KINDS = {
     "import": ["import"],
 }
 PAIRED = ("loss", "memory", "pairwise", "topk")  # of N x N pairs
-SIZES = {"elementwise": [64, 4096], "means": [], "optimiser": [], "import": [0]}  # and otherwise
+SIZES = {  # and otherwise
+    "elementwise": [64, 4096],
+    "batches": [32, 64, 128, 256, 512, 1024, 2048, 4096],
+    "means": [],
+    "optimiser": [],
+    "import": [0],
+}
 USUAL_SIZES = [512, 2048, 4096]
+DIMENSIONS = {"batches": [64, 512, 1024], "import": [0]}  # and otherwise
+USUAL_DIMENSIONS = [512]
+LOSSES = ("loss", "batches", "memory")
 ALSO = {
     # Short rows: of so few columns that the formulas between the sums count.
     ("elementwise", "dist"): [(65536, 32), (1_000_000, 2)],
@@ -119,6 +129,8 @@ class Row(NamedTuple):
             return [*IMPORTS]
         if self.suite == "optimiser":
             return ["auto", "auto_later", "geoopt", "floor"]
+        if self.suite == "batches":
+            return [*self.functions()]
         if self.suite != "elementwise":
             return [name for name in (*self.functions(), "floor") if self.fits(name)]
         rivals = {"auto": True, "usual": self.kind in MERU, "geoopt": self.kind in GEOOPT}
@@ -143,16 +155,18 @@ class Row(NamedTuple):
         y = x + torch.randn(self.N, self.D, device=DEVICE)
         for z in (x, y):
             z *= 2 * torch.rand(self.N, 1, device=DEVICE) / z.norm(dim=1, keepdim=True)
-        scaled = self.suite in ("loss", "memory") or self.kind == "centroid_loss"
+        scaled = self.suite in LOSSES or self.kind == "centroid_loss"
         scalars = [1.0, 14.0] if scaled else [1.0]
         points = [x] if self.kind == "einstein_midpoint" else [x, y]
         tensors = [*points, *(torch.tensor(s, device=DEVICE) for s in scalars)]
         return [t.requires_grad_() for t in tensors]
 
     def functions(self) -> dict[str, Callable[..., Tensor]]:
-        if self.suite in ("loss", "memory"):
+        if self.suite in LOSSES:
             usual = partial(usual_loss, similarity=self.kind)
             ours = partial(contrastive_loss, similarity=self.kind)
+            if self.suite == "batches":
+                return {"auto": ours, "auto_later": ours, "usual": usual}
         elif self.suite == "topk":
             usual = partial(usual_topk, kind=self.kind)
             ours = partial(nearest, kind=self.kind)
@@ -190,6 +204,8 @@ class Row(NamedTuple):
         calls = self.calls()
         steps: dict[str, Step] = {name: partial(step, *call) for name, call in calls.items()}
         inputs = calls["auto"][1]
+        if self.suite == "batches":
+            return steps
         if self.suite not in PAIRED:
             return steps | {"floor": partial(floor_step, Copies(inputs), True)}
         floor = Floor(*inputs[:2], again=self.suite == "loss")

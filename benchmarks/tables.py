@@ -34,6 +34,7 @@ ELEMENTWISE = {
     "geoopt": "geoopt",
     "geoopt_compiled": "geoopt, compiled",
 }
+LATER = {"first": "auto", "later": "auto_later"}
 RIVALS = {  # and as which they are compiled
     "usual": ("MERU", "compiled"),
     "geoopt": ("geoopt", "geoopt_compiled"),
@@ -137,11 +138,25 @@ def table(suite: str, results: Result) -> Iterator[str]:
     if suite == "elementwise":
         yield from _by_dtype(rows)
         return
+    if suite == "batches":
+        yield from _batches(rows)
+        return
     yield from _head(HEADS.get(suite, PAIR_HEADS))
     yield from (line(suite, row) for row in rows)
     if results.get("recall"):
         yield ""
         yield from _recalls(results["recall"])
+
+
+def _batches(rows: list[Result]) -> Iterator[str]:
+    """What the usual formulas take by what ours take, all similarities of a size in one line."""
+    ms = {(r["D"], r["N"], r["kind"]): r["ms"] for r in rows}
+    kinds = sorted({kind for *_, kind in ms})
+    yield from _head(["pairs", "D", *(f"{kind}, {of} calls" for kind in kinds for of in LATER)])
+    for D, N in sorted({(D, N) for D, N, _ in ms}):
+        each = (ms.get((D, N, kind), {}) for kind in kinds)
+        ratios = (_ratio(of, "usual", name) for of in each for name in LATER.values())
+        yield _line([f"{N:,}", str(D), *ratios])
 
 
 def _where(results: Result) -> Iterator[str]:
@@ -258,6 +273,6 @@ ALT = {
     "pairwise": f"Pairwise angles, distances and inner products: {_BY_SIZE}",
     "topk": f"The nearest by angle, distance and inner product: {_BY_SIZE}",
     "import": "Milliseconds of imports in fresh processes",
-    **dict.fromkeys(("memory", "means", "optimiser", SUMMARY), ""),
+    **dict.fromkeys(("batches", "memory", "means", "optimiser", SUMMARY), ""),
     "retrieval": "Recall of inner products in float32, over the distance of the neighbours",
 }

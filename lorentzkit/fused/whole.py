@@ -7,11 +7,13 @@ are those of `streaming` and, of the positives, of `_geometry.pairs`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.fx.experimental import _config
 
 from lorentzkit._geometry import compilation, pairs
 from lorentzkit._geometry.arguments import norm_limit
@@ -25,6 +27,7 @@ from lorentzkit.fused.problems import LossProblem
 
 _MOST_PAIRS = 2**22  # whose matrices are held: some 100 MB
 _CALL = 2**17  # what a call costs besides, in numbers of x
+_traced: set[str] = set()
 
 
 class Loss(NamedTuple):
@@ -43,18 +46,24 @@ def earned(problem: LossProblem) -> Run | None:
     x, (N, D) = problem.x, problem.x.shape
     if D <= clouds.FEW_DIMENSIONS or not 1 < N * N <= _MOST_PAIRS:
         return None
-    # An eager call takes some ten times as long as one number takes in `compilation`, and so does
-    # this compilation.
+    # An eager call takes some five times as long as this says, and so does this compilation.
     if not compilation.earns(loss, problem.similarity, x, _CALL + 2 * N * (N + D)):
         return None
     return partial(_run, problem)
 
 
 def _run(problem: LossProblem) -> Loss:
+    similarity = problem.similarity
     inputs = [z.detach() for z in (problem.x, problem.y, problem.c, problem.scale)]
-    function = compilation.compiled(loss, problem.similarity, problem.x.dtype)
-    with torch.autocast("cpu", enabled=False), full_precision():
-        value, *gradients = function(problem.similarity, *inputs)
+    function = compilation.compiled(loss, similarity, problem.x.dtype)
+    with ExitStack() as stack:
+        stack.enter_context(full_precision())
+        if torch.is_autocast_enabled("cpu"):
+            stack.enter_context(torch.autocast("cpu", enabled=False))
+        if similarity not in _traced:  # where N = D, which is not to be part of the code
+            stack.enter_context(_config.patch(use_duck_shape=False))  # type: ignore[attr-defined]
+            _traced.add(similarity)
+        value, *gradients = function(similarity, *inputs)
     return Loss(value, tuple(gradients))
 
 

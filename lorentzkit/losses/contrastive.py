@@ -37,7 +37,7 @@ def contrastive_loss(
     precision: Precision = "highest",
     group: Group = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    r"""Symmetric InfoNCE of paired batches, in O((N + M) D) memory.
+    r"""Symmetric InfoNCE of paired batches, in O((N + M) D) memory but for small ones.
 
     For ``targets=None`` the same as, with s the scale and ``ext`` the exterior angle,
 
@@ -72,7 +72,8 @@ def contrastive_loss(
     Returns:
         A 0-dim tensor, or two tensors for "none"; float64 for float64 points, else float32. The
         gradient is analytic in x, y, curv and logit_scale; its own derivative is the reference's,
-        with N x M matrices. Memory besides: a few numbers for each positive pair.
+        with N x M matrices. Memory besides: a few numbers for each positive pair; for at most 2,048
+        pairs on a CPU up to 100 MB, since such a batch is faster as whole matrices.
 
         With a group, the loss of this process's anchors against all: the mean over the processes is
         the whole batch's ("sum": their sum). Gradients fit data-parallel averaging, see
