@@ -103,7 +103,7 @@ def results(op, x, y, at, dtype, **how):
     return {"value": out.detach(), **dict(zip(leaves, grads, strict=True))}
 
 
-@pytest.mark.few(N=[7, 507])
+@pytest.mark.few(op=["dist", "exterior_angle"], N=[7, 507])
 @every_op
 @pytest.mark.parametrize(("N", "M", "D"), RAGGED)
 def test_all_pairs_and_all_gradients_by_name(op, N, M, D):
