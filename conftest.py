@@ -18,6 +18,7 @@ from lorentzkit import losses, nn, ops
 # torch bring an OpenMP each, which may end the process (faiss-wheels/faiss-wheels#73).
 NEEDED = {"triton": "lorentzkit/fused/triton", "faiss": "docs/tutorials/retrieval.md"}
 collect_ignore = [path for name, path in NEEDED.items() if importlib.util.find_spec(name) is None]
+THOROUGH_PAGES = ["multi-process.md"]  # it starts processes, as tests/distributed does
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -45,6 +46,9 @@ def _among_the_few(case: pytest.Function) -> bool:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.name in THOROUGH_PAGES:
+            item.add_marker("thorough")
     if not config.getoption("thorough"):
         left_out = [item for item in items if item.get_closest_marker("thorough")]
         config.hook.pytest_deselected(items=left_out)
