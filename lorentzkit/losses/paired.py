@@ -37,7 +37,9 @@ def paired_loss(problem: LossProblem) -> Tensor | None:
 
 
 def _serves(x: Tensor, *others: Tensor) -> bool:
-    if x.dtype != torch.float32 or x.device.type != "cpu" or not eager(x):
+    if x.dtype != torch.float32 or x.device.type != "cpu":
+        return False
+    if torch.compiler.is_compiling() or not eager(x):
         return False
     return not any(map(is_traceable_wrapper_subclass, (x, *others)))
 
