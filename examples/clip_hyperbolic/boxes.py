@@ -21,8 +21,7 @@ class Compositional(Objective):
 
     def __init__(self, config: Config) -> None:
         super().__init__(replace(config, objective="meru"))
-        # Halved as in the released code, whose weight of 0.2 is the paper's 0.1.
-        weight = config.entailment_weight / 2
+        weight = config.loss_entailment_weight
         self.of_captions = losses.HyCoCLIPLoss(entailment_weight=weight, group=self.group)
 
     def forward(

@@ -108,6 +108,14 @@ class Config:
                 "--workers: with --in-memory there is nothing for them; set one of both"
             )
 
+    @property
+    def loss_entailment_weight(self) -> float:
+        """As the library's losses take it.
+
+        Of hycoclip half: its released code's 0.2 is the paper's 0.1.
+        """
+        return self.entailment_weight / (2 if self.objective == "hycoclip" else 1)
+
 
 LEAST = dict.fromkeys(("batch_size", "log_every", "save_every", "keep", "embed_dim"), 1) | (
     dict.fromkeys(("steps", "workers", "micro_batch", "ancestor_levels", "skip_nonfinite"), 0)

@@ -61,6 +61,7 @@ class Towers(nn.Module):
             config.objective,
             curv_init=config.curv_init,
             learn_curv=not config.freeze_curv,
+            entailment_weight=config.loss_entailment_weight,
             text_radius=config.text_radius,
             image_radius=config.image_radius,
             centroid_weight=config.centroid_weight,

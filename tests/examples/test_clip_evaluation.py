@@ -11,9 +11,12 @@ import pytest
 import torch
 import train_clip_hyperbolic
 import traverse
+from clip_hyperbolic.boxes import objective_of
 from clip_hyperbolic.checkpoint import Checkpoint
+from clip_hyperbolic.config import Config
 from clip_hyperbolic.data import as_pixels, fitted, samples
 from clip_hyperbolic.model import VIT
+from clip_hyperbolic.published import towers
 from pictures import COLOURS, SMALL, shard
 from PIL import Image
 from published_clip import MEAN, STD
@@ -26,6 +29,7 @@ from lorentzkit.clip import (
     HyperbolicCLIPProcessor,
     tokenizer_from_bpe,
 )
+from lorentzkit.clip.objectives import loss_of
 
 SIZES = {
     "hidden_size": 32,
@@ -101,6 +105,21 @@ def test_what_cannot_be_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[
         argv = ["--checkpoint", str(tmp_path / name), "--shards", str(file)]
         assert evaluate_clip_hyperbolic.main(argv) == 2
         assert message in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("objective", ["meru", "hycoclip"])
+def test_the_saved_model_has_the_objective_of_its_run(
+    objective: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(VIT, "vit-s", (32, 1, 2))
+    config = Config(
+        objective=objective, vision="vit-s", shards=["a.tar"], entailment_weight=0.3, text_layers=1
+    )
+    own = objective_of(config)
+    loss = own.of_captions if objective == "hycoclip" else own.loss
+    of_model = loss_of(towers(config, vocabulary=50).model.config, None)
+    assert type(of_model) is type(loss)
+    assert of_model.entailment_weight == loss.entailment_weight
 
 
 @pytest.mark.few(objective="atmg")
