@@ -167,8 +167,8 @@ def rows(gallery_of: Gallery, kept: Path | None) -> Iterator[dict[str, Any]]:
             return ops.pairwise_topk(queries, gallery, K, CURV, score=score)[1]
 
         exact = scan()
-        about = gallery_of._asdict() | {"score": score}
-        yield about | {"index": "pairwise_topk", "recall": 1.0, "rescored": 1.0, "rate": rate(scan)}
+        place = gallery_of._asdict() | {"score": score}
+        yield place | {"index": "pairwise_topk", "recall": 1.0, "rescored": 1.0, "rate": rate(scan)}
         for vectors in searched_by:
             of = VECTORS[vectors]
             for name in ("flat", "IVF", "HNSW"):
@@ -182,7 +182,7 @@ def rows(gallery_of: Gallery, kept: Path | None) -> Iterator[dict[str, Any]]:
                 def search(score: str = score) -> Tensor:
                     return rescored(score, queries, gallery, candidates())
 
-                yield about | {
+                yield place | {
                     "vectors": vectors,
                     "index": name,
                     "seconds": seconds,
@@ -229,6 +229,18 @@ def table(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def about(row: dict[str, Any]) -> list[Any]:
+    return [row.get(key) for key in ("kind", "M", "D", "score", "vectors", "index")]
+
+
+def earlier(file: Path) -> dict[str, Any]:
+    """Results of this machine and these versions; beside others they do not belong."""
+    here = environment("faiss-cpu")
+    if file.exists() and (old := json.loads(file.read_text("utf-8")))["environment"] == here:
+        return old  # type: ignore[no-any-return]
+    return {"environment": here, "rows": []}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", type=int, default=1_000_000)
@@ -238,15 +250,15 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(THREADS)
     faiss.omp_set_num_threads(THREADS)
-    found = []
-    for kind, D in [("images", 64), ("tree", 64), ("images", 512)]:
+    out = args.results / f"approximate-{DEVICE}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    content = earlier(out)
+    for kind, D in [("images", 64), ("images", 512), ("tree", 64)]:
         for row in rows(Gallery(kind, args.size, D), args.indexes):
             print(json.dumps(row), flush=True)
-            found.append(row)
-    content = {"environment": environment("faiss-cpu"), "rows": found}
-    args.results.mkdir(parents=True, exist_ok=True)
-    out = args.results / f"approximate-{DEVICE}.json"
-    out.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+            others = [old for old in content["rows"] if about(old) != about(row)]
+            content["rows"] = sorted([*others, row], key=lambda row: row["M"])
+            out.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
     print(table(content))
     if args.page:
         write(args.page, table(content), MARKERS)
