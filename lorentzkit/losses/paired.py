@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from lorentzkit._geometry.vectors import eager
+from lorentzkit._geometry.vectors import eager, wide_dtype
 from lorentzkit.fused import reference, small, whole
 from lorentzkit.fused.problems import LossProblem, LossTerms
 from lorentzkit.losses.anchors import Anchors
@@ -37,7 +37,7 @@ def paired_loss(problem: LossProblem) -> Tensor | None:
 
 
 def _serves(x: Tensor, *others: Tensor) -> bool:
-    if x.dtype != torch.float32 or x.device.type != "cpu":
+    if x.dtype != torch.float32 or x.device.type != "cpu" or wide_dtype(x) == x.dtype:
         return False
     if torch.compiler.is_compiling() or not eager(x):
         return False

@@ -375,7 +375,7 @@ def test_figures_are_drawn(docs: Path) -> None:
     drawn = {file.stem for file in (docs / "images/benchmarks").iterdir()}
     measured = {file.stem.rpartition("-")[0] for file in run.RESULTS.glob("*.json")}
     assert drawn == measured & plots.DRAWN.keys()
-    assert {*tables.SUITES} - plots.DRAWN.keys() == {"memory", "means", "optimiser"}
+    assert {*tables.SUITES} - plots.DRAWN.keys() == {"batches", "memory", "means", "optimiser"}
 
 
 def test_the_reduction_to_inner_products_finds_the_nearest() -> None:
