@@ -33,13 +33,12 @@ def as_tensor(numbers: Numbers) -> Tensor:
 
 
 def is_double(x: Numbers) -> bool:
-    return bool(x.dtype == (np.float64 if isinstance(x, np.ndarray) else torch.float64))
+    return isinstance(x, np.ndarray) or x.dtype == torch.float64
 
 
 def tiny(x: Numbers) -> float:
     """The least normal number of its type."""
-    of = np.finfo(x.dtype) if isinstance(x, np.ndarray) else torch.finfo(x.dtype)
-    return float(of.tiny)
+    return np.finfo(np.float64).tiny if isinstance(x, np.ndarray) else torch.finfo(x.dtype).tiny
 
 
 def _of(of_tensor: Callable[..., Tensor], name: str) -> Any:
@@ -62,10 +61,6 @@ arcsinh, arctan2 = _of(elementary.asinh, "arcsinh"), _of(elementary.atan2, "arct
 
 def maximum(x: Numbers, y: Numbers) -> Numbers:
     return torch.maximum(x, y) if isinstance(x, Tensor) else np.maximum(x, y)
-
-
-def minimum(x: Numbers, y: Numbers) -> Numbers:
-    return torch.minimum(x, y) if isinstance(x, Tensor) else np.minimum(x, y)
 
 
 def where(condition: Numbers, x: Numbers, y: Numbers) -> Numbers:

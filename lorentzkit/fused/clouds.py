@@ -172,15 +172,20 @@ def _squares_hold(length: Tensor) -> bool:
 
 def _directions(precision: str, x: Tensor, unit: Tensor, length: Tensor) -> None:
     """Writes the unit vectors and the lengths ``(n, 1)``."""
-    scale = x.abs().amax(-1, keepdim=True)
-    z = x / torch.where(scale == 0, 1.0, scale)
-    norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
-    z = z / torch.where(norm == 0, 1.0, norm)
+    z, whole = polar(x)
     if precision != "highest":
         z = rounded(z, precision)
         z = z / torch.linalg.vector_norm(z, dim=-1, keepdim=True).clamp_min(0.5)
     unit.copy_(z)
-    length.copy_(scale * norm)
+    length.copy_(whole)
+
+
+def polar(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit vectors and lengths ``(n, 1)``, whatever the size of x; of 0, 0."""
+    scale = x.abs().amax(-1, keepdim=True)
+    z = x / torch.where(scale == 0, 1.0, scale)
+    norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
+    return z / torch.where(norm == 0, 1.0, norm), scale * norm
 
 
 def rounded(unit: Tensor, precision: str) -> Tensor:

@@ -83,7 +83,7 @@ class _Side(NamedTuple):
 
 def loss(similarity: str, x: Tensor, y: Tensor, c: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
     """Of points ``(N, D)`` and ``(N, D)``; and its derivatives by them, c and the scale."""
-    (u, x_length), (v, y_length) = _polar(x), _polar(y)
+    (u, x_length), (v, y_length) = clouds.polar(x), clouds.polar(y)
     mean = 0.5 * (u.mean(0) + v.mean(0))
     of_x = _Side(u, u - mean, x_length, clouds.scalars(x_length, c))
     of_y = _Side(v, mean - v, y_length, clouds.scalars(y_length, c).mT)
@@ -111,14 +111,6 @@ def loss(similarity: str, x: Tensor, y: Tensor, c: Tensor, scale: Tensor) -> tup
         by_c.to(c.dtype),
         by_scale,
     )
-
-
-def _polar(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit vectors and lengths ``(N, 1)``."""
-    scale = x.abs().amax(-1, keepdim=True)
-    z = x / torch.where(scale == 0, 1.0, scale)
-    norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
-    return z / torch.where(norm == 0, 1.0, norm), scale * norm
 
 
 def _products(similarity: str, x: _Side, y: _Side, mean: Tensor) -> Tensor:
