@@ -12,6 +12,7 @@ import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -73,19 +74,39 @@ def curvature(curv: object, dtype: torch.dtype, device: torch.device) -> Tensor:
         c = floating("curv", curv).to(device if curv.dim() == 0 else curv.device, dtype)
         c = c.unsqueeze(-1)
         if _one_at_hand(c):
-            value = float(c.detach())
-            if not _LEAST_CURV <= value <= LARGEST_CURV and not math.isnan(value):
-                raise ValueError(_bad_curvature(f"a tensor with the value {value:g}"))
+            _value_of_curvature(c)
             return c
         valid = (c >= _LEAST_CURV) & (c <= LARGEST_CURV)
         # On an accelerator the check would stop the queue at every op: invalid values are NaN.
         if values_at_hand(c) and not bool((valid | c.isnan()).all()):
             raise ValueError(_bad_curvature(f"a tensor with minimum {float(curv.min()):g}"))
         return torch.where(valid, c, torch.nan)
+    return torch.full((1,), _valid_curvature(curv), dtype=dtype, device=device)
+
+
+def curvature_number(curv: object) -> float | None:
+    """`curvature` as a float32 number; None if it is a tensor with dimensions, or not at hand."""
+    if not isinstance(curv, Tensor):
+        value = _valid_curvature(curv)
+    elif curv.is_cpu and curv.dim() == 0 and curv.is_floating_point() and values_known(curv):
+        value = _value_of_curvature(curv)
+    else:
+        return None
+    return float(np.float32(value))
+
+
+def _valid_curvature(curv: object) -> float:
     value = number("curv", curv, "a float or a floating tensor")
     if not SMALLEST_CURV <= value <= LARGEST_CURV:
         raise ValueError(_bad_curvature(repr(curv)))
-    return torch.full((1,), value, dtype=dtype, device=device)
+    return value
+
+
+def _value_of_curvature(c: Tensor) -> float:
+    value = float(c.detach())
+    if not _LEAST_CURV <= value <= LARGEST_CURV and not math.isnan(value):
+        raise ValueError(_bad_curvature(f"a tensor with the value {value:g}"))
+    return value
 
 
 def number(name: str, value: object, expected: str) -> float:
@@ -129,7 +150,7 @@ def working_dtype(*values: object) -> torch.dtype:
     dtype = torch.float32
     for value in values:
         # Like torch: a 0-dim tensor (a learnable curvature) does not widen those with dimensions.
-        if isinstance(value, Tensor) and value.dim() > 0:
+        if isinstance(value, Tensor) and value.dtype != dtype and value.dim() > 0:
             dtype = torch.promote_types(dtype, value.dtype)
     return dtype
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lorentzkit._geometry.direct import Compiled
 from lorentzkit._geometry.special import values_known
 from lorentzkit._geometry.vectors import FEW
 
@@ -71,10 +72,11 @@ def earned(function: Callable[..., Any], kind: str, x: Tensor) -> Callable[..., 
     pays for that at most as much again. What is counted is work, not time: a program that is run
     again compiles at the same call.
     """
-    if x.device.type != "cpu" or not values_known(x):
+    if not x.is_cpu or not values_known(x):
         return function
-    kind = f"{kind}_{x.shape[-1] if x.shape[-1] <= FEW else 0}"  # short rows are code of their own
-    work = _CALL + len(x) * (x.shape[-1] + _SCALARS)
+    N, D = x.shape
+    kind = f"{kind}_{D if D <= FEW else 0}"  # short rows are code of their own
+    work = _CALL + N * (D + _SCALARS)
     return (
         compiled(function, kind, x.dtype, rows=True) if earns(function, kind, x, work) else function
     )
@@ -113,4 +115,4 @@ def compiled(
     options = _ROWS if rows else _ELEMENTWISE  # sums over rows are loops of their own
     own = FunctionType(code, function.__globals__, name)
     own.__kwdefaults__ = function.__kwdefaults__
-    return torch.compile(own, dynamic=True, fullgraph=True, options=options)
+    return Compiled(own, **options)

@@ -12,11 +12,16 @@ from torch.autograd import Function
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lorentzkit._geometry import sweeps
-from lorentzkit._geometry.arguments import check_broadcast, curvature, vectors, working_dtype
+from lorentzkit._geometry.arguments import (
+    check_broadcast,
+    curvature,
+    curvature_number,
+    vectors,
+    working_dtype,
+)
 from lorentzkit._geometry.arrays import FEW_ROWS, Numbers, as_tensor
 from lorentzkit._geometry.compilation import earned
 from lorentzkit._geometry.formulas import OPS
-from lorentzkit._geometry.small import is_small
 from lorentzkit._geometry.special import values_known
 from lorentzkit._geometry.vectors import eager, flat, wide_dtype
 
@@ -53,9 +58,9 @@ def near_rows(
     found = computed(name, tensors, curv, t, min_radius, named)
     if found is None:
         return None
-    rows, values = found
+    _, values = found
     if torch.is_grad_enabled() and any(z.requires_grad for z in (*tensors, *numbers)):
-        values = _Near.apply(rows, values, plain, curv, t, *tensors)  # type: ignore[no-untyped-call]
+        values = _Near.apply(found, plain, curv, t, *tensors)  # type: ignore[no-untyped-call]
     return values
 
 
@@ -68,11 +73,11 @@ def expmap_transp(x: Tensor, u: Tensor, v: Tensor, curv: Tensor) -> tuple[Tensor
     named = {"x": x, "u": u, "v": v}
     shape, given = parameters([x, u, v], curv, None, 0.0, named)
     rows, found = [flat_rows(z, shape) for z in (x, u, v)], []
-    function = _earned(sweeps.expmap_transp, "", rows[0])
+    function = earned(sweeps.expmap_transp, "", rows[0])
     compiled = function is not sweeps.expmap_transp
     for chunk in _chunks(rows[0], compiled):
         c, *_ = _some(given, chunk, compiled)
-        some, near = function(c, *(z[chunk] for z in rows))
+        some, near = function(c, *(_part(z, chunk) for z in rows))
         if not near:
             return None
         found.append(some)
@@ -83,9 +88,9 @@ def expmap_transp(x: Tensor, u: Tensor, v: Tensor, curv: Tensor) -> tuple[Tensor
 def _serves(*tensors: Tensor) -> bool:
     """Whether these are float32 tensors on a CPU whose values can be looked at."""
     x = tensors[0]
-    if working_dtype(*tensors) != torch.float32 or wide_dtype(x) != torch.float64:
+    if not all(v.is_cpu and v.numel() > 0 for v in tensors):
         return False
-    if not all(v.device.type == "cpu" and v.numel() > 0 for v in tensors):
+    if working_dtype(*tensors) != torch.float32 or wide_dtype(x) != torch.float64:
         return False
     return eager(x) and not any(map(is_traceable_wrapper_subclass, tensors))
 
@@ -103,10 +108,10 @@ def computed(
     """The op of these vectors, and its values; None if they are too far out for `gram`."""
     shape, given = parameters(tensors, curv, t, min_radius, named)
     rows = [flat_rows(v, shape) for v in tensors]
-    forward = _earned(sweeps.forward, kind, rows[0])
+    forward = earned(sweeps.forward, kind, rows[0])
     compiled, found = forward is not sweeps.forward, []
     for chunk in _chunks(rows[0], compiled):
-        some = forward(kind, *_some(given, chunk, compiled), *(v[chunk] for v in rows))
+        some = forward(kind, *_some(given, chunk, compiled), *(_part(v, chunk) for v in rows))
         if not some.right:
             return None
         found.append(some)
@@ -124,6 +129,9 @@ def parameters(
     named: Mapping[str, Tensor],
 ) -> tuple[torch.Size, tuple[Any, ...]]:
     """The leading dimensions, and the parameters of `Rows`."""
+    number = curvature_number(curv)
+    if number is not None and t is None and all(v.shape == tensors[0].shape for v in tensors):
+        return tensors[0].shape[:-1], (number, None, min_radius)
     c = curvature(curv, torch.float32, _CPU)
     place = None if t is None else torch.as_tensor(t, dtype=torch.float32)
     shape = _shape(tensors, c, place, named)
@@ -131,12 +139,17 @@ def parameters(
     return shape, (_number(c, shape), number, min_radius)
 
 
-def _some(given: Sequence[Any], chunk: slice, compiled: bool) -> list[Any]:
+def _part(z: Any, chunk: slice | None) -> Any:
+    """Those rows; of a float itself."""
+    return z[chunk] if isinstance(z, Tensor) and chunk else z
+
+
+def _some(given: Sequence[Any], chunk: slice | None, compiled: bool) -> list[Any]:
     """Of these rows; a number is compiled as a tensor, lest it become a constant."""
     c, t, min_radius = given
-    some = [z[chunk] if isinstance(z, Tensor) else z for z in (c, t)]
+    some = [_part(z, chunk) for z in (c, t)]
     if compiled:
-        some = [torch.tensor(z, dtype=torch.float64) if isinstance(z, float) else z for z in some]
+        some = [torch.from_numpy(np.array(z)) if isinstance(z, float) else z for z in some]
     return [*some, min_radius]
 
 
@@ -149,8 +162,6 @@ def _shape(
     """The leading dimensions of all."""
     shape = tensors[0].shape[:-1]
     others = [*(v.shape[:-1] for v in tensors[1:]), *([] if t is None else [t.shape])]
-    if c.dim() == 1 and all(s == shape for s in others):
-        return shape
     leading = {name: v.shape[:-1] for name, v in zip(named, tensors, strict=True)}
     check_broadcast(c.shape[:-1], None if t is None else t.shape, **leading)
     return torch.broadcast_shapes(shape, *others, c.shape[:-1])  # type: ignore[no-untyped-call, no-any-return]
@@ -160,7 +171,7 @@ def flat_rows(v: Tensor, shape: Sequence[int]) -> Tensor:
     """As float32 rows ``(N, D)``."""
     if v.shape[:-1] != shape:
         v = v.expand(*shape, v.shape[-1])
-    return flat(v).float()
+    return (v if v.dim() == 2 else flat(v)).float()
 
 
 def _number(z: Tensor, shape: Sequence[int]) -> Tensor | float:
@@ -170,11 +181,11 @@ def _number(z: Tensor, shape: Sequence[int]) -> Tensor | float:
     return z.double().reshape(()) if torch.compiler.is_compiling() else float(z)
 
 
-def _chunks(x: Tensor, whole: bool) -> list[slice]:
-    """So many rows that their numbers fit the cache as well."""
-    if whole:
-        return [slice(None)]
+def _chunks(x: Tensor, whole: bool) -> list[slice] | list[None]:
+    """So many rows that their numbers fit the cache as well; None if that is all of them."""
     rows = max(FEW_ROWS, 2**18 // max(x.shape[-1], 4))
+    if whole or len(x) <= rows:
+        return [None]
     return [slice(start, start + rows) for start in range(0, len(x), rows)]
 
 
@@ -182,26 +193,26 @@ class _Near(Function):
     @staticmethod
     def forward(
         ctx: Any,
-        rows: Rows,
-        values: Tensor,
+        found: tuple[Rows, Tensor],
         plain: Callable[..., Tensor],
         curv: float | Tensor,
         t: float | Tensor | None,
         *tensors: Tensor,
     ) -> Tensor:
-        ctx.rows, ctx.plain = rows, plain
+        ctx.rows, values = found
+        ctx.plain = plain
         ctx.numbers = [None if isinstance(z, Tensor) else z for z in (curv, t)]
         ctx.save_for_backward(*(z if isinstance(z, Tensor) else None for z in (curv, t)), *tensors)
-        return values.view_as(values)
+        return values
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         curv, t, *tensors = ctx.saved_tensors
         curv, t = (z if n is None else n for z, n in zip((curv, t), ctx.numbers, strict=True))
-        inputs, needed = [curv, t, *tensors], ctx.needs_input_grad[3:]
+        inputs, needed = [curv, t, *tensors], ctx.needs_input_grad[2:]
         if torch.is_grad_enabled() or not values_known(grad):
-            return (None, None, None, *differentiated(ctx.plain, inputs, grad, needed))
-        return (None, None, None, *gradients(ctx.rows, inputs, grad, needed))
+            return None, None, *differentiated(ctx.plain, inputs, grad, needed)
+        return None, None, *gradients(ctx.rows, inputs, grad, needed)
 
 
 @np.errstate(all="ignore")
@@ -215,11 +226,14 @@ def gradients(
     (curv, t, *tensors), (by_curv, by_t, *by_tensors) = inputs, needed
     rows = [flat_rows(v, of.shape) for v in tensors]
     grad = flat_rows(grad if OPS[of.kind].along else grad.unsqueeze(-1), of.shape)
-    backward = _earned(sweeps.backward, of.kind, rows[0])
+    backward = earned(sweeps.backward, of.kind, rows[0])
     compiled, found = backward is not sweeps.backward, []
     for chunk in _chunks(rows[0], compiled):
-        numbers = [n[chunk] for n in map(as_tensor, of.numbers)]
-        some: list[Any] = [numbers, grad[chunk], by_tensors, *(v[chunk] for v in rows)]
+        numbers = of.numbers
+        if chunk or compiled:
+            numbers = [_part(n, chunk) for n in map(as_tensor, numbers)]
+        some: list[Any] = [numbers, *(_part(v, chunk) for v in (grad, *rows))]
+        some.insert(2, by_tensors)
         by = backward(of.kind, *_some(of.parameters, chunk, compiled), *some)
         if not by.right:  # compiled, of all rows
             by = sweeps.backward(of.kind, *of.parameters, *some)
@@ -233,11 +247,6 @@ def gradients(
             for v, need in zip(tensors, by_tensors, strict=True)
         ),
     ]
-
-
-def _earned(function: Callable[..., Any], kind: str, x: Tensor) -> Callable[..., Any]:
-    # Compiled code takes longer to start than NumPy takes for all of a small call.
-    return function if is_small(x) else earned(function, kind, x)
 
 
 def _joined(parts: Sequence[Any]) -> Any:

@@ -184,9 +184,6 @@ def _sums(
 ) -> tuple[list[Tensor], Numbers]:
     """For each row of coefficients that sum of x, b, ...; and whether compiled code is right."""
     rows, close = _in_basis(op, gram, rows)
-    x = vectors[0]
-    if x is not None and small.is_small(x):
-        return small.sums(vectors, rows, close), True
     near = close if close is True or close is False else as_tensor(close)
     if torch.compiler.is_compiling():
         return sums_unseen(vectors, rows, near)

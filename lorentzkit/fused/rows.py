@@ -101,7 +101,7 @@ def by_kernel(numbers: list[float | Tensor], tensors: list[Tensor]) -> bool:
     """Whether there is a kernel for rows of such vectors, and such curvature and parameter."""
     if torch.compiler.is_compiling() or not all(isinstance(v, Tensor) for v in tensors):
         return False
-    if not eager(tensors[0]):
+    if tensors[0].is_cpu != _INTERPRETED or not eager(tensors[0]):
         return False
     device = tensors[0].device
     if device.type != ("cpu" if _INTERPRETED else "cuda") or not _triton_is_there():

@@ -1,0 +1,146 @@
+"""A compiled function, called past `torch.compile`'s own checks where they are known to hold.
+
+Dynamo and AOTAutograd look at every argument before each call, which takes as long as a small op.
+They look at nothing that `_key` leaves out: sizes, strides, types, and a few global settings. So
+the graph that served one call serves every later one with the same key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+_MOST_KEYS = 256
+
+
+class Compiled:
+    """``torch.compile(function)`` of tensors, numbers and lists of them; not differentiable."""
+
+    def __init__(self, function: Callable[..., Any], **options: Any) -> None:
+        guards = {k: options.pop(k) for k in ["guard_filter_fn"] if k in options}
+        self._options = options
+        self._last: _Call | None = None
+        self._known: dict[Hashable, _Direct | None] = {}
+        self._function = torch.compile(
+            function, dynamic=True, fullgraph=True, backend=self._backend, options=guards
+        )
+
+    def __call__(self, *args: Any) -> Any:
+        tensors: list[Tensor] = []
+        key = _key(args, tensors)
+        direct = self._known.get(key)
+        if direct is not None:
+            return direct(tensors)
+        self._last = None
+        result = self._function(*args)
+        if key not in self._known and self._last is not None:
+            if len(self._known) >= _MOST_KEYS:
+                self._known.clear()
+            self._known[key] = _direct(self._last, tensors, result)
+        self._last = None
+        return result
+
+    def _backend(self, module: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        from torch._functorch import config
+        from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+
+        def compile_graph(*args: Any, **kwargs: Any) -> Callable[..., Any]:
+            graph = compile_fx_inner(*args, **kwargs)
+
+            def run(given: list[Any]) -> Sequence[Any]:
+                same = list(given)  # for the graph empties it
+                results = graph(given)
+                self._last = _Call(graph, same, results)
+                return results
+
+            run._boxed_call = True  # type: ignore[attr-defined]
+            return run
+
+        # What its cache has was compiled without `compile_graph`; that of inductor stays.
+        with config.patch(enable_autograd_cache=False):  # type: ignore[attr-defined]
+            return compile_fx(
+                module, inputs, inner_compile=compile_graph, config_patches=self._options
+            )
+
+
+class _Call(NamedTuple):
+    """Of a compiled graph."""
+
+    graph: Any
+    given: list[Any]
+    results: Sequence[Any]
+
+
+class _Direct(NamedTuple):
+    """How to call a graph with tensors, and what to make of its results."""
+
+    graph: Any
+    given: list[Any]
+    result: Callable[[Sequence[Tensor]], Any]
+
+    def __call__(self, tensors: Sequence[Tensor]) -> Any:
+        given = [tensors[a.place] if type(a) is _At else a for a in self.given]
+        return self.result(self.graph(given))
+
+
+class _At(NamedTuple):
+    """A tensor's place among others."""
+
+    place: int
+
+
+def _key(args: Sequence[Any], tensors: list[Tensor]) -> Hashable:
+    """What Dynamo's checks depend on; adds the tensors to a list."""
+    return (
+        torch.get_num_threads(),
+        torch.is_grad_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        torch.are_deterministic_algorithms_enabled(),
+        *[_described(a, tensors) for a in args],
+    )
+
+
+def _described(a: Any, tensors: list[Tensor]) -> Hashable:
+    if isinstance(a, Tensor):
+        for place, other in enumerate(tensors):
+            if other is a:
+                return _At(place)
+        tensors.append(a)
+        return a.dtype, a.shape, a.stride()
+    if isinstance(a, (list, tuple)):
+        return tuple([_described(z, tensors) for z in a])
+    return a if isinstance(a, Hashable) else object()
+
+
+def _direct(call: _Call, tensors: Sequence[Tensor], result: Any) -> _Direct | None:
+    """How to make this call directly; None if the tensors are not those of the graph itself."""
+    given = [_placed(a, tensors) for a in call.given]
+    build = _builder(result, call.results)
+    # Dynamo makes tensors of floats: those of the key, and constants.
+    others = [a for a in given if isinstance(a, Tensor)]
+    if build is None or any(a.dim() > 0 for a in others):
+        return None
+    return _Direct(call.graph, given, build)
+
+
+def _placed(a: Any, tensors: Sequence[Any]) -> Any:
+    """A tensor's place among others, if it is there; else what was given."""
+    return next((_At(i) for i, other in enumerate(tensors) if other is a), a)
+
+
+def _builder(a: Any, results: Sequence[Any]) -> Callable[[Sequence[Tensor]], Any] | None:
+    """Makes the like of a, a nest of results of a graph, of other results."""
+    if isinstance(a, Tensor):
+        at = _placed(a, results)
+        return itemgetter(at.place) if type(at) is _At else None
+    if not isinstance(a, (list, tuple)):
+        return lambda _: a
+    builders = [_builder(z, results) for z in a]
+    if None in builders:
+        return None
+    make = getattr(a, "_make", type(a))  # of a NamedTuple
+    return lambda others: make([build(others) for build in builders])  # type: ignore[misc]
