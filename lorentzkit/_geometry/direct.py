@@ -110,7 +110,7 @@ def _described(a: Any, tensors: list[Tensor]) -> Hashable:
             if other is a:
                 return _At(place)
         tensors.append(a)
-        return a.dtype, a.shape, a.stride()
+        return a.dtype, a.shape, a.stride(), a.requires_grad
     if isinstance(a, (list, tuple)):
         return tuple([_described(z, tensors) for z in a])
     return a if isinstance(a, Hashable) else object()
@@ -133,10 +133,13 @@ def _placed(a: Any, tensors: Sequence[Any]) -> Any:
 
 
 def _builder(a: Any, results: Sequence[Any]) -> Callable[[Sequence[Tensor]], Any] | None:
-    """Makes the like of a, a nest of results of a graph, of other results."""
+    """Makes the like of a, a nest of results of a graph, of other results; None if it is not one.
+
+    Results with derivatives come from autograd, not from the graph.
+    """
     if isinstance(a, Tensor):
         at = _placed(a, results)
-        return itemgetter(at.place) if type(at) is _At else None
+        return itemgetter(at.place) if type(at) is _At and not a.requires_grad else None
     if not isinstance(a, (list, tuple)):
         return lambda _: a
     builders = [_builder(z, results) for z in a]

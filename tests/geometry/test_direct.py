@@ -1,0 +1,97 @@
+"""Compiled functions are called past Dynamo's checks, and only where those would hold."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from lorentzkit._geometry import direct
+
+if not hasattr(torch.compiler, "set_stance"):
+    pytest.skip("needs a torch that can refuse to compile", allow_module_level=True)
+
+
+class Result(NamedTuple):
+    sum: Tensor
+    parts: list[Tensor | None]
+
+
+def function(kind: str, weight: float, x: Tensor, others: list[Tensor]) -> Result:
+    total = (x.double() * weight).sum(1)
+    for other in others:
+        total = total + (x * other).double().sum(1)
+    return Result(total if kind == "plus" else -total, [x.square(), None])
+
+
+@pytest.fixture(scope="module")
+def every():
+    return direct.Compiled(function)
+
+
+@pytest.fixture
+def compiled(every):
+    torch.compiler.reset()  # of one function torch compiles eight variants
+    return every
+
+
+def rows(count: int, columns: int = 12) -> Tensor:
+    return torch.randn(count, columns)
+
+
+def check(compiled, *args):
+    found, expected = compiled(*args), function(*args)
+    assert type(found) is Result
+    torch.testing.assert_close(found.sum, expected.sum)
+    torch.testing.assert_close(found.parts[0], expected.parts[0])
+    assert found.parts[1] is None
+
+
+def test_known_sizes_are_called_directly_and_others_are_not(compiled):
+    check(compiled, "plus", 2.0, rows(5), [rows(5)])
+    torch.compiler.reset()
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for _ in range(2):
+            check(compiled, "plus", 2.0, rows(5), [rows(5)])
+        with pytest.raises(RuntimeError):
+            compiled("plus", 2.0, rows(6), [rows(6)])
+
+
+def test_what_the_checks_are_of_is_told_apart(compiled):
+    x, y = rows(5), rows(5)
+    for _ in range(2):
+        check(compiled, "plus", 2.0, x, [y])
+        check(compiled, "minus", 2.0, x, [y])
+        check(compiled, "plus", 3.0, x, [y])
+        check(compiled, "plus", 2.0, x, [x])
+        check(compiled, "plus", 2.0, x, [y, y])
+        check(compiled, "plus", 2.0, x.double(), [y])
+        check(compiled, "plus", 2.0, rows(12, 5).mT, [y])
+        check(compiled, "plus", 2.0, x, [rows(1)])
+
+
+def test_each_number_of_threads_has_its_code(compiled):
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3, 2):
+            torch.set_num_threads(threads)
+            check(compiled, "plus", 2.0, rows(4000), [rows(4000)])
+    finally:
+        torch.set_num_threads(before)
+    assert {key[0] for key in compiled._known} >= {1, 2, 3}
+
+
+def test_results_with_derivatives_are_not_called_directly(compiled):
+    x, y = rows(5).requires_grad_(), rows(5)
+    for _ in range(2):
+        (by_x,) = torch.autograd.grad(compiled("plus", 2.0, x, [y]).sum.sum(), x)
+        torch.testing.assert_close(by_x, 2 + y)
+
+
+def test_not_every_size_is_kept(compiled, monkeypatch):
+    monkeypatch.setattr(direct, "_MOST_KEYS", 3)
+    for count in range(2, 9):
+        check(compiled, "plus", 2.0, rows(count), [])
+    assert len(compiled._known) <= 3
