@@ -44,14 +44,14 @@ class Compiled:
         self._last = None
         return result
 
-    def _backend(self, module: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+    def _backend(self, module: Any, inputs: Sequence[Any]) -> Any:
         from torch._functorch import config
         from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 
-        def compile_graph(*args: Any, **kwargs: Any) -> Callable[..., Any]:
+        def compile_graph(*args: Any, **kwargs: Any) -> Any:
             graph = compile_fx_inner(*args, **kwargs)
 
-            def run(given: list[Any]) -> Sequence[Any]:
+            def run(given: list[Any]) -> Any:
                 same = list(given)  # for the graph empties it
                 results = graph(given)
                 self._last = _Call(graph, same, results)
@@ -61,7 +61,7 @@ class Compiled:
             return run
 
         # What its cache has was compiled without `compile_graph`; that of inductor stays.
-        with config.patch(enable_autograd_cache=False):  # type: ignore[attr-defined]
+        with config.patch(enable_autograd_cache=False):
             return compile_fx(
                 module, inputs, inner_compile=compile_graph, config_patches=self._options
             )

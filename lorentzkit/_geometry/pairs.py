@@ -28,6 +28,7 @@ from lorentzkit._geometry.vectors import (
     power_of_two,
     row_blocks,
     run,
+    stored,
     wide_dtype,
 )
 
@@ -70,7 +71,7 @@ class _OfRows(Function):
             return (None, *torch.autograd.grad(of, inputs, grad, create_graph=True))
         wanted = ctx.needs_input_grad[3]
         function = earned(gradients if wanted else point_gradients, ctx.kind, x)
-        by_c, by_x, by_y, *_ = function(ctx.kind, x, y, c, grad, *measures)
+        by_c, by_x, by_y = function(ctx.kind, x, y, c, grad, *measures)
         return (None, by_x, by_y, by_c.sum_to_size(c.shape).to(c.dtype) if wanted else None)
 
 
@@ -127,8 +128,9 @@ def gradients(
     if wide_dtype(x) == x.dtype:
         of_x, of_y = _scales(measures, close)
         x, y = x / of_x, y / of_y
-    # The coefficients are results too, lest inductor compute them anew for each column.
-    return of_c, *expand([x, y], close, slopes[:2], slopes[2:]), *slopes
+    if torch.compiler.is_compiling():  # lest inductor compute them anew for each column
+        close, *slopes = map(stored, (close, *slopes))
+    return of_c, *expand([x, y], close, slopes[:2], slopes[2:])
 
 
 def point_gradients(*args: Any) -> tuple[Tensor, ...]:
@@ -170,7 +172,7 @@ def add_selected_gradients(
     for some in row_blocks(x, len(i)):
         p, q = x.index_select(0, i[some]), y.index_select(0, j[some])
         numbers = earned(measured, "2", p)(p, q)
-        of_c, of_p, of_q, *_ = earned(gradients, kind, p)(kind, p, q, c, grad[some], *numbers)
+        of_c, of_p, of_q = earned(gradients, kind, p)(kind, p, q, c, grad[some], *numbers)
         by_x.index_add_(0, i[some], of_p)
         by_y.index_add_(0, j[some], of_q)
         by_c += of_c.sum()

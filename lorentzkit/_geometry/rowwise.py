@@ -129,9 +129,9 @@ def parameters(
     named: Mapping[str, Tensor],
 ) -> tuple[torch.Size, tuple[Any, ...]]:
     """The leading dimensions, and the parameters of `Rows`."""
-    number = curvature_number(curv)
-    if number is not None and t is None and all(v.shape == tensors[0].shape for v in tensors):
-        return tensors[0].shape[:-1], (number, None, min_radius)
+    known = curvature_number(curv)
+    if known is not None and t is None and all(v.shape == tensors[0].shape for v in tensors):
+        return tensors[0].shape[:-1], (known, None, min_radius)
     c = curvature(curv, torch.float32, _CPU)
     place = None if t is None else torch.as_tensor(t, dtype=torch.float32)
     shape = _shape(tensors, c, place, named)
@@ -229,11 +229,11 @@ def gradients(
     backward = earned(sweeps.backward, of.kind, rows[0])
     compiled, found = backward is not sweeps.backward, []
     for chunk in _chunks(rows[0], compiled):
-        numbers = of.numbers
+        numbers: Sequence[Numbers] = of.numbers
         if chunk or compiled:
             numbers = [_part(n, chunk) for n in map(as_tensor, numbers)]
-        some: list[Any] = [numbers, *(_part(v, chunk) for v in (grad, *rows))]
-        some.insert(2, by_tensors)
+        own_grad, *own = (_part(v, chunk) for v in (grad, *rows))
+        some: list[Any] = [numbers, own_grad, by_tensors, *own]
         by = backward(of.kind, *_some(of.parameters, chunk, compiled), *some)
         if not by.right:  # compiled, of all rows
             by = sweeps.backward(of.kind, *of.parameters, *some)

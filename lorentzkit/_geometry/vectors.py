@@ -342,7 +342,7 @@ def sums(
         return [t.to(x.dtype) for t in _block_sums(vectors, coefficients, close, wide_dtype(x))]
     stacked = _stacked([c for row in coefficients for c in row if _varies(c)], x)
     dtype = x.dtype if not wide and _in_range(stacked, x.dtype) else wide_dtype(x)
-    columns = iter(as_tensor(stacked).to(dtype).split(1, 1))
+    columns = iter(torch.split(as_tensor(stacked).to(dtype), 1, 1))
     rows = [[next(columns) if _varies(c) else c for c in row] for row in coefficients]
     blocks = list(row_blocks(x))
     if len(blocks) == 1 and x.shape[-1] > FEW:

@@ -206,12 +206,12 @@ def _centre(sign: str, unit: Tensor, half: Tensor, mean: Tensor) -> None:
 def _cloud(basis: Tensor, length: Tensor, c: Tensor) -> Cloud:
     inside = ~(length > norm_limit(c))
     longer = length.clamp_min(TINY[length.dtype])
-    return Cloud(basis, longer, inside, scalars(length, c))
+    return Cloud(basis, longer, inside, torch.stack(scalars(length, c)))
 
 
-def scalars(length: Tensor, c: Tensor) -> Tensor:
-    """`Radial` and `Exponentials` of points of these lengths ``(N, 1)``: ``(8, N, 1)``."""
+def scalars(length: Tensor, c: Tensor) -> list[Tensor]:
+    """`Radial` and `Exponentials` of points of these lengths ``(N, 1)``, eight of that shape."""
     apex = (length != 0).to(length.dtype)
     length = torch.minimum(length.clamp_min(TINY[length.dtype]), norm_limit(c))
     of_radius = radial(c.sqrt() * length, apex)
-    return torch.stack([*of_radius, *exponentials(of_radius)])
+    return [*of_radius, *exponentials(of_radius)]

@@ -33,7 +33,7 @@ def mend(
     out: Tensor, x: Tensor, y: Tensor, mean: Tensor, threshold: float, opposites: bool
 ) -> None:
     """Corrects the product h of two clouds, given by their `Cloud.spread`; folds opposites."""
-    lowest, highest = out.aminmax()
+    lowest, highest = map(float, out.aminmax())  # a float compares in a tenth of the time
     if lowest < threshold:
         _mend(out, x, y, out < threshold)
     if opposites and highest > 2 - threshold:

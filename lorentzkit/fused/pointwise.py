@@ -31,6 +31,7 @@ from lorentzkit._geometry.triangle import (
 
 # Similarities as logits: the sign of a pair's value in its row, and in its column.
 SIGNS = {"angle": (-1, 1), "distance": (-1, -1), "cosine": (1, 1)}
+Scalars = Tensor | Sequence[Tensor]
 
 
 class Sums(NamedTuple):
@@ -57,21 +58,26 @@ class _Opened(NamedTuple):
     y: Radial
 
 
-def _opened(kind: str, folded: Tensor, x: Tensor, y: Tensor) -> _Opened:
+def _opened(kind: str, folded: Tensor, x: Scalars, y: Scalars) -> _Opened:
     h, g = unfold(folded) if kind == "angle" else (folded, folded)
-    (*of_x, a, b, c), (*of_y, d, e, f) = x.unbind(), y.unbind()
+    (*of_x, a, b, c), (*of_y, d, e, f) = x, y
     x_, y_ = Radial(*of_x), Radial(*of_y)
     tri = triangle(h, x_, y_, Exponentials(a, b, c), Exponentials(d, e, f))
     return _Opened(h, g, tri, x_, y_)
 
 
-def all_values(kind: str, folded: Tensor, x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, ...]:
+def all_values(kind: str, folded: Tensor, x: Scalars, y: Scalars, c: Tensor) -> tuple[Tensor, ...]:
     """Of "angle" two, else one."""
     return values(kind, *_opened(kind, folded, x, y), c)
 
 
 def all_changes(
-    kind: str, folded: Tensor, x: Tensor, y: Tensor, c: Tensor, at: Sequence[Tensor]
+    kind: str,
+    folded: Tensor,
+    x: Scalars,
+    y: Scalars,
+    c: Tensor,
+    at: Sequence[Tensor],
 ) -> Change:
     """Of the derivative of ``(at[0] * all_values[0]).sum() + ...``, term by term."""
     return change(kind, *_opened(kind, folded, x, y), c, at)

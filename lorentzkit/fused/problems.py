@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any, NamedTuple, Protocol, get_args, get_type_hints
 
+import torch
 from torch import Tensor
 
 from lorentzkit.fused.pointwise import SIGNS
@@ -108,6 +109,20 @@ class LossProblem:
         """Of positives with these values, as their rows and as their columns see them."""
         row, column = SIGNS[self.similarity]
         return row * self.scale * values[:, 0], column * self.scale * values[:, -1]
+
+
+class Batch(NamedTuple):
+    """A `LossProblem` of pairs (x[i], y[i]) at full precision."""
+
+    x: Tensor
+    y: Tensor
+    c: Tensor
+    scale: Tensor
+    similarity: str
+
+    def problem(self) -> LossProblem:
+        i = torch.arange(len(self.x), device=self.x.device)
+        return LossProblem(*self[:4], i.int(), i.int(), i, i, self.similarity, "highest")
 
 
 class Search(NamedTuple):

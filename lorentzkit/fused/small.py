@@ -19,7 +19,7 @@ from lorentzkit._geometry.gram import NEAR
 from lorentzkit._geometry.pairs import TINY
 from lorentzkit._geometry.triangle import Radial, change, exact_triangle, radial, values
 from lorentzkit.fused.pointwise import SIGNS
-from lorentzkit.fused.problems import LossProblem
+from lorentzkit.fused.problems import Batch
 from lorentzkit.fused.whole import Loss, Run
 
 _MOST_PAIRS, _MOST_NUMBERS = 2**16, 2**18  # NumPy has one thread
@@ -28,13 +28,13 @@ _LEAST_H = 1e-15  # of aligned points less is left: a rounding
 _REACH = 64.0  # of logits, whose exponentials hold all digits whatever is subtracted
 
 
-def prepared(problem: LossProblem, differentiable: bool) -> Run | None:
+def prepared(batch: Batch, differentiable: bool) -> Run | None:
     """What computes the loss; None of many pairs, and of points far out."""
-    if len(problem.x) ** 2 > _MOST_PAIRS or problem.x.numel() > _MOST_NUMBERS:
+    if len(batch.x) ** 2 > _MOST_PAIRS or batch.x.numel() > _MOST_NUMBERS:
         return None
     with torch.no_grad(), np.errstate(all="ignore"):
-        pairs = _Pairs.of(problem)
-    return None if pairs is None else partial(_loss, problem, pairs, differentiable)
+        pairs = _Pairs.of(batch)
+    return None if pairs is None else partial(_loss, batch, pairs, differentiable)
 
 
 # --- All pairs ------------------------------------------------------------------------------------
@@ -79,10 +79,10 @@ class _Pairs(NamedTuple):
     """``(N, N)``: of "angle" two, at x and at y"""
 
     @classmethod
-    def of(cls, problem: LossProblem) -> _Pairs | None:
+    def of(cls, batch: Batch) -> _Pairs | None:
         """None if a point is so far out that products lose its distances, or is not finite."""
-        c, similarity = float(problem.c), problem.similarity
-        x, y = _Points.of(problem.x), _Points.of(problem.y)
+        c, similarity = float(batch.c), batch.similarity
+        x, y = _Points.of(batch.x), _Points.of(batch.y)
         if not max(c * points.length.max() ** 2 for points in (x, y)) <= NEAR:
             return None
         h = 1 - _product(x.unit, y.unit.T)
@@ -154,20 +154,20 @@ class _Negatives(NamedTuple):
         return by
 
 
-def _loss(problem: LossProblem, pairs: _Pairs, differentiable: bool) -> Loss:
+def _loss(batch: Batch, pairs: _Pairs, differentiable: bool) -> Loss:
     with np.errstate(all="ignore"):
-        value, *gradients = _numbers(problem, pairs, differentiable)
-    loss = problem.x.new_full((), value)
+        value, *gradients = _numbers(batch, pairs, differentiable)
+    loss = batch.x.new_full((), value)
     if not differentiable:
         return Loss(loss, ())
     by_x, by_y, by_c, by_scale = gradients
-    by = torch.full_like(problem.c, by_c), torch.full_like(problem.scale, by_scale)
+    by = torch.full_like(batch.c, by_c), torch.full_like(batch.scale, by_scale)
     return Loss(loss, (by_x, by_y, *by))
 
 
-def _numbers(problem: LossProblem, pairs: _Pairs, differentiable: bool) -> tuple[Any, ...]:
-    N, scale = len(problem.x), float(problem.scale)
-    ends = [scale * sign for sign in SIGNS[problem.similarity]]
+def _numbers(batch: Batch, pairs: _Pairs, differentiable: bool) -> tuple[Any, ...]:
+    N, scale = len(batch.x), float(batch.scale)
+    ends = [scale * sign for sign in SIGNS[batch.similarity]]
     both = pairs.values[0], pairs.values[-1]
     rows = _Negatives.of(ends[0] * both[0], 1)
     same = both[0] is both[1] and rows.largest.ndim == 0

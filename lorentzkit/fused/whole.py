@@ -23,7 +23,7 @@ from lorentzkit._geometry.vectors import cpu_op, stored
 from lorentzkit.fused import clouds, pointwise
 from lorentzkit.fused.folding import mend
 from lorentzkit.fused.pointwise import SIGNS
-from lorentzkit.fused.problems import LossProblem
+from lorentzkit.fused.problems import Batch
 
 _MOST_PAIRS = 2**22  # whose matrices are held: some 100 MB
 _CALL = 2**17  # what a call costs besides, in numbers of x
@@ -41,21 +41,21 @@ class Loss(NamedTuple):
 Run = Callable[[], Loss]
 
 
-def earned(problem: LossProblem) -> Run | None:
+def earned(batch: Batch) -> Run | None:
     """The compiled loss of these points; None until such batches have earned its compilation."""
-    x, (N, D) = problem.x, problem.x.shape
+    x, (N, D) = batch.x, batch.x.shape
     if D <= clouds.FEW_DIMENSIONS or not 1 < N * N <= _MOST_PAIRS:
         return None
     # An eager call takes some five times as long as this says, and so does this compilation.
-    if not compilation.earns(loss, problem.similarity, x, _CALL + 2 * N * (N + D)):
+    if not compilation.earns(loss, batch.similarity, x, _CALL + 2 * N * (N + D)):
         return None
-    return partial(_run, problem)
+    return partial(_run, batch)
 
 
-def _run(problem: LossProblem) -> Loss:
-    similarity = problem.similarity
-    inputs = [z.detach() for z in (problem.x, problem.y, problem.c, problem.scale)]
-    function = compilation.compiled(loss, similarity, problem.x.dtype)
+def _run(batch: Batch) -> Loss:
+    similarity = batch.similarity
+    inputs = [z.detach() for z in (batch.x, batch.y, batch.c, batch.scale)]
+    function = compilation.compiled(loss, similarity, batch.x.dtype)
     with ExitStack() as stack:
         stack.enter_context(full_precision())
         if torch.is_autocast_enabled("cpu"):
@@ -77,18 +77,18 @@ class _Side(NamedTuple):
     spread: Tensor
     """As of `clouds.Cloud`"""
     length: Tensor
-    scalars: Tensor
-    """As of `clouds.Cloud`, of columns ``(8, 1, N)``"""
+    scalars: list[Tensor]
+    """As of `clouds.Cloud`, each ``(N, 1)``; of columns ``(1, N)``"""
 
 
 def loss(similarity: str, x: Tensor, y: Tensor, c: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
     """Of points ``(N, D)`` and ``(N, D)``; and its derivatives by them, c and the scale."""
-    (u, x_length), (v, y_length) = clouds.polar(x), clouds.polar(y)
-    mean = 0.5 * (u.mean(0) + v.mean(0))
-    of_x = _Side(u, u - mean, x_length, clouds.scalars(x_length, c))
-    of_y = _Side(v, mean - v, y_length, clouds.scalars(y_length, c).mT)
+    # Stored is what a compiler would compute anew for each of its uses.
+    (u, x_length), (v, y_length) = (map(stored, clouds.polar(z)) for z in (x, y))
+    mean = stored(0.5 * (u.mean(0) + v.mean(0)))
+    of_x = _Side(u, u - mean, x_length, _scalars(x_length, c))
+    of_y = _Side(v, mean - v, y_length, [z.mT for z in _scalars(y_length, c)])
     h = _products(similarity, of_x, of_y, mean)
-    # Stored, lest a compiler computes them anew for each of their sums.
     values = [
         stored(value)
         for value in pointwise.all_values(similarity, h, of_x.scalars, of_y.scalars, c)
@@ -102,15 +102,19 @@ def loss(similarity: str, x: Tensor, y: Tensor, c: Tensor, scale: Tensor) -> tup
     )
     by_x = by.h @ of_y.spread - by.h.sum(1, keepdim=True) * mean
     by_y = -(by.h.mT @ of_x.spread) - by.h.sum(0)[:, None] * mean
-    own_c, own_x, own_y, *_ = pairs.gradients(similarity, x, y, c, scale * of_found, *measures)
+    own_c, own_x, own_y = pairs.gradients(similarity, x, y, c, scale * of_found, *measures)
     by_c = by.c.sum() / (2 * c) + own_c.sum()
     return (
         value,
-        _gradient(of_x, by_x, by.a.sum(1, keepdim=True), of_x.scalars, c) + own_x,
-        _gradient(of_y, by_y, by.b.sum(0)[:, None], of_y.scalars.mT, c) + own_y,
+        _gradient(of_x, by_x, by.a.sum(1, keepdim=True), c) + own_x,
+        _gradient(of_y, by_y, by.b.sum(0)[:, None], c) + own_y,
         by_c.to(c.dtype),
         by_scale,
     )
+
+
+def _scalars(length: Tensor, c: Tensor) -> list[Tensor]:
+    return [stored(z) for z in clouds.scalars(length, c)]
 
 
 def _products(similarity: str, x: _Side, y: _Side, mean: Tensor) -> Tensor:
@@ -153,9 +157,11 @@ def _of_values(
     return loss, of_values, torch.stack(of_found, 1)
 
 
-def _gradient(of: _Side, change: Tensor, by_radius: Tensor, scalars: Tensor, c: Tensor) -> Tensor:
+def _gradient(of: _Side, change: Tensor, by_radius: Tensor, c: Tensor) -> Tensor:
     """As `clouds.Cloud.gradient`, of the derivatives by the unit vectors and by the radii."""
     inside = ~(of.length > norm_limit(c))
-    along = torch.where(inside, by_radius * (c.sqrt() / scalars[1]), 0.0)
-    length = of.length.clamp_min(clouds.TINY[of.length.dtype])
-    return (change - of.unit * dot(of.unit, change)) / length + of.unit * along
+    cosh = of.scalars[1].reshape(of.length.shape)
+    along = torch.where(inside, by_radius * (c.sqrt() / cosh), 0.0)
+    across = stored(1 / of.length.clamp_min(clouds.TINY[of.length.dtype]))
+    change = stored(change)
+    return change * across + of.unit * stored(along - dot(of.unit, change) * across)

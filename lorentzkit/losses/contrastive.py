@@ -14,7 +14,7 @@ from lorentzkit._geometry.special import values_at_hand
 from lorentzkit.distributed import Group, Ring, described
 from lorentzkit.fused import registry
 from lorentzkit.fused.pointwise import SIGNS
-from lorentzkit.fused.problems import LossProblem
+from lorentzkit.fused.problems import Batch, LossProblem
 from lorentzkit.losses import sharded
 from lorentzkit.losses.anchors import Anchors, equal_pairs
 from lorentzkit.losses.paired import paired_loss
@@ -182,11 +182,9 @@ def _checked_share(
 
 def _paired(loss: _Checked) -> Tensor | None:
     """The mean of the losses, if the batch is a small one."""
-    N, M = loss.x.shape[0], loss.y.shape[0]
-    if N != M or loss.precision != "highest":
+    if loss.x.shape[0] != loss.y.shape[0] or loss.precision != "highest":
         return None
-    rows, columns, pairs = _targets(None, N, M, loss.x.device)
-    return paired_loss(loss.problem(rows, columns, *pairs))
+    return paired_loss(Batch(*loss[:5]))
 
 
 def _anchors(loss: _Checked, targets: object) -> list[Anchors]:

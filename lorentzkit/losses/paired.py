@@ -8,7 +8,6 @@ NumPy (`fused.small`).
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,20 +18,20 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lorentzkit._geometry.vectors import eager, wide_dtype
 from lorentzkit.fused import reference, small, whole
-from lorentzkit.fused.problems import LossProblem, LossTerms
+from lorentzkit.fused.problems import Batch, LossTerms
 from lorentzkit.losses.anchors import Anchors
 
 
-def paired_loss(problem: LossProblem) -> Tensor | None:
+def paired_loss(batch: Batch) -> Tensor | None:
     """The mean over all x and all y of their losses; None if that is not done here."""
-    inputs = problem.x, problem.y, problem.c, problem.scale
+    inputs = batch[:4]
     if not _serves(*inputs):
         return None
     wanted = torch.is_grad_enabled() and any(z.requires_grad for z in inputs)
-    run = (whole.earned(problem) if wanted else None) or small.prepared(problem, wanted)
+    run = (whole.earned(batch) if wanted else None) or small.prepared(batch, wanted)
     if run is None:
         return None
-    loss: Tensor = _PairedLoss.apply(problem, run, *inputs)  # type: ignore[no-untyped-call]
+    loss: Tensor = _PairedLoss.apply(batch, run, *inputs)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -46,9 +45,9 @@ def _serves(x: Tensor, *others: Tensor) -> bool:
 
 class _PairedLoss(Function):
     @staticmethod
-    def forward(ctx: Any, problem: LossProblem, run: whole.Run, *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, batch: Batch, run: whole.Run, *inputs: Tensor) -> Tensor:
         loss = run()
-        ctx.problem = problem
+        ctx.similarity = batch.similarity
         ctx.save_for_backward(*inputs, *loss.gradients)
         return loss.value
 
@@ -56,17 +55,17 @@ class _PairedLoss(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inputs, gradients = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
         if torch.is_grad_enabled():  # to be differentiated again
-            of = partial(_by_reference, ctx.problem)
+            of = partial(_by_reference, ctx.similarity)
             return None, None, *reference.pulled_back(of, inputs, (grad,))
+        if float(grad) == 1:
+            return None, None, *gradients
         return None, None, *(grad * of for of in gradients)
 
 
-def _by_reference(
-    problem: LossProblem, x: Tensor, y: Tensor, c: Tensor, scale: Tensor
-) -> tuple[Tensor]:
-    moved = replace(problem, x=x, y=y, c=c, scale=scale)
-    terms = LossTerms(*reference.log_sums(moved), reference.selected(moved.positives))
-    of_x, of_y = (side.losses().mean() for side in Anchors.paired(moved, terms))
+def _by_reference(similarity: str, x: Tensor, y: Tensor, c: Tensor, scale: Tensor) -> tuple[Tensor]:
+    problem = Batch(x, y, c, scale, similarity).problem()
+    terms = LossTerms(*reference.log_sums(problem), reference.selected(problem.positives))
+    of_x, of_y = (side.losses().mean() for side in Anchors.paired(problem, terms))
     return ((of_x + of_y) / 2,)
 
 
