@@ -92,8 +92,7 @@ EARNED_IN_FLOAT64 = (
     *("dist", "entailment_residual", "expmap", "exterior_angle", "inner", "logmap"),
     *("tangent_inner", "tangent_norm", "transp"),
 )
-# Compiled where the sizes are large: compiling takes longer than all else, and eager overhead,
-# which it saves, is what the small size shows.
+# By the user where the sizes are large: compiling takes longer than all else.
 LEAST_COMPILED = 1024
 COMPILED = {"auto": "auto_compiled", "usual": "compiled", "geoopt": "geoopt_compiled"}
 NOT_COMPILED = "frechet_mean"  # stops on the values
@@ -121,7 +120,7 @@ class Row(NamedTuple):
         """Whether later calls are compiled."""
         if self.dtype == "float64":
             return self.N >= LEAST_COMPILED and self.kind in EARNED_IN_FLOAT64
-        return self.also_compiled and self.kind not in NEVER_EARNED
+        return self.kind not in NEVER_EARNED
 
     def names(self) -> list[str]:
         """The competitors, without making their inputs."""

@@ -200,7 +200,8 @@ def summary(results: Result) -> Iterator[str]:
     }
     small = min(n for _, n, _ in rows)
     yield from _where(results)
-    yield from _head([f"op, {N:,} x {D}", *SUMMARY_HEADS, f"first calls, {small:,} x {D}"])
+    heads = [f"{calls} calls, {small:,} x {D}" for calls in ("first", "later")]
+    yield from _head([f"op, {N:,} x {D}", *SUMMARY_HEADS, *heads])
     for op in sorted({kind for kind, *_ in rows}):
         narrow, wide, few = (
             rows.get((op, *of), {}) for of in [(N, "float32"), (N, "float64"), (small, "float32")]
@@ -213,6 +214,7 @@ def summary(results: Result) -> Iterator[str]:
                 _ratio(wide, rival, "auto"),
                 _ratio(wide, rival, "auto_later"),
                 _ratio(few, rival, "auto"),
+                _ratio(few, rival, "auto_later"),
             ]
             if any(ratios):
                 yield _line([op, label, *ratios])
