@@ -62,8 +62,8 @@ class Prepared(NamedTuple):
     x_length: Tensor
     y_length: Tensor
     mean: Tensor
-    block: Tensor
-    """The folded h of all pairs, if they are a single block"""
+    folded: Tensor
+    """The folded h of all pairs, if they are few"""
 
     @classmethod
     def nothing(cls, like: Tensor) -> Prepared:

@@ -41,6 +41,8 @@ ROWS, COLUMNS = 1024, 1024
 # Pairs. Steps of a training are repeated, a search hardly: it saves 0.1 s at this size, and some
 # ten seconds are what it takes to compile.
 _SEARCH_WORTH_COMPILING = 2**22
+_MOST_KEPT = 2**24  # pairs, of which a number each is kept: 64 MB
+_LONG = 256  # so many dimensions make a product longer than to keep its results
 _REACH = 64.0  # of logits to both sides: their exponentials, and 2^31 such, are float32 numbers
 
 
@@ -94,25 +96,26 @@ def topk(problem: PairwiseProblem, search: Search) -> Tensor:
 
 
 def prepare(problem: PairwiseProblem) -> Prepared:
-    """What `log_sums` and its gradients share: directions and, of a single block, its folded h."""
+    """What `log_sums` and its gradients share: directions and, if pairs are few, the folded h."""
     x, y = problem.x, problem.y
     of = directions(x, y, problem.precision)
-    block = x.new_empty(_only_block(len(x), len(y)))
-    if block.numel():
-        fold(problem.kind, block, of.x, of.y, of.mean, of.threshold())
-    return Prepared(*of, block)
+    folded = x.new_empty(_kept(len(x), *y.shape))
+    for rows in row_blocks(len(folded), ROWS):
+        fold(problem.kind, folded[rows], of.x[rows], of.y, of.mean, of.threshold())
+    return Prepared(*of, folded)
 
 
 def prepared_like(problem: PairwiseProblem) -> Prepared:
     """The shapes of what is prepared."""
     (N, D), M = problem.x.shape, problem.y.shape[0]
-    shapes = (N, D + 2), (M, D + 2), (N, 1), (M, 1), (D,), _only_block(N, M)
+    shapes = (N, D + 2), (M, D + 2), (N, 1), (M, 1), (D,), _kept(N, M, D)
     return Prepared(*(problem.x.new_empty(shape) for shape in shapes))
 
 
-def _only_block(N: int, M: int) -> tuple[int, int]:
-    """The shape of the block kept from one pass to the next: none, if there are several."""
-    return (N, M) if N <= ROWS and M <= COLUMNS else (0, 0)
+def _kept(N: int, M: int, D: int) -> tuple[int, int]:
+    """The shape of what is kept of all pairs from one pass to the next, which saves a product."""
+    most = _MOST_KEPT if D >= _LONG else ROWS * COLUMNS
+    return (N, M) if N * M <= most else (0, 0)
 
 
 def log_sums(problem: LossProblem) -> LogSums:
@@ -201,19 +204,18 @@ def _prepared_pairs(problem: LossProblem) -> _Pairs:
     similarity, c, prepared = problem.similarity, problem.c, problem.prepared
     if prepared is None or prepared.x.numel() == 0:
         return _Pairs(similarity, clouds(problem.x, problem.y, c, problem.precision))
-    *of, block = prepared
-    only = block if block.numel() else None
-    return _Pairs(similarity, in_space(Directions(*of), c), only=only)
+    *of, folded = prepared
+    return _Pairs(similarity, in_space(Directions(*of), c), folded=folded)
 
 
 class _Pairs:
-    """The blocks of all pairs of two clouds; ``only``, folded already, if there is but one."""
+    """The blocks of all pairs of two clouds; of those ``folded`` already, if that is not empty."""
 
     def __init__(
-        self, kind: str, prepared: Clouds, *, columns: int = 0, only: Tensor | None = None
+        self, kind: str, prepared: Clouds, *, columns: int = 0, folded: Tensor | None = None
     ) -> None:
         self.clouds = prepared
-        self._only = only
+        self._folded = folded if folded is not None and folded.numel() else None
         self._kind = kind
         self._columns = columns or COLUMNS
         x, y = prepared.x.basis, prepared.y.basis
@@ -227,11 +229,11 @@ class _Pairs:
             for columns in row_blocks(len(y.basis), self._columns):
                 n, m = rows.stop - rows.start, columns.stop - columns.start
                 folded, *spare = (b[: n * m].view(n, m) for b in self._buffers)
-                if self._only is None:
+                if self._folded is None:
                     of = self.clouds.mean, self.clouds.threshold
                     fold(self._kind, folded, x.basis[rows], y.basis[columns], *of)
                 else:
-                    folded.copy_(self._only)
+                    folded.copy_(self._folded[rows, columns])
                 # Contiguous, or a compiler sees other strides in blocks of the same size.
                 scalars = of_x[:, rows].contiguous(), of_y[..., columns].contiguous()
                 yield _Block(rows, columns, folded, (spare[0], spare[1]), *scalars)
