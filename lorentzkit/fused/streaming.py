@@ -114,8 +114,8 @@ def prepared_like(problem: PairwiseProblem) -> Prepared:
 
 def _kept(N: int, M: int, D: int) -> tuple[int, int]:
     """The shape of what is kept of all pairs from one pass to the next, which saves a product."""
-    most = _MOST_KEPT if D >= _LONG else ROWS * COLUMNS
-    return (N, M) if N * M <= most else (0, 0)
+    pairs = N * M
+    return (N, M) if pairs <= (_MOST_KEPT if D >= _LONG else ROWS * COLUMNS) else (0, 0)
 
 
 def log_sums(problem: LossProblem) -> LogSums:
