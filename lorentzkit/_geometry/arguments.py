@@ -89,7 +89,7 @@ def curvature_number(curv: object) -> float | None:
     if not isinstance(curv, Tensor):
         value = _valid_curvature(curv)
     elif curv.is_cpu and curv.dim() == 0 and curv.is_floating_point() and values_known(curv):
-        value = _value_of_curvature(curv)
+        value = _value_of_curvature(curv.float())
     else:
         return None
     return float(np.float32(value))

@@ -1,12 +1,14 @@
 """A compiled function, called past `torch.compile`'s own checks where they are known to hold.
 
 Dynamo and AOTAutograd look at every argument before each call, which takes as long as a small op.
-They look at nothing that `_key` leaves out: sizes, strides, types, and a few global settings. So
-the graph that served one call serves every later one with the same key.
+Of CPU tensors without derivatives, whose memory does not overlap where it is written to, the graph
+that is chosen depends on nothing but what is in `_key`. So the graph that served one call serves
+every later one with the same key.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Hashable, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -18,30 +20,40 @@ _MOST_KEYS = 256
 
 
 class Compiled:
-    """``torch.compile(function)`` of tensors, numbers and lists of them; not differentiable."""
+    """``torch.compile(function)`` of tensors, numbers and lists of them, without derivatives."""
 
     def __init__(self, function: Callable[..., Any], **options: Any) -> None:
         guards = {k: options.pop(k) for k in ["guard_filter_fn"] if k in options}
         self._options = options
-        self._last: _Call | None = None
-        self._known: dict[Hashable, _Direct | None] = {}
+        self._thread = threading.local()
+        self._known: dict[Hashable, _Direct] = {}
         self._function = torch.compile(
             function, dynamic=True, fullgraph=True, backend=self._backend, options=guards
         )
 
     def __call__(self, *args: Any) -> Any:
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                return self(*args)
         tensors: list[Tensor] = []
         key = _key(args, tensors)
         direct = self._known.get(key)
+        return self._called(key, args) if direct is None else direct(tensors)
+
+    def _called(self, key: Hashable, args: Sequence[Any]) -> Any:
+        """By way of `torch.compile`."""
+        # A parameter's sizes would be part of the code, and whether derivatives are wanted.
+        args = tuple(map(_detached, args))
+        self._thread.call = None
+        try:
+            result = self._function(*args)
+            direct = _direct(self._thread.call, args, result)
+        finally:
+            self._thread.call = None
         if direct is not None:
-            return direct(tensors)
-        self._last = None
-        result = self._function(*args)
-        if key not in self._known and self._last is not None:
             if len(self._known) >= _MOST_KEYS:
                 self._known.clear()
-            self._known[key] = _direct(self._last, tensors, result)
-        self._last = None
+            self._known[key] = direct
         return result
 
     def _backend(self, module: Any, inputs: Sequence[Any]) -> Any:
@@ -54,7 +66,7 @@ class Compiled:
             def run(given: list[Any]) -> Any:
                 same = list(given)  # for the graph empties it
                 results = graph(given)
-                self._last = _Call(graph, same, results)
+                self._thread.call = _Call(graph, same, results)
                 return results
 
             run._boxed_call = True  # type: ignore[attr-defined]
@@ -94,10 +106,9 @@ class _At(NamedTuple):
 
 
 def _key(args: Sequence[Any], tensors: list[Tensor]) -> Hashable:
-    """What Dynamo's checks depend on; adds the tensors to a list."""
+    """Adds the tensors to a list."""
     return (
         torch.get_num_threads(),
-        torch.is_grad_enabled(),
         torch.is_autocast_enabled("cpu"),
         torch.are_deterministic_algorithms_enabled(),
         *[_described(a, tensors) for a in args],
@@ -106,18 +117,30 @@ def _key(args: Sequence[Any], tensors: list[Tensor]) -> Hashable:
 
 def _described(a: Any, tensors: list[Tensor]) -> Hashable:
     if isinstance(a, Tensor):
-        for place, other in enumerate(tensors):
-            if other is a:
-                return _At(place)
         tensors.append(a)
-        return a.dtype, a.shape, a.stride(), a.requires_grad
+        return a.dtype, a.shape, a.stride(), a.is_neg()
     if isinstance(a, (list, tuple)):
         return tuple([_described(z, tensors) for z in a])
     return a if isinstance(a, Hashable) else object()
 
 
-def _direct(call: _Call, tensors: Sequence[Tensor], result: Any) -> _Direct | None:
+def _detached(a: Any) -> Any:
+    """The same with plain tensors, each another one, for Dynamo would tell equal ones apart."""
+    if isinstance(a, Tensor):
+        return a.detach()
+    return _like(a, [_detached(z) for z in a]) if isinstance(a, (list, tuple)) else a
+
+
+def _like(a: Any, items: list[Any]) -> Any:
+    return getattr(a, "_make", type(a))(items)
+
+
+def _direct(call: _Call | None, args: Sequence[Any], result: Any) -> _Direct | None:
     """How to make this call directly; None if the tensors are not those of the graph itself."""
+    if call is None:
+        return None
+    tensors: list[Tensor] = []
+    _key(args, tensors)
     given = [_placed(a, tensors) for a in call.given]
     build = _builder(result, call.results)
     # Dynamo makes tensors of floats: those of the key, and constants.
@@ -133,17 +156,13 @@ def _placed(a: Any, tensors: Sequence[Any]) -> Any:
 
 
 def _builder(a: Any, results: Sequence[Any]) -> Callable[[Sequence[Tensor]], Any] | None:
-    """Makes the like of a, a nest of results of a graph, of other results; None if it is not one.
-
-    Results with derivatives come from autograd, not from the graph.
-    """
+    """Makes the like of a, a nest of a graph's results, of other results; None if it is not one."""
     if isinstance(a, Tensor):
         at = _placed(a, results)
-        return itemgetter(at.place) if type(at) is _At and not a.requires_grad else None
+        return itemgetter(at.place) if type(at) is _At else None
     if not isinstance(a, (list, tuple)):
         return lambda _: a
     builders = [_builder(z, results) for z in a]
     if None in builders:
         return None
-    make = getattr(a, "_make", type(a))  # of a NamedTuple
-    return lambda others: make([build(others) for build in builders])  # type: ignore[misc]
+    return lambda others: _like(a, [build(others) for build in builders])  # type: ignore[misc]

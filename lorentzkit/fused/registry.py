@@ -153,7 +153,7 @@ def loss_terms_gradients(
 def _prepared(problem: LossProblem, impl: Implementation) -> LossProblem:
     """Once for a loss and its gradient; how it depends on the points is the latter's affair.
 
-    Not in compiled code: what is kept of a single block has a shape of its own, and one graph is to
+    Not in compiled code: what is kept of few pairs has a shape of its own, and one graph is to
     serve all sizes.
     """
     if torch.compiler.is_compiling() or not impl.prepares:

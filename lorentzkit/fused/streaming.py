@@ -41,7 +41,7 @@ ROWS, COLUMNS = 1024, 1024
 # Pairs. Steps of a training are repeated, a search hardly: it saves 0.1 s at this size, and some
 # ten seconds are what it takes to compile.
 _SEARCH_WORTH_COMPILING = 2**22
-_MOST_KEPT = 2**24  # pairs, of which a number each is kept: 64 MB
+_MOST_KEPT = 2**24  # pairs, of which a number each is kept: 64 MB of float32
 _LONG = 256  # so many dimensions make a product longer than to keep its results
 _REACH = 64.0  # of logits to both sides: their exponentials, and 2^31 such, are float32 numbers
 

@@ -72,8 +72,9 @@ def contrastive_loss(
     Returns:
         A 0-dim tensor, or two tensors for "none"; float64 for float64 points, else float32. The
         gradient is analytic in x, y, curv and logit_scale; its own derivative is the reference's,
-        with N x M matrices. Memory besides: a few numbers for each positive pair; for at most 2,048
-        pairs on a CPU up to 100 MB, since such a batch is faster as whole matrices.
+        with N x M matrices. Memory besides: a few numbers for each positive pair; on a CPU up to
+        100 MB for at most 2,048 pairs, since such a batch is faster as whole matrices, and one
+        number for each of at most 2^24 pairs (x[i], y[j]) in 256 dimensions or more.
 
         With a group, the loss of this process's anchors against all: the mean over the processes is
         the whole batch's ("sum": their sum). Gradients fit data-parallel averaging, see

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from lorentzkit._geometry.special import values_known
 from lorentzkit._geometry.vectors import eager, wide_dtype
 from lorentzkit.fused import reference, small, whole
 from lorentzkit.fused.problems import Batch, LossTerms
@@ -57,8 +58,8 @@ class _PairedLoss(Function):
         if torch.is_grad_enabled():  # to be differentiated again
             of = partial(_by_reference, ctx.similarity)
             return None, None, *reference.pulled_back(of, inputs, (grad,))
-        if float(grad) == 1:
-            return None, None, *gradients
+        if values_known(grad):
+            return None, None, *torch._foreach_mul(gradients, grad)
         return None, None, *(grad * of for of in gradients)
 
 

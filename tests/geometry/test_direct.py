@@ -83,11 +83,31 @@ def test_each_number_of_threads_has_its_code(compiled):
     assert {key[0] for key in compiled._known} >= {1, 2, 3}
 
 
-def test_results_with_derivatives_are_not_called_directly(compiled):
-    x, y = rows(5).requires_grad_(), rows(5)
+def test_there_are_no_derivatives(compiled):
     for _ in range(2):
-        (by_x,) = torch.autograd.grad(compiled("plus", 2.0, x, [y]).sum.sum(), x)
-        torch.testing.assert_close(by_x, 2 + y)
+        assert not compiled("plus", 2.0, rows(5).requires_grad_(), [rows(5)]).sum.requires_grad
+
+
+def test_tables_of_any_size_are_one_variant(compiled):
+    """A parameter's sizes would be part of the code, which is compiled eight times at most."""
+    for count in range(20, 32):
+        x = torch.nn.Parameter(rows(count))
+        check(compiled, "plus", 2.0, x, [x])
+
+
+def fill(out: tuple[Tensor, Tensor], x: Tensor) -> None:
+    out[0].copy_(2 * x)
+    out[1].add_(x)
+
+
+def test_what_is_written_to_is_written_by_direct_calls_too():
+    torch.compiler.reset()
+    filling = direct.Compiled(fill)
+    for _ in range(3):
+        x, out = rows(5).requires_grad_(), (rows(5), torch.ones(5, 12))
+        filling(out, x)
+        assert torch.equal(out[0], 2 * x)
+        assert torch.equal(out[1], 1 + x)
 
 
 def test_not_every_size_is_kept(compiled, monkeypatch):
