@@ -43,11 +43,17 @@ def test_a_positive_pair_at_the_origin(similarity, impl):
 
 
 @every_similarity
-def test_many_blocks(monkeypatch, similarity):
+@pytest.mark.parametrize("D", [20, 260])
+def test_many_blocks(monkeypatch, similarity, D):
+    """Products of long vectors are kept for the backward pass, others are made anew."""
     monkeypatch.setattr(streaming, "ROWS", 16)
     monkeypatch.setattr(streaming, "COLUMNS", 23)
-    x, y = points(61, 20), points(61, 20, seed=1)
+    folded = []
+    fold = streaming.fold
+    monkeypatch.setattr(streaming, "fold", lambda *args: folded.append(args[1]) or fold(*args))
+    x, y = points(61, D), points(61, D, seed=1)
     compare(x, y, similarity, torch.eye(61, dtype=torch.bool), None)
+    assert len(folded) == (4 if D == 260 else 2 * 4 * 3)
 
 
 @every_similarity
