@@ -229,7 +229,7 @@ def table(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def about(row: dict[str, Any]) -> list[Any]:
+def place_of(row: dict[str, Any]) -> list[Any]:
     return [row.get(key) for key in ("kind", "M", "D", "score", "vectors", "index")]
 
 
@@ -256,7 +256,7 @@ def main() -> None:
     for kind, D in [("images", 64), ("images", 512), ("tree", 64)]:
         for row in rows(Gallery(kind, args.size, D), args.indexes):
             print(json.dumps(row), flush=True)
-            others = [old for old in content["rows"] if about(old) != about(row)]
+            others = [old for old in content["rows"] if place_of(old) != place_of(row)]
             content["rows"] = sorted([*others, row], key=lambda row: row["M"])
             out.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
     print(table(content))

@@ -92,7 +92,7 @@ EARNED_IN_FLOAT64 = (
     *("dist", "entailment_residual", "expmap", "exterior_angle", "inner", "logmap"),
     *("tangent_inner", "tangent_norm", "transp"),
 )
-# By the user where the sizes are large: compiling takes longer than all else.
+# Steps under `torch.compile`, at large sizes only: compiling takes longer than all else.
 LEAST_COMPILED = 1024
 COMPILED = {"auto": "auto_compiled", "usual": "compiled", "geoopt": "geoopt_compiled"}
 NOT_COMPILED = "frechet_mean"  # stops on the values

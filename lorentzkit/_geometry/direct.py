@@ -43,11 +43,12 @@ class Compiled:
     def _called(self, key: Hashable, args: Sequence[Any]) -> Any:
         """By way of `torch.compile`."""
         # A parameter's sizes would be part of the code, and whether derivatives are wanted.
-        args = tuple(map(_detached, args))
+        tensors: list[Tensor] = []
+        args = [_detached(a, tensors) for a in args]
         self._thread.call = None
         try:
             result = self._function(*args)
-            direct = _direct(self._thread.call, args, result)
+            direct = _direct(self._thread.call, tensors, result)
         finally:
             self._thread.call = None
         if direct is not None:
@@ -106,7 +107,7 @@ class _At(NamedTuple):
 
 
 def _key(args: Sequence[Any], tensors: list[Tensor]) -> Hashable:
-    """Adds the tensors to a list."""
+    """What the choice of a graph depends on. Adds the tensors to a list."""
     return (
         torch.get_num_threads(),
         torch.is_autocast_enabled("cpu"),
@@ -124,23 +125,25 @@ def _described(a: Any, tensors: list[Tensor]) -> Hashable:
     return a if isinstance(a, Hashable) else object()
 
 
-def _detached(a: Any) -> Any:
-    """The same with plain tensors, each another one, for Dynamo would tell equal ones apart."""
+def _detached(a: Any, tensors: list[Tensor]) -> Any:
+    """The same with plain tensors, each another one, for Dynamo would tell equal ones apart.
+
+    Adds them to a list, in the order of `_key`.
+    """
     if isinstance(a, Tensor):
-        return a.detach()
-    return _like(a, [_detached(z) for z in a]) if isinstance(a, (list, tuple)) else a
+        tensors.append(a.detach())
+        return tensors[-1]
+    return _like(a, [_detached(z, tensors) for z in a]) if isinstance(a, (list, tuple)) else a
 
 
 def _like(a: Any, items: list[Any]) -> Any:
     return getattr(a, "_make", type(a))(items)
 
 
-def _direct(call: _Call | None, args: Sequence[Any], result: Any) -> _Direct | None:
+def _direct(call: _Call | None, tensors: Sequence[Tensor], result: Any) -> _Direct | None:
     """How to make this call directly; None if the tensors are not those of the graph itself."""
     if call is None:
         return None
-    tensors: list[Tensor] = []
-    _key(args, tensors)
     given = [_placed(a, tensors) for a in call.given]
     build = _builder(result, call.results)
     # Dynamo makes tensors of floats: those of the key, and constants.

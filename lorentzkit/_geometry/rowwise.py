@@ -129,9 +129,10 @@ def parameters(
     named: Mapping[str, Tensor],
 ) -> tuple[torch.Size, tuple[Any, ...]]:
     """The leading dimensions, and the parameters of `Rows`."""
-    known = curvature_number(curv)
-    if known is not None and t is None and all(v.shape == tensors[0].shape for v in tensors):
-        return tensors[0].shape[:-1], (known, None, min_radius)
+    if t is None and all(v.shape == tensors[0].shape for v in tensors):
+        known = curvature_number(curv)
+        if known is not None:
+            return tensors[0].shape[:-1], (known, None, min_radius)
     c = curvature(curv, torch.float32, _CPU)
     place = None if t is None else torch.as_tensor(t, dtype=torch.float32)
     shape = _shape(tensors, c, place, named)
@@ -162,6 +163,8 @@ def _shape(
     """The leading dimensions of all."""
     shape = tensors[0].shape[:-1]
     others = [*(v.shape[:-1] for v in tensors[1:]), *([] if t is None else [t.shape])]
+    if c.dim() == 1 and all(s == shape for s in others):
+        return shape
     leading = {name: v.shape[:-1] for name, v in zip(named, tensors, strict=True)}
     check_broadcast(c.shape[:-1], None if t is None else t.shape, **leading)
     return torch.broadcast_shapes(shape, *others, c.shape[:-1])  # type: ignore[no-untyped-call, no-any-return]

@@ -28,12 +28,11 @@ def products(
     vectors: Mapping[str, Tensor], points: int, pairs: Sequence[str]
 ) -> tuple[np.ndarray, ...]:
     """Products ``(N, 1)`` of float64 numbers, by letters; of two points, b is y - x."""
-    wide = {name: v.numpy() for name, v in vectors.items()}
-    for name, v in wide.items():
-        if name == "b" and points == 2:
-            wide["b"] = np.subtract(v, wide["x"])
-        else:
-            wide[name] = v.astype(np.float64)
+    arrays = {name: v.numpy() for name, v in vectors.items()}
+    y = arrays.pop("b") if points == 2 else None
+    wide = {name: v.astype(np.float64) for name, v in arrays.items()}
+    if y is not None:
+        wide["b"] = y - wide["x"]
     return tuple(vecdot(wide[pair[0]], wide[pair[1]])[:, None] for pair in pairs)
 
 

@@ -344,12 +344,11 @@ def sums(
     dtype = x.dtype if not wide and _in_range(stacked, x.dtype) else wide_dtype(x)
     columns = iter(torch.split(as_tensor(stacked).to(dtype), 1, 1))
     rows = [[next(columns) if _varies(c) else c for c in row] for row in coefficients]
-    blocks = list(row_blocks(x))
-    if len(blocks) == 1 and x.shape[-1] > FEW:
-        found = _block_sums(vectors, rows, close, dtype)
-        return found if dtype == x.dtype else [total.to(x.dtype) for total in found]
     every = zip(vectors, zip_longest(*rows), strict=False)
     used = [v if any(c is not None for c in of) else None for v, of in every]
+    blocks = list(row_blocks(x))
+    if len(blocks) == 1 and x.shape[-1] > FEW:
+        return [total.to(x.dtype) for total in _block_sums(used, rows, close, dtype)]
     totals = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in rows]
     for block in blocks:
         some = [v if v is None else v[block] for v in used]
@@ -385,7 +384,7 @@ def _block_sums(
     dtype: torch.dtype,
     out: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
-    basis: list[Any] = [v if v is None or v.dtype == dtype else v.to(dtype) for v in vectors]
+    basis: list[Any] = [v if v is None else v.to(dtype) for v in vectors]
     if close is not False and basis[1] is not None:  # a bool is True then
         basis = _basis(basis, close)
     each = [[(c, v) for c, v in zip(row, basis, strict=False) if c is not None] for row in rows]
