@@ -6,8 +6,7 @@
     accelerate launch --num-processes 8 examples/train_clip_hyperbolic.py ...
 
 Writes to --output-dir: config.json, metrics.jsonl, TensorBoard events, checkpoints/ (safetensors),
-evaluation.json and report/index.html; of the presets vit-* model/, which lorentzkit.clip and
-transformers load.
+evaluation.json, report/index.html, and model/, which lorentzkit.clip and transformers load.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device, set_seed
 from clip_hyperbolic import checkpoint, emoji, report
-from clip_hyperbolic.boxes import objective_of
 from clip_hyperbolic.checkpoint import Checkpoint, write_atomically, write_json
 from clip_hyperbolic.config import Config, UserError, load, parse
 from clip_hyperbolic.data import Batches, expand, samples
 from clip_hyperbolic.evaluate import evaluate
-from clip_hyperbolic.model import Objective, TwoTowers, Words
-from clip_hyperbolic.published import Towers, towers
+from clip_hyperbolic.model import Towers
+from clip_hyperbolic.objective import Objective, objective_of
+from clip_hyperbolic.tokenizer import Words
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
@@ -62,7 +61,7 @@ def prepare(config: Config, accelerator: Accelerator) -> None:
     ]
 
 
-def optimiser(model: TwoTowers | Towers, config: Config) -> torch.optim.AdamW:
+def optimiser(model: Towers, config: Config) -> torch.optim.AdamW:
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -132,7 +131,7 @@ class Log:
 
 def train(
     config: Config, folder: Path, accelerator: Accelerator, saved: Checkpoint | None
-) -> tuple[TwoTowers | Towers, Words]:
+) -> tuple[Towers, Words]:
     main, rank, processes = (
         accelerator.is_main_process,
         accelerator.process_index,
@@ -144,7 +143,7 @@ def train(
     words = (
         saved.words if saved else Words.of(config, samples(expand(config.shards)[:10], [].append))
     )
-    bare = towers(config, len(words))
+    bare = Towers.of(config, len(words))
     model, optimizer = accelerator.prepare(bare, optimiser(bare, config))
     objective = objective_of(config)
     state: dict[str, Any] = {"step": 0, "best": math.inf, "skipped": 0, "broken": 0}
@@ -238,10 +237,9 @@ def train(
     return bare, words
 
 
-def finish(config: Config, folder: Path, model: TwoTowers | Towers, words: Words) -> None:
+def finish(config: Config, folder: Path, model: Towers, words: Words) -> None:
     """Saves the model for transformers, evaluates on all that was asked for, writes the report."""
-    if isinstance(model, Towers):
-        model.save(folder / "model", words)
+    model.save(folder / "model", words, config.image_size)
     results: dict[str, Any] = {}
     for named in config.eval_shards:
         name, pattern = named.split("=", 1) if "=" in named else (Path(named).stem, named)
@@ -300,9 +298,10 @@ def main(argv: list[str] | None = None) -> int:
 def describe(config: Config) -> None:
     words = Words.of(config, samples(expand(config.shards)[:1], [].append))
     with torch.device("meta"):
-        model = towers(config, len(words))
+        model = Towers.of(config, len(words))
     console.print_json(data=vars(config))
-    for name, part in (("image tower", model.image_tower), ("text tower", model.text_tower)):
+    towers = {"image tower": model.model.vision_model, "text tower": model.model.text_model}
+    for name, part in towers.items():
         console.print(f"{name}: {sum(p.numel() for p in part.parameters()):,} parameters")
 
 

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from . import config as configuration
 from .config import Config, UserError
-from .model import TwoTowers, Words
-from .published import Published, Towers, towers
+from .model import Towers
+from .published import Published
+from .tokenizer import Words
 
 BEST = "best.safetensors"
+FORMAT = "lorentzkit-clip-2"
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
@@ -67,7 +69,7 @@ def save(
     tensors |= {"positions": positions, "random": torch.get_rng_state()}
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     about = {
-        "format": "lorentzkit-clip-1",
+        "format": FORMAT,
         "config": json.dumps(asdict(config)),
         "words": words.text(),
         "state": json.dumps(state),
@@ -93,10 +95,10 @@ class Checkpoint:
                 f"{file} cannot be read as a checkpoint ({error}). If it is truncated, remove it: "
                 "--resume then goes on from the one before"
             ) from None
-        if about.get("format") != "lorentzkit-clip-1":
+        if about.get("format") != FORMAT:
             raise UserError(
-                f"{file} was not written by train_clip_hyperbolic.py; give one of its runs, or a "
-                "file of its folder checkpoints/"
+                f"{file} was not written by train_clip_hyperbolic.py of this version; give one of "
+                "its runs, or a file of its folder checkpoints/"
             )
         self.file = file
         self.config = configuration.from_json(about["config"], file)
@@ -116,8 +118,8 @@ class Checkpoint:
         start = f"{name}."
         return {key[len(start) :]: t for key, t in self.tensors.items() if key.startswith(start)}
 
-    def model(self) -> TwoTowers | Towers:
-        model = towers(self.config, len(self.words))
+    def model(self) -> Towers:
+        model = Towers.of(self.config, len(self.words))
         self.restore(model)
         return model
 

@@ -116,6 +116,13 @@ class Config:
         """
         return self.entailment_weight / (2 if self.objective == "hycoclip" else 1)
 
+    @property
+    def text_pooling(self) -> Literal["eos", "mean"]:
+        """A text's feature: at its end, where both towers are transformers of the run's own."""
+        given = self.vision_model or self.text_model or self.tokenizer
+        own = not given and self.vision != "conv" and self.text_layers > 0
+        return "eos" if own else "mean"
+
 
 LEAST = dict.fromkeys(("batch_size", "log_every", "save_every", "keep", "embed_dim"), 1) | (
     dict.fromkeys(("steps", "workers", "micro_batch", "ancestor_levels", "skip_nonfinite"), 0)

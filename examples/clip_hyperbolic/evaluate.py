@@ -14,7 +14,8 @@ from lorentzkit import ops
 
 from .config import UserError
 from .data import Sample, as_pixels, fitted
-from .model import TwoTowers, Words
+from .model import Towers
+from .tokenizer import Words
 
 DEPTH = 1000  # how far down a ranking is looked at
 # What stands for a concept: one text, or several of which each counts as much. Captions come last:
@@ -28,7 +29,7 @@ PROMPTS = ("{}", "a drawing of {}", "an icon of {}", "a picture of {}")
 
 
 @torch.no_grad()
-def embed_texts(model: TwoTowers, words: Words, texts: list[str], size: int = 512) -> Tensor:
+def embed_texts(model: Towers, words: Words, texts: list[str], size: int = 512) -> Tensor:
     device = next(model.parameters()).device
     found = []
     for start in range(0, len(texts), size):
@@ -38,7 +39,7 @@ def embed_texts(model: TwoTowers, words: Words, texts: list[str], size: int = 51
 
 
 @torch.no_grad()
-def midpoints(model: TwoTowers, words: Words, texts: list[tuple[str, ...]]) -> Tensor:
+def midpoints(model: Towers, words: Words, texts: list[tuple[str, ...]]) -> Tensor:
     """For each tuple of texts the midpoint of their points, of unit vectors that on the sphere."""
     place = {text: i for i, text in enumerate(dict.fromkeys(chain.from_iterable(texts)))}
     points, curv = embed_texts(model, words, [*place]), model.curv().cpu()
@@ -60,7 +61,7 @@ def midpoints(model: TwoTowers, words: Words, texts: list[tuple[str, ...]]) -> T
 
 @torch.no_grad()
 def embed_images(
-    model: TwoTowers, samples: Iterable[Sample], size: int, batch: int = 256
+    model: Towers, samples: Iterable[Sample], size: int, batch: int = 256
 ) -> tuple[Tensor, list[Sample]]:
     """Points of all images, and their samples, whose images are let go."""
     device = next(model.parameters()).device
@@ -76,7 +77,7 @@ def embed_images(
 
 @torch.no_grad()
 def ranking(
-    model: TwoTowers, objective: str, queries: Tensor, gallery: Tensor, *, images_ask: bool
+    model: Towers, objective: str, queries: Tensor, gallery: Tensor, *, images_ask: bool
 ) -> Tensor:
     """The best of the gallery for each query, indices (N, at most DEPTH), as training ranked them.
 
@@ -149,7 +150,7 @@ def ancestors(samples: list[Sample]) -> list[list[str]]:
 
 @torch.no_grad()
 def radii(
-    model: TwoTowers, words: Words, images: Tensor, texts: Tensor, samples: list[Sample]
+    model: Towers, words: Words, images: Tensor, texts: Tensor, samples: list[Sample]
 ) -> dict[str, float]:
     """Mean distance from the origin of the ancestors of each level, the captions and the images."""
     levels = {
@@ -162,7 +163,7 @@ def radii(
 
 @torch.no_grad()
 def zero_shot(
-    model: TwoTowers, words: Words, objective: str, images: Tensor, samples: list[Sample]
+    model: Towers, words: Words, objective: str, images: Tensor, samples: list[Sample]
 ) -> dict[str, float]:
     """Accuracy of classes by the midpoint of the points of several prompts for each."""
     classes = sorted({sample.label for sample in samples if sample.label})
@@ -184,7 +185,7 @@ def zero_shot(
 
 
 def evaluate(
-    model: TwoTowers, words: Words, objective: str, size: int, samples: Iterable[Sample]
+    model: Towers, words: Words, objective: str, size: int, samples: Iterable[Sample]
 ) -> dict[str, Any]:
     """All measures on samples; retrieval also by keywords, in the two ways of `TEXTS`."""
     model.eval()

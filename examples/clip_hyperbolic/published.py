@@ -1,4 +1,4 @@
-"""A model of lorentzkit.clip where training and evaluation expect towers of their own."""
+"""A folder of lorentzkit.clip where the evaluation expects a run."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from transformers import CLIPImageProcessorPil
+from torch import Tensor
 
-from lorentzkit.clip import HyperbolicCLIPConfig, HyperbolicCLIPModel, HyperbolicCLIPProcessor
+from lorentzkit.clip import HyperbolicCLIPModel, HyperbolicCLIPProcessor
 
 from .config import Config, UserError
-from .model import MEAN, STD, VIT, TwoTowers, Words, transformer
+from .model import Towers
 
 
 class Tokens:
@@ -25,89 +23,6 @@ class Tokens:
     def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         found = self.processor(text=texts, return_tensors="pt")
         return found["input_ids"], found["attention_mask"]
-
-
-class Towers(nn.Module):
-    """`TwoTowers` of a model of lorentzkit.clip."""
-
-    def __init__(self, model: HyperbolicCLIPModel, mean: list[float], std: list[float]) -> None:
-        super().__init__()
-        self.model, self.hyperbolic = model, model.hyperbolic
-        self.mean, self.std = (torch.tensor(x).view(3, 1, 1) for x in (mean, std))
-
-    @classmethod
-    def of(cls, config: Config, vocabulary: int) -> Towers:
-        """New towers, of the sizes of a run."""
-        hidden, layers, heads = VIT[config.vision]
-        vision = {
-            "hidden_size": hidden,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "intermediate_size": 4 * hidden,
-            "image_size": config.image_size,
-        }
-        text = {
-            "vocab_size": vocabulary,
-            "hidden_size": config.text_width,
-            "num_hidden_layers": config.text_layers,
-            "num_attention_heads": max(1, config.text_width // 64),
-            "intermediate_size": 4 * config.text_width,
-            "max_position_embeddings": config.max_tokens,
-        }
-        about = HyperbolicCLIPConfig(
-            vision,
-            text,
-            config.embed_dim,
-            config.objective,
-            curv_init=config.curv_init,
-            learn_curv=not config.freeze_curv,
-            entailment_weight=config.loss_entailment_weight,
-            text_radius=config.text_radius,
-            image_radius=config.image_radius,
-            centroid_weight=config.centroid_weight,
-        )
-        return cls(HyperbolicCLIPModel(about), [MEAN] * 3, [STD] * 3)
-
-    @property
-    def image_tower(self) -> nn.Module:
-        return self.model.vision_model
-
-    @property
-    def text_tower(self) -> nn.Module:
-        return self.model.text_model
-
-    @property
-    def logit_scale(self) -> nn.Module:
-        return self.model.logit_scale
-
-    def save(self, folder: Path, words: Words) -> None:
-        """The model and its processor, for `from_pretrained`."""
-        size = self.model.config.vision_config.image_size
-        images = CLIPImageProcessorPil(
-            size={"shortest_edge": size},
-            crop_size={"height": size, "width": size},
-            image_mean=self.mean.flatten().tolist(),
-            image_std=self.std.flatten().tolist(),
-        )
-        words.tokenizer.model_max_length = words.max_tokens
-        self.model.save_pretrained(folder)
-        HyperbolicCLIPProcessor(images, words.tokenizer).save_pretrained(folder)
-
-    def forward(self, pixels: Tensor, tokens: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-        """Points of images and of texts, the curvature and the logit scale."""
-        return self.images(pixels), self.texts(tokens, mask), self.curv(), self.logit_scale()
-
-    def curv(self) -> Tensor:
-        return self.model.curv() if self.hyperbolic else self.logit_scale.log.new_ones(())
-
-    def images(self, pixels: Tensor) -> Tensor:
-        """Pixels (N, 3, size, size) in [0, 1] to points (N, D)."""
-        mean, std = self.mean.to(pixels.device), self.std.to(pixels.device)
-        return self.model.get_image_features((pixels - mean) / std)
-
-    def texts(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Tokens (N, L) to points (N, D)."""
-        return self.model.get_text_features(tokens, mask)
 
 
 class Published:
@@ -129,7 +44,7 @@ class Published:
             )
         self.config = Config(
             objective=sizes.objective,
-            image_size=sizes.vision_config.image_size,
+            image_size=self.processor.image_processor.crop_size["height"],
             embed_dim=sizes.projection_dim,
         )
         self.words = Tokens(self.processor)
@@ -146,8 +61,3 @@ class Published:
     def model(self) -> Towers:
         image = self.processor.image_processor
         return Towers(self.towers, image.image_mean, image.image_std).eval()
-
-
-def towers(config: Config, vocabulary: int) -> TwoTowers | Towers:
-    """The model of a run: of lorentzkit.clip, where that has its towers."""
-    return (Towers.of if transformer(config) else TwoTowers)(config, vocabulary)

@@ -20,7 +20,8 @@ from .checkpoint import write_atomically
 from .config import Config
 from .data import expand, fitted, samples
 from .evaluate import ancestors, embed_images, embed_texts, ranking
-from .model import TwoTowers, Words
+from .model import Towers
+from .tokenizer import Words
 
 matplotlib.use("Agg")  # figures go to files: no display is needed
 
@@ -86,7 +87,7 @@ def table(results: dict[str, Any]) -> Table:
 class View:
     """What the figures show of one model: some images, all their texts and ancestors, as points."""
 
-    def __init__(self, config: Config, model: TwoTowers, words: Words, shards: list[str]) -> None:
+    def __init__(self, config: Config, model: Towers, words: Words, shards: list[str]) -> None:
         model.eval()
         self.config, self.model = config, model
         self.samples = list(samples(expand(shards), lambda message: None))
@@ -196,7 +197,7 @@ def curves(logged: list[dict[str, Any]]) -> Figure:
 
 
 def write(
-    folder: Path, config: Config, model: TwoTowers, words: Words, results: dict[str, Any]
+    folder: Path, config: Config, model: Towers, words: Words, results: dict[str, Any]
 ) -> Path:
     """The figures as files in `report/`, and `report/index.html` with all of them inside."""
     figures = {"Training": curves(metrics(folder))}

@@ -7,7 +7,8 @@ from typing import Any
 import common  # noqa: F401  (first: it lets the example be found)
 import torch
 from clip_hyperbolic.emoji import VENDORS
-from clip_hyperbolic.model import TwoTowers, Words
+from clip_hyperbolic.model import Towers
+from clip_hyperbolic.tokenizer import Words
 from common import OBJECTIVES, Case, Options
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
@@ -28,7 +29,7 @@ def follow(objective: str, seed: int, steps: int, smoke: bool) -> Case:
     config = configuration(smoke, objective=objective, seed=seed, steps=steps)
     drawings, found = Drawings(config), []
 
-    def look(step: int, model: TwoTowers, words: Words) -> None:
+    def look(step: int, model: Towers, words: Words) -> None:
         points, curv = drawings.points(model, words), model.curv().detach()
         found.append(
             {"step": step}

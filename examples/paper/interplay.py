@@ -18,7 +18,8 @@ from typing import Any
 import common  # noqa: F401  (first: it lets the example be found)
 import torch
 from clip_hyperbolic.data import Batches
-from clip_hyperbolic.model import TwoTowers, Words
+from clip_hyperbolic.model import Towers
+from clip_hyperbolic.tokenizer import Words
 from common import BLUE, GREEN, ORANGE, Case, options, publish, spread
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -30,6 +31,7 @@ from lorentzkit.manifolds import Lorentz
 AT = (1, 5, 10, 20, 30, 50, 75, 100, 150, 200, 250, 300)
 TERMS = {"meru": ("contrast", "entailment"), "atmg": ("text apex", "image apex")}
 OTHERS = ["opposed", "outward, first", "outward, second", "length, second / first"]
+TOWERS = ("vision_model", "text_model", "visual_projection", "text_projection")
 WHERE = {"images": BLUE, "texts": ORANGE, "parameters": GREEN}
 
 
@@ -70,15 +72,11 @@ def at_points(x: Tensor, curv: Tensor, *gradients: Tensor) -> dict[str, float]:
     }
 
 
-def compare(objective: str, model: TwoTowers, words: Words, batch: Case) -> Case:
+def compare(objective: str, model: Towers, words: Words, batch: Case) -> Case:
     labels, index = batch["labels"][0], batch["index"][0]
     images, texts, curv, scale = model(batch["pixels"], *words(batch["texts"]))
     texts = texts[index]
-    towers = [
-        p
-        for part in (model.image_tower, model.text_tower, model.image_head, model.text_head)
-        for p in part.parameters()
-    ]
+    towers = [p for name, p in model.model.named_parameters() if name.startswith(TOWERS)]
     both = terms(objective, texts, images, curv, scale, labels)
     at = [torch.autograd.grad(term, [texts, images], retain_graph=True) for term in both]
     of_towers = [
@@ -105,7 +103,7 @@ def follow(objective: str, seed: int, steps: int, smoke: bool) -> Case:
     config = configuration(smoke, objective=objective, seed=seed, steps=steps)
     batch, found = next(iter(Batches(replace(config, seed=seed + 1000)))), []
 
-    def look(step: int, model: TwoTowers, words: Words) -> None:
+    def look(step: int, model: Towers, words: Words) -> None:
         found.append({"step": step} | compare(objective, model, words, batch))
 
     train(config, at={at for at in AT if at <= steps} | {steps}, probe=look)

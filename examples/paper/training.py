@@ -16,14 +16,16 @@ from clip_hyperbolic import emoji
 from clip_hyperbolic.config import Config
 from clip_hyperbolic.data import Batches, Sample, as_pixels, expand, fitted, samples
 from clip_hyperbolic.evaluate import embed_texts, hierarchy, ranking, retrieval
-from clip_hyperbolic.model import Objective, TwoTowers, Words
+from clip_hyperbolic.model import Towers
+from clip_hyperbolic.objective import Objective
+from clip_hyperbolic.tokenizer import Words
 from common import Case, Options, console, measured
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from train_clip_hyperbolic import learning_rate, optimiser
 
 UNSEEN = ("Goog", "Twtr")
-Probe = Callable[[int, TwoTowers, Words], None]
+Probe = Callable[[int, Towers, Words], None]
 
 
 def trained(
@@ -80,7 +82,7 @@ class Drawings:
         )
 
     @torch.no_grad()
-    def points(self, model: TwoTowers, words: Words) -> Points:
+    def points(self, model: Towers, words: Words) -> Points:
         model.eval()
         images = [model.images(some) for some in self.pixels.flatten(0, 1).split(256)]
         names = [sample.caption for sample in self.concepts]
@@ -89,7 +91,7 @@ class Drawings:
         model.train()
         return found
 
-    def scores(self, points: Points, model: TwoTowers, objective: str) -> dict[str, float]:
+    def scores(self, points: Points, model: Towers, objective: str) -> dict[str, float]:
         """Retrieval and tree-induced error on the unseen vendors, means over them."""
 
         def rank(queries: Tensor, gallery: Tensor, images_ask: bool) -> Tensor:
@@ -117,11 +119,11 @@ class Drawings:
 
 def train(
     config: Config,
-    change: Callable[[TwoTowers], TwoTowers] = lambda model: model,
+    change: Callable[[Towers], Towers] = lambda model: model,
     objective: Callable[[Config], Objective] = Objective,
     at: Collection[int] = (),
     probe: Probe | None = None,
-) -> tuple[TwoTowers, Words, int]:
+) -> tuple[Towers, Words, int]:
     """The example's loop without what makes it survive: the model, its words, the steps it took.
 
     `probe` looks at the model after the steps `at`; 0 is before the first. A loss or gradient that
@@ -129,7 +131,7 @@ def train(
     """
     torch.manual_seed(config.seed)
     words = Words.of(config, chain.from_iterable(map(decoded, expand(config.shards))))
-    model = change(TwoTowers(config, len(words)))
+    model = change(Towers.of(config, len(words)))
     loss_of, adam = objective(config), optimiser(model, config)
     model.train()
     if probe and 0 in at:

@@ -11,7 +11,8 @@ import math
 import common  # noqa: F401  (first: it lets the example be found)
 import torch
 from clip_hyperbolic.config import Config
-from clip_hyperbolic.model import Objective, TwoTowers
+from clip_hyperbolic.model import Towers
+from clip_hyperbolic.objective import Objective
 from torch import Tensor, nn
 
 EPS = 1e-8
@@ -81,8 +82,9 @@ class UsualLift(nn.Module):
         return expmap0(features * self.scale(), c)
 
 
-def usual_towers(model: TwoTowers) -> TwoTowers:
-    model.image_lift, model.text_lift = UsualLift(model.image_lift), UsualLift(model.text_lift)
+def usual_towers(model: Towers) -> Towers:
+    clip = model.model
+    clip.visual_lift, clip.text_lift = UsualLift(clip.visual_lift), UsualLift(clip.text_lift)
     return model
 
 

@@ -4,30 +4,40 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-from transformers import CLIPTextConfig, PreTrainedConfig, ViTConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 Objective = Literal["clip", "meru", "hycoclip", "atmg", "phyclip"]
 OBJECTIVES: tuple[str, ...] = get_args(Objective)
 
+Pooling = Literal["eos", "mean"]
+POOLINGS: tuple[str, ...] = get_args(Pooling)
+
 # What the published models have besides their sizes, where transformers' defaults differ.
-VISION = {"layer_norm_eps": 1e-5}
-TEXT = {"hidden_act": "gelu"}
+VIT = {"layer_norm_eps": 1e-5}
+CLIP_TEXT = {"hidden_act": "gelu"}
 
 
 class HyperbolicCLIPConfig(PreTrainedConfig):
     r"""The configuration of a `HyperbolicCLIPModel`.
 
     Args:
-        vision_config: what a ``transformers.ViTConfig`` takes, by default ViT-B/16 at 224 pixels;
-            LayerNorm's eps is 1e-5 unless given.
-        text_config: what a ``transformers.CLIPTextConfig`` takes, by default 12 layers of width
-            512 and 77 tokens; the activation is the exact GELU unless given.
+        vision_config: of any image model of transformers, as its configuration or as a dict with
+            its ``model_type``. Without one, what a ``ViTConfig`` takes, with LayerNorm's eps of
+            1e-5 unless given; by default ViT-B/16 at 224 pixels. ``norm_groups`` in it puts
+            GroupNorm of so many groups in place of batch norms, with which a point would depend on
+            its batch.
+        text_config: of any text model, likewise. Without a ``model_type``, what a
+            ``CLIPTextConfig`` takes, with the exact GELU unless given; by default 12 layers of
+            width 512 and 77 tokens.
         projection_dim: D, the dimension of the common space.
         objective: "clip" (unit vectors and cosines), "meru" or "hycoclip" (distances), "atmg"
             (exterior angles) or "phyclip" (means of distances in several spaces).
         factors: for "phyclip", of how many spaces the common space is the product.
         curv_init: the curvature at the start; learned within a factor of 10.
         learn_curv: otherwise it stays as it is.
+        text_pooling: a text's feature is the state at its end, "eos", or the mean of its states,
+            "mean"; by default "eos" of a ``CLIPTextConfig`` and "mean" of others.
+        initializer_factor: of the standard deviation that projections start with.
         entailment_weight: of `losses.MERULoss` and `losses.HyCoCLIPLoss`; None: their own.
         text_radius, image_radius, centroid_weight: of `losses.ATMGLoss`.
 
@@ -37,17 +47,19 @@ class HyperbolicCLIPConfig(PreTrainedConfig):
     """
 
     model_type = "hyperbolic_clip"
-    sub_configs = {"vision_config": ViTConfig, "text_config": CLIPTextConfig}  # noqa: RUF012
+    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}  # noqa: RUF012
 
     def __init__(
         self,
-        vision_config: dict[str, Any] | ViTConfig | None = None,
-        text_config: dict[str, Any] | CLIPTextConfig | None = None,
+        vision_config: dict[str, Any] | PreTrainedConfig | None = None,
+        text_config: dict[str, Any] | PreTrainedConfig | None = None,
         projection_dim: int = 512,
         objective: Objective = "meru",
         factors: int = 1,
         curv_init: float = 1.0,
         learn_curv: bool = True,
+        text_pooling: Pooling | None = None,
+        initializer_factor: float = 1.0,
         entailment_weight: float | None = None,
         text_radius: float = 0.5,
         image_radius: float = 1.0,
@@ -61,18 +73,37 @@ class HyperbolicCLIPConfig(PreTrainedConfig):
                 f"factors: expected a divisor of projection_dim, {projection_dim}, above 1 for "
                 f'"phyclip" and 1 for the others, got {factors!r} for "{objective}"'
             )
-        if not isinstance(vision_config, ViTConfig):
-            vision_config = ViTConfig(**(VISION | (vision_config or {})))
-        if not isinstance(text_config, CLIPTextConfig):
-            text_config = CLIPTextConfig(**_with_ends(TEXT | (text_config or {})))
-        self.vision_config, self.text_config = vision_config, text_config
+        self.vision_config = _tower("vision_config", vision_config, "vit", VIT)
+        self.text_config = _tower("text_config", text_config, "clip_text_model", CLIP_TEXT)
+        clip = self.text_config.model_type == "clip_text_model"
+        self.text_pooling = text_pooling or ("eos" if clip else "mean")
+        if self.text_pooling not in POOLINGS:
+            raise ValueError(f"text_pooling: expected one of {POOLINGS}, got {text_pooling!r}")
         self.projection_dim = projection_dim
         self.objective, self.factors = objective, factors
         self.curv_init, self.learn_curv = curv_init, learn_curv
+        self.initializer_factor = initializer_factor
         self.entailment_weight = entailment_weight
         self.text_radius, self.image_radius = text_radius, image_radius
         self.centroid_weight = centroid_weight
         super().__init__(**kwargs)
+
+
+def _tower(
+    name: str, given: dict[str, Any] | PreTrainedConfig | None, usual: str, defaults: dict[str, Any]
+) -> PreTrainedConfig:
+    """The configuration of a tower, of the usual type unless it names another."""
+    if isinstance(given, PreTrainedConfig):
+        return given
+    values = dict(given or {})
+    kind = values.pop("model_type", usual)
+    if kind not in CONFIG_MAPPING:
+        raise ValueError(f"{name}: expected a model_type that transformers knows, got {kind!r}")
+    if kind == usual:
+        values = defaults | values
+    if kind == "clip_text_model":
+        values = _with_ends(values)
+    return CONFIG_MAPPING[kind](**values)
 
 
 def _with_ends(text: dict[str, Any]) -> dict[str, Any]:

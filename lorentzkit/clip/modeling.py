@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPTextModel, PreTrainedModel, ViTModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import ModelOutput
 
@@ -19,6 +19,18 @@ from lorentzkit import ops
 from lorentzkit.clip.card import write_card
 from lorentzkit.clip.configuration import HyperbolicCLIPConfig
 from lorentzkit.clip.objectives import logits, loss_of
+from lorentzkit.clip.towers import (
+    Config,
+    FixedPositionsViT,
+    Source,
+    image_feature,
+    load_tower,
+    text_feature,
+    text_tower,
+    tower_config,
+    vision_tower,
+    width,
+)
 from lorentzkit.nn import Curvature, Lift, LogitScale, _Positive
 
 
@@ -41,13 +53,16 @@ class HyperbolicCLIPOutput(ModelOutput):
 
 
 class HyperbolicCLIPModel(PreTrainedModel):
-    r"""A vision transformer and a text transformer with points of one space as features.
+    r"""An image tower and a text tower of transformers with points of one space as features.
 
-    The image's feature is that of the class token, the text's that of the end-of-text token, which
-    is the largest id. Attention is causal: what follows that token, such as padding, is not seen,
-    and no mask is needed. Each is projected to D dimensions and lifted onto the hyperboloid by
-    `nn.Lift`; for ``objective="clip"`` it is normalised instead. Image positions are sines and
-    cosines, and fixed.
+    By default these are a ViT and CLIP's text transformer. The image's feature is then that of the
+    class token, the text's that of the end-of-text token, which is the largest id. Attention is
+    causal: what follows that token, such as padding, is not seen, and no mask is needed. A ViT's
+    positions are sines and cosines, and fixed. Other image towers give what they pool, and with
+    ``text_pooling="mean"`` a text's feature is the mean of the states that its mask leaves.
+
+    Each feature is projected to D dimensions and lifted onto the hyperboloid by `nn.Lift`; for
+    ``objective="clip"`` it is normalised instead.
 
     Args:
         config: a `HyperbolicCLIPConfig`.
@@ -87,10 +102,9 @@ class HyperbolicCLIPModel(PreTrainedModel):
     def __init__(self, config: HyperbolicCLIPConfig) -> None:
         super().__init__(config)
         vision, text, dim = config.vision_config, config.text_config, config.projection_dim
-        self.vision_model = _VisionTower(vision, add_pooling_layer=False)
-        self.text_model = CLIPTextModel(text)
-        self.visual_projection = nn.Linear(vision.hidden_size, dim, bias=False)
-        self.text_projection = nn.Linear(text.hidden_size, dim, bias=False)
+        self.vision_model, self.text_model = vision_tower(vision), text_tower(text)
+        self.visual_projection = nn.Linear(width(vision), dim, bias=False)
+        self.text_projection = nn.Linear(width(text), dim, bias=False)
         self.logit_scale = LogitScale()
         if config.objective != "clip":
             dim //= config.factors
@@ -115,15 +129,26 @@ class HyperbolicCLIPModel(PreTrainedModel):
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """Pixels ``(M, 3, size, size)``, normalised by the processor, to points ``(M, D)``."""
-        states = self.vision_model(pixel_values=pixel_values).last_hidden_state
-        return self._embeds(self.visual_projection(states[:, 0]), "visual_lift")
+        feature = image_feature(self.vision_model, pixel_values)
+        return self._embeds(self.visual_projection(feature), "visual_lift")
 
-    def get_text_features(self, input_ids: Tensor, attention_mask: Any = None) -> Tensor:
-        """Token ids ``(N, L)`` to points ``(N, D)``; ``attention_mask`` is not needed, nor used."""
-        states = self.text_model(input_ids=input_ids).last_hidden_state
-        end = input_ids.argmax(-1)
-        states = states[torch.arange(len(end), device=end.device), end]
-        return self._embeds(self.text_projection(states), "text_lift")
+    def get_text_features(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Any = None
+    ) -> Tensor:
+        """Token ids ``(N, L)`` to points ``(N, D)``.
+
+        ``attention_mask`` ``(N, L)`` is needed for ``text_pooling="mean"``; "eos" does not use it.
+        ``token_type_ids``, which some tokenizers give, are not used.
+        """
+        if self.config.text_pooling == "eos":
+            attention_mask = None
+        elif attention_mask is None:
+            raise ValueError(
+                'attention_mask: expected one for text_pooling="mean", got None; pass on all that '
+                "the processor gives, for padding must not count"
+            )
+        feature = text_feature(self.text_model, input_ids, attention_mask)
+        return self._embeds(self.text_projection(feature), "text_lift")
 
     def _embeds(self, features: Tensor, lift: str) -> Tensor:
         if not self.hyperbolic:
@@ -139,10 +164,12 @@ class HyperbolicCLIPModel(PreTrainedModel):
         self,
         input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
-        attention_mask: Any = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Any = None,
         return_loss: bool | None = None,
         box_input_ids: Tensor | None = None,
         box_pixel_values: Tensor | None = None,
+        box_attention_mask: Tensor | None = None,
         box_of: Tensor | None = None,
     ) -> HyperbolicCLIPOutput:
         """Points of texts ``(N, L)`` and of images ``(M, 3, size, size)``, and all their logits.
@@ -157,7 +184,8 @@ class HyperbolicCLIPModel(PreTrainedModel):
                 "input_ids, pixel_values: expected both, got None; for one of them there are "
                 "get_text_features and get_image_features"
             )
-        text, image = self.get_text_features(input_ids), self.get_image_features(pixel_values)
+        text = self.get_text_features(input_ids, attention_mask)
+        image = self.get_image_features(pixel_values)
         curv = self.curv() if self.hyperbolic else None
         scale = self.logit_scale()
         found = HyperbolicCLIPOutput(text_embeds=text, image_embeds=image)
@@ -165,14 +193,16 @@ class HyperbolicCLIPModel(PreTrainedModel):
             self.config.objective, text, image, curv, scale
         )
         if return_loss:
-            boxes = self._boxes(box_input_ids, box_pixel_values)
+            boxes = self._boxes(box_input_ids, box_pixel_values, box_attention_mask)
             more = {"box_of": box_of} if boxes else {}
             group = dist.group.WORLD if self.training and dist.is_initialized() else None
             loss = loss_of(self.config, group)
             found.loss = loss(text, image, *boxes, curv, scale, **more)[0]
         return found
 
-    def _boxes(self, input_ids: Tensor | None, pixel_values: Tensor | None) -> list[Tensor]:
+    def _boxes(
+        self, input_ids: Tensor | None, pixel_values: Tensor | None, mask: Tensor | None
+    ) -> list[Tensor]:
         """Points of the boxes' texts and images, which one objective has."""
         if self.config.objective != "hycoclip":
             return []
@@ -181,7 +211,7 @@ class HyperbolicCLIPModel(PreTrainedModel):
                 'box_input_ids, box_pixel_values: the loss of "hycoclip" expects both, got None; '
                 'without boxes, set config.objective = "meru"'
             )
-        return [self.get_text_features(input_ids), self.get_image_features(pixel_values)]
+        return [self.get_text_features(input_ids, mask), self.get_image_features(pixel_values)]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -189,7 +219,8 @@ class HyperbolicCLIPModel(PreTrainedModel):
         if isinstance(module, _Positive):
             init.constant_(module.log, math.log(module.init))
         elif isinstance(module, nn.Linear):  # a projection: the towers have their own method
-            init.normal_(module.weight, std=module.in_features**-0.5)
+            std = module.in_features**-0.5 * self.config.initializer_factor
+            init.normal_(module.weight, std=std)
 
     @classmethod
     def is_custom_code(cls) -> bool:
@@ -200,9 +231,40 @@ class HyperbolicCLIPModel(PreTrainedModel):
 
     def _freeze(self) -> None:
         """What is not learned; loading a parameter forgets it."""
-        self.vision_model.embeddings.position_embeddings.requires_grad_(False)
+        if isinstance(self.vision_model, FixedPositionsViT):
+            self.vision_model.embeddings.position_embeddings.requires_grad_(False)
         if self.hyperbolic:
             self.curvature.log.requires_grad_(self.config.learn_curv)
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls,
+        vision: Source | Config,
+        text: Source | Config,
+        *,
+        local_files_only: bool = False,
+        **kwargs: Any,
+    ) -> HyperbolicCLIPModel:
+        """A model of two pretrained towers, or of one and a new one; all else starts anew.
+
+        Args:
+            vision, text: a folder or a name on the Hub, whose tower of that kind is taken where it
+                has two, as CLIP; or, for a new tower, what `HyperbolicCLIPConfig` takes.
+            local_files_only: whether nothing is fetched.
+            kwargs: for `HyperbolicCLIPConfig`, such as ``objective="atmg"``.
+
+        Of weights only safetensors are read. A pretrained ViT keeps its positions, which are fixed.
+        """
+        config = HyperbolicCLIPConfig(
+            tower_config(vision, "vision", local_files_only),
+            tower_config(text, "text", local_files_only),
+            **kwargs,
+        )
+        model = cls(config)
+        for tower, source in ((model.vision_model, vision), (model.text_model, text)):
+            if not isinstance(source, (dict, PreTrainedConfig)):
+                load_tower(tower, source, local_files_only)
+        return model
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -218,32 +280,6 @@ class HyperbolicCLIPModel(PreTrainedModel):
         super().save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
             write_card(save_directory, self.config)
-
-
-class _VisionTower(ViTModel):
-    """The ViT of transformers, with positions that are sines and cosines."""
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if module is self.embeddings:
-            positions = self.embeddings.position_embeddings
-            init.copy_(positions, _sin_cos(self.config).to(positions))
-
-
-def _sin_cos(config: Any) -> Tensor:
-    """Positions ``(1, 1 + patches, width)``: zeros for the class token, then sines and cosines.
-
-    A quarter of the channels each: sines and cosines of the row, sines and cosines of the column.
-    """
-    side, width = config.image_size // config.patch_size, config.hidden_size
-    at = torch.arange(side, dtype=torch.float32, device="cpu")
-    rates = torch.arange(width // 4, dtype=torch.float32, device="cpu") / (width // 4)
-    waves = at[:, None] * (1.0 / 10_000**rates)
-    line = torch.cat([waves.sin(), waves.cos()], dim=1)
-    rows, columns = line[:, None].expand(-1, side, -1), line[None].expand(side, -1, -1)
-    grid = torch.cat([rows, columns], dim=2).flatten(0, 1)
-    return torch.cat([torch.zeros(1, width, device="cpu"), grid])[None]
 
 
 __all__ = ["HyperbolicCLIPModel", "HyperbolicCLIPOutput"]

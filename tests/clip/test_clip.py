@@ -21,9 +21,15 @@ from transformers import (
     AutoConfig,
     AutoModelForZeroShotImageClassification,
     AutoProcessor,
+    BertConfig,
+    BertModel,
+    CLIPConfig,
     CLIPImageProcessorPil,
+    CLIPModel,
     Trainer,
     TrainingArguments,
+    ViTConfig,
+    ViTModel,
     pipeline,
 )
 
@@ -285,6 +291,94 @@ def test_meta_device(batch: Any) -> None:
     assert model(**batch).logits_per_text.isfinite().all()
 
 
+def other_towers(**more: Any) -> HyperbolicCLIPConfig:
+    """Neither a ViT nor CLIP's text transformer."""
+    residual = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
+    vision = {"model_type": "resnet", "layer_type": "basic", "norm_groups": 4, **residual}
+    return HyperbolicCLIPConfig(vision, TEXT | {"model_type": "bert"}, 16, **more)
+
+
+def test_other_towers(tmp_path: Path) -> None:
+    """Their features by hand, at any padding and in any batch; saved, loaded, trained."""
+    model = HyperbolicCLIPModel(other_towers(objective="atmg")).eval()
+    assert model.config.text_pooling == "mean"
+    assert 0.8 < model.visual_projection.weight.std().item() * 16**0.5 < 1.2
+    pixels, ids = torch.randn(3, 3, 32, 32), torch.randint(1, 515, (3, 6))
+    mask = torch.ones_like(ids)
+    mask[1, 4:] = mask[2, 1:] = 0
+    found = model(ids, pixels, mask, return_loss=True)
+    states = model.text_model(ids, mask).last_hidden_state
+    means = torch.stack([states[0].mean(0), states[1, :4].mean(0), states[2, 0]])
+    curv = model.curv()
+    text = model.text_lift(model.text_projection(means), curv)
+    torch.testing.assert_close(found.text_embeds, text)
+    short = model.get_text_features(ids[2:, :1], mask[2:, :1])
+    torch.testing.assert_close(found.text_embeds[2:], short)
+    pooled = model.vision_model(pixels).pooler_output.flatten(1)
+    torch.testing.assert_close(
+        found.image_embeds, model.visual_lift(model.visual_projection(pooled), curv)
+    )
+    alone = model.train().get_image_features(pixels[:1])
+    torch.testing.assert_close(alone, found.image_embeds[:1])
+    found.loss.backward()
+    unused = {n for n, p in model.named_parameters() if p.requires_grad and p.grad is None}
+    assert unused == {"text_model.pooler.dense.weight", "text_model.pooler.dense.bias"}
+
+    model.eval().save_pretrained(tmp_path)
+    loaded = HyperbolicCLIPModel.from_pretrained(tmp_path)
+    assert loaded.config.vision_config.norm_groups == 4
+    assert torch.equal(loaded(ids, pixels, mask).logits_per_text, found.logits_per_text)
+    with pytest.raises(ValueError, match="attention_mask: expected one for text_pooling="):
+        loaded(ids, pixels)
+
+
+def test_pretrained_towers(tmp_path: Path, batch: Any) -> None:
+    """Of a model with two towers, and of one with one; or a new tower."""
+    whole = CLIPModel(CLIPConfig(text_config=TEXT, vision_config=VISION | {"patch_size": 16}))
+    bert, vit = BertModel(BertConfig(**TEXT)), ViTModel(ViTConfig(**VISION))
+    names = {"clip": whole, "bert": bert, "vit": vit}
+    for name, tower in names.items():
+        tower.save_pretrained(tmp_path / name)
+    load = HyperbolicCLIPModel.from_vision_text_pretrained
+
+    model = load(tmp_path / "clip", tmp_path / "clip", objective="meru", projection_dim=16).eval()
+    assert model.config.text_pooling == "eos"
+    for ours, theirs in (
+        (model.vision_model, whole.vision_model),
+        (model.text_model, whole.text_model),
+    ):
+        assert all(torch.equal(x, theirs.state_dict()[n]) for n, x in ours.state_dict().items())
+    pooled = whole.eval().get_image_features(batch["pixel_values"])
+    direct = whole.vision_model(batch["pixel_values"]).pooler_output
+    assert pooled is not None
+    torch.testing.assert_close(
+        model.get_image_features(batch["pixel_values"]),
+        model.visual_lift(model.visual_projection(direct), model.curv()),
+    )
+    assert model(**batch, return_loss=True).loss.isfinite()
+
+    model = load(tmp_path / "vit", tmp_path / "bert", objective="clip").eval()
+    for ours, theirs in ((model.vision_model, vit), (model.text_model, bert)):
+        assert all(torch.equal(x, theirs.state_dict()[n]) for n, x in ours.state_dict().items())
+    model.save_pretrained(tmp_path / "saved")
+    again = HyperbolicCLIPModel.from_pretrained(tmp_path / "saved")
+    assert torch.equal(
+        again.get_image_features(batch["pixel_values"]),
+        model.get_image_features(batch["pixel_values"]),
+    )
+    assert load(VISION, tmp_path / "bert").vision_model.config.layer_norm_eps == 1e-5
+    with pytest.raises(OSError, match="nowhere"):
+        load(str(tmp_path / "nowhere"), TEXT, local_files_only=True)
+    lacking = {n: x for n, x in vit.state_dict().items() if "layers.1" not in n}
+    vit.save_pretrained(tmp_path / "vit", state_dict=lacking)
+    with pytest.raises(ValueError, match=r"vit: .* a ViTModel, which lacks \['layers.1"):
+        load(tmp_path / "vit", TEXT)
+    (tmp_path / "vit" / "model.safetensors").unlink()
+    torch.save(vit.state_dict(), tmp_path / "vit" / "pytorch_model.bin")  # a pickle
+    with pytest.raises(OSError, match="safetensors"):
+        load(tmp_path / "vit", TEXT)
+
+
 def test_gradient_checkpointing(batch: Any) -> None:
     model = HyperbolicCLIPModel(config_of())
     grads = []
@@ -386,6 +480,10 @@ def test_errors(batch: Any) -> None:
         config_of("phyclip", factors=3)
     with pytest.raises(ValueError, match=r'factors: .* got 2 for "meru"'):
         config_of("meru", factors=2)
+    with pytest.raises(ValueError, match=r"text_pooling: expected one of .*, got 'last'"):
+        config_of(text_pooling="last")
+    with pytest.raises(ValueError, match=r"vision_config: expected a model_type .*, got 'resent'"):
+        HyperbolicCLIPConfig({"model_type": "resent"})
     product = HyperbolicCLIPModel(config_of("phyclip", factors=2))
     with pytest.raises(NotImplementedError, match="no loss for 'phyclip'; leave return_loss out"):
         product(**batch, return_loss=True)

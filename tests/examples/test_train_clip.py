@@ -20,12 +20,14 @@ import train_clip_hyperbolic
 import traverse
 from accelerate import Accelerator
 from clip_hyperbolic import emoji
-from clip_hyperbolic.boxes import objective_of
 from clip_hyperbolic.checkpoint import Checkpoint, write_atomically
 from clip_hyperbolic.config import Config, UserError, from_json, parse
 from clip_hyperbolic.data import Batches, Box, Sample, collate, expand, samples
 from clip_hyperbolic.evaluate import embed_texts, hierarchy, midpoints, retrieval
-from clip_hyperbolic.model import TwoTowers, Words, image_tower
+from clip_hyperbolic.model import Towers
+from clip_hyperbolic.objective import objective_of
+from clip_hyperbolic.published import Published
+from clip_hyperbolic.tokenizer import Words
 from pictures import SMALL, add, png, shard
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -283,7 +285,7 @@ def test_hierarchy_by_hand() -> None:
 def test_texts_of_one_thing_have_a_midpoint(shards: str, objective: str) -> None:
     config = small(shards, objective=objective, curv_init=0.5)
     words = Words.of(config, samples(expand([shards]), pytest.fail))
-    model = TwoTowers(config, len(words)).eval()
+    model = Towers.of(config, len(words)).eval()
     some = [("red", "k0", "k8"), ("gold",), ("k8", "green")]
     for texts, found in zip(some, midpoints(model, words, some), strict=True):
         x = embed_texts(model, words, [*texts]).double()
@@ -306,7 +308,7 @@ def test_small_pieces_have_the_gradient_of_the_whole(shards: str, objective: str
     words = Words.of(config, samples(expand([shards]), pytest.fail))
     batch["tokens"] = words(batch["texts"])
     torch.manual_seed(0)
-    model, accelerator = TwoTowers(config, len(words)), Accelerator(cpu=True)
+    model, accelerator = Towers.of(config, len(words)), Accelerator(cpu=True)
 
     def gradients(micro: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
         model.zero_grad()
@@ -326,10 +328,9 @@ def test_small_pieces_have_the_gradient_of_the_whole(shards: str, objective: str
 
 def test_a_picture_is_seen_alike_in_any_batch() -> None:
     torch.manual_seed(0)
-    tower = image_tower(Config())
+    model = Towers.of(Config(), 300).train()
     pixels = torch.rand(4, 3, 48, 48)
-    whole = tower(pixel_values=pixels).pooler_output
-    alone = tower(pixel_values=pixels[2:3]).pooler_output
+    whole, alone = model.images(pixels), model.images(pixels[2:3])
     torch.testing.assert_close(whole[2:3], alone, rtol=1e-4, atol=1e-5)
 
 
@@ -487,14 +488,15 @@ def test_towers_of_a_folder_in_half_precision(shards: str, tmp_path: Path) -> No
     train(*flags(changes), "--shards", shards, "--output_dir", str(run))
     assert all(0 < loss < 10 for loss in losses(run))
     model = Checkpoint.of(run).model()
-    for tower, found in ((image, model.image_tower), (text, model.text_tower)):
+    for tower, found in ((image, model.model.vision_model), (text, model.model.text_model)):
         for name, weight in tower.state_dict().items():
             assert torch.equal(found.state_dict()[name], weight), name
+    assert torch.equal(Published(run / "model").model().model.curv(), model.model.curv())
     (tmp_path / "image" / "model.safetensors").rename(tmp_path / "weights")
     torch.save(image.state_dict(), tmp_path / "image" / "pytorch_model.bin")  # a pickle
     for folder in (tmp_path, tmp_path / "image"):
-        with pytest.raises(UserError, match="AutoModel finds nothing it knows there"):
-            image_tower(small(shards, vision_model=str(folder)))
+        with pytest.raises(UserError, match=r"--vision_model .* finds no such tower there"):
+            Towers.of(small(shards, vision_model=str(folder)), 300)
 
 
 @pytest.mark.thorough
