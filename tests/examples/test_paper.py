@@ -11,7 +11,7 @@ import pytest
 import torch
 from clip_hyperbolic import emoji
 from clip_hyperbolic.config import Config
-from clip_hyperbolic.model import Objective
+from clip_hyperbolic.objective import Objective
 from torch.nn.functional import normalize
 
 from lorentzkit import ops
