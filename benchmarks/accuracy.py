@@ -20,8 +20,8 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from markers import write
 from mpmath import mp, mpf
+from report.markers import write
 from rivals import geoopt_dist, meru_angle, meru_dist
 from torch import Tensor
 

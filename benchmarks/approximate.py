@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 
 import faiss
 import torch
-from markers import write
 from measure import DEVICE, THREADS, environment
+from report import DOCS, RESULTS
+from report.markers import write
 from retrieval import ADDED
-from run import RESULTS
 from torch import Tensor
 
 from lorentzkit import ops
@@ -33,7 +33,7 @@ from lorentzkit import ops
 K, QUERIES, CANDIDATES, ROUNDS = 10, 1000, 100, 3
 CONCEPTS, LATENT = 10_000, 32
 CURV = torch.tensor(1.0)
-PAGE = Path(__file__).parents[1] / "docs" / "tutorials" / "retrieval.md"
+PAGE = DOCS / "tutorials" / "retrieval.md"
 MARKERS = ("<!-- approximate:begin -->", "<!-- approximate:end -->")
 
 

@@ -1,11 +1,11 @@
 """Where float32 loses a distance or an angle: maps of the error over radius and angle.
 
     python benchmarks/error_map.py                   # two minutes; brings all into docs/numerics.md
-    python benchmarks/error_map.py --cells 10 --docs /tmp/copy-of-docs
+    python benchmarks/error_map.py --cells 10 --docs /tmp/copy-of-docs --results /tmp/results
 
 A cell is a row of accuracy.py: the median relative error of some random pairs at this radius and
 this angle, against 150 digits at the same float32 inputs. Writes DOCS/images/error_map.png, and the
-map's figures to DOCS/results/error_map.json and between the marks of DOCS/numerics.md.
+map's figures to RESULTS/error_map.json and between the marks of DOCS/numerics.md.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ from accuracy import (
     relative_errors,
     rounding_shares,
 )
-from markers import write
 from mpmath import mp
+from report import DOCS, RESULTS
+from report.markers import write
 
 from lorentzkit import ops
 
@@ -122,7 +123,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--cells", type=int, default=40, help="of each axis")
     parser.add_argument("--pairs", type=int, default=3, help="random pairs per cell")
-    parser.add_argument("--docs", type=Path, default=Path(__file__).parents[1] / "docs")
+    parser.add_argument("--docs", type=Path, default=DOCS)
+    parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     mp.dps = 150
     warnings.filterwarnings("ignore", category=DeprecationWarning)  # geoopt scripts with torch.jit
@@ -131,7 +133,7 @@ def main() -> None:
     about = {"cells": args.cells, "pairs": args.pairs}
     about |= {"torch": torch.__version__, "geoopt": geoopt.__version__}
     text = json.dumps(about | {"panels": figures}, indent=1)
-    (args.docs / "results" / "error_map.json").write_text(text + "\n", "utf-8")
+    (args.results / "error_map.json").write_text(text + "\n", "utf-8")
     with pyplot.rc_context({"font.size": 13, "axes.titlesize": 13}):
         drawn(found).savefig(args.docs / "images" / "error_map.png", dpi=120)
     print(table(figures))

@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import faiss
-import tables
 import torch
 from measure import DEVICE, THREADS, added_by, environment, in_fresh_process, in_turns, step
-from run import RESULTS
+from report import RESULTS, tables
 from suites import usual_topk
 from torch import Tensor
 

@@ -1,6 +1,6 @@
 """The losses under the roof of this machine: its products' rate, its memory's, and what is moved.
 
-    python benchmarks/roofline.py --measure    # on a quiet machine: docs/results/roofline.json
+    python benchmarks/roofline.py --measure    # on a quiet machine: results/roofline.json
     python benchmarks/roofline.py              # draws that, and brings it into docs/kernels.md
 
 `--measure` times the two peaks and one step of each loss, forward and backward, in turns in one
@@ -22,9 +22,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
-from markers import write
 from measure import THREADS, environment, step
-from plots import BLUE, GREEN, ORANGE
+from report import DOCS, RESULTS
+from report.markers import write
+from report.plots import BLUE, GREEN, ORANGE
 from suites import Row
 from torch import Tensor
 from torch._inductor import metrics
@@ -258,9 +259,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--measure", action="store_true", help="time this machine first")
     parser.add_argument("--rounds", type=int, default=9, help="of all steps, in turns")
-    parser.add_argument("--docs", type=Path, default=Path(__file__).parents[1] / "docs")
+    parser.add_argument("--docs", type=Path, default=DOCS)
+    parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
-    file, images = args.docs / "results" / "roofline.json", args.docs / "images"
+    file, images = args.results / "roofline.json", args.docs / "images"
     if args.measure:
         torch.set_num_threads(THREADS)
         file.write_text(json.dumps(measure(4096, 512, args.rounds), indent=1) + "\n", "utf-8")

@@ -18,7 +18,7 @@ competitor whose matrices would not fit is left out. Rows replace those of the s
 of results, and all rows of another machine or version.
 
 `--compare` measures the rows that the file has, writes nothing, and ends with status 1 if one of
-ours is clearly slower: see compare.py.
+ours is clearly slower: see report/compare.py.
 """
 
 from __future__ import annotations
@@ -30,12 +30,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import compare
-import plots
-import tables
 import torch
-from compare import Times
 from measure import DEVICE, THREADS, environment, in_turns, keep_memory
+from report import DOCS, RESULTS, compare, plots, tables
+from report.compare import Times
 from suites import (
     ALSO,
     DIMENSIONS,
@@ -50,8 +48,6 @@ from suites import (
 )
 
 from lorentzkit import ops
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def measured(row: Row, seconds: float, without: list[str]) -> dict[str, Any]:
@@ -132,7 +128,7 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--without", nargs="+", default=[], help="competitors left out")
     parser.add_argument("--compare", action="store_true", help="with the results; writes nothing")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of SUITE-DEVICE.json")
-    parser.add_argument("--docs", type=Path, default=tables.DOCS, help="where the page is")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="where the page is")
     args = parser.parse_args(argv)
     if args.dtype != "float32" and args.suite != "elementwise":
         parser.error("--dtype: only elementwise ops are measured in float64")

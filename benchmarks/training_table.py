@@ -1,6 +1,6 @@
 """Results of training runs as a table in the documents: `benchmarks/training_table.py RUN...`
 
-Keeps what each RUN measured in docs/results/training/, and writes the means over the seeds of all
+Keeps what each RUN measured in results/training/, and writes the means over the seeds of all
 that is there, with the half-range where there are several, between the marks in the documents.
 """
 
@@ -13,11 +13,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from markers import write
+from report import DOCS, RESULTS
+from report.markers import write
 
-TOP = Path(__file__).parents[1]
-RESULTS = TOP / "docs" / "results" / "training"
-DOCUMENTS = (TOP / "README.md", TOP / "docs" / "training.md")
+TRAINING = RESULTS / "training"
+DOCUMENTS = (DOCS.parent / "README.md", DOCS / "training.md")
 MARKERS = ("<!-- training:begin -->", "<!-- training:end -->")
 COLUMNS = {
     "t2i R@1": ("retrieval", "t2i", "R@1"),
@@ -37,7 +37,7 @@ def keep(run: Path) -> None:
     last = json.loads((run / "metrics.jsonl").read_text("utf-8").splitlines()[-1])
     evaluation = json.loads((run / "evaluation.json").read_text("utf-8"))
     test = "concepts" if config["unseen_concepts"] else "style"
-    file = RESULTS / f"{test}-{config['objective']}-{config['seed']}.json"
+    file = TRAINING / f"{test}-{config['objective']}-{config['seed']}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     content = {"config": config, "last": last, "evaluation": evaluation}
     file.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
@@ -45,7 +45,7 @@ def keep(run: Path) -> None:
 
 def table() -> str:
     groups: dict[tuple[str, str, int, str], list[dict[str, Any]]] = defaultdict(list)
-    for file in sorted(RESULTS.glob("*.json")):
+    for file in sorted(TRAINING.glob("*.json")):
         found = json.loads(file.read_text("utf-8"))
         config = found["config"]
         test = "unseen concepts" if config["unseen_concepts"] else "unseen style"

@@ -13,10 +13,11 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-from markers import filled
+import report
+from report.markers import filled
 
-DOCS = Path(__file__).parents[2] / "docs"
-PAGE, RESULTS, IMAGES = DOCS / "paper.md", DOCS / "results" / "paper", DOCS / "images" / "paper"
+PAGE, IMAGES = report.DOCS / "paper.md", report.DOCS / "images" / "paper"
+RESULTS = report.RESULTS / "paper"
 
 
 def table(file: Path) -> str:

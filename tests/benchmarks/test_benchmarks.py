@@ -23,13 +23,11 @@ ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 sys.path.append(str(BENCHMARKS))
 
-import compare
 import measure
-import plots
 import rivals
 import run
 import suites
-import tables
+from report import DOCS, compare, plots, tables
 
 # Constants, views, and what the other suites time.
 NOT_ELEMENTWISE = {"drop_time", "max_radius", *(n for n in ops.__all__ if "pairwise" in n)}
@@ -254,15 +252,15 @@ def docs(tmp_path: Path) -> Path:
     """A copy of the pages, and of the pictures they name."""
     for name in (tables.PAGE, *tables.ALSO.values()):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(tables.DOCS / name, tmp_path / name)
-    shutil.copytree(tables.DOCS / "images/benchmarks", tmp_path / "images/benchmarks")
+        shutil.copy(DOCS / name, tmp_path / name)
+    shutil.copytree(DOCS / "images/benchmarks", tmp_path / "images/benchmarks")
     return tmp_path
 
 
 def test_the_pages_show_the_committed_results(docs: Path) -> None:
     tables.write_pages(run.RESULTS, docs)
     for name in (tables.PAGE, *tables.ALSO.values()):
-        written, committed = ((at / name).read_text("utf-8") for at in (docs, tables.DOCS))
+        written, committed = ((at / name).read_text("utf-8") for at in (docs, DOCS))
         assert written == committed, "run python benchmarks/run.py page"
 
 
@@ -275,7 +273,7 @@ def test_a_page_follows_its_results(docs: Path, tmp_path: Path) -> None:
         row["ms"]["auto"]["both"][1] *= 3
     file.write_text(json.dumps(found), "utf-8")
     tables.write_pages(results, docs)
-    assert (docs / tables.PAGE).read_text("utf-8") != (tables.DOCS / tables.PAGE).read_text("utf-8")
+    assert (docs / tables.PAGE).read_text("utf-8") != (DOCS / tables.PAGE).read_text("utf-8")
 
 
 def results_of(*rows: dict[str, Any]) -> dict[str, Any]:
@@ -351,7 +349,7 @@ def test_what_is_measured_has_a_place_on_the_page(docs: Path, tmp_path: Path) ->
 
 
 def test_every_file_of_results_is_shown() -> None:
-    page = (tables.DOCS / tables.PAGE).read_text("utf-8")
+    page = (DOCS / tables.PAGE).read_text("utf-8")
     for file in run.RESULTS.glob("*.json"):
         suite = file.stem.rpartition("-")[0]
         if suite == "approximate":  # on a page of its own, see below

@@ -32,6 +32,6 @@ def test_only_ours_is_exact_everywhere(error_map: ModuleType) -> None:
 
 
 def test_the_page_has_the_figures_of_the_map(error_map: ModuleType) -> None:
-    figures = json.loads((ROOT / "docs" / "results" / "error_map.json").read_text("utf-8"))
+    figures = json.loads((ROOT / "benchmarks" / "results" / "error_map.json").read_text("utf-8"))
     page = (ROOT / "docs" / "numerics.md").read_text("utf-8")
     assert error_map.table(figures["panels"]) in page

@@ -114,7 +114,7 @@ def test_nothing_is_documented_twice_or_elsewhere() -> None:
 
 
 def test_every_function_has_a_formula() -> None:
-    file = DOCS / ".extensions" / "formulas.yml"
+    file = DOCS / "tools" / "formulas.yml"
     formulas = yaml.safe_load(file.read_text(encoding="utf-8"))
     without = {"lorentzkit.ops.pairwise_impl", "lorentzkit.losses.Targets"}
     modules = {f"lorentzkit.{name}" for name in ("ops", "losses", "nn")}

@@ -10,7 +10,7 @@ import evaluate_clip_hyperbolic
 import pytest
 import torch
 import train_clip_hyperbolic
-import traverse
+import traverse_clip_hyperbolic
 from clip_hyperbolic.checkpoint import Checkpoint
 from clip_hyperbolic.config import Config
 from clip_hyperbolic.data import as_pixels, fitted, samples
@@ -87,7 +87,9 @@ def test_retrieval_is_that_of_the_logits(
         assert found["radius"]["images"] == pytest.approx(radius, rel=1e-5)
 
     picture = tmp_path / "way.png"
-    assert traverse.main([*argv, "--out", str(picture)]) == (2 if objective == "clip" else 0)
+    assert traverse_clip_hyperbolic.main([*argv, "--out", str(picture)]) == (
+        2 if objective == "clip" else 0
+    )
     if objective != "clip":
         assert Image.open(picture).width > 100
     assert set(COLOURS) == set(texts)

@@ -9,8 +9,9 @@ import embed_tree
 import numpy as np
 import pytest
 import torch
-from embed_tree import Run
-from trees import Tree, TreeError, edge_list_tree, emoji_tree, wordnet_tree
+from tree_embedding import runs, training
+from tree_embedding.training import Run
+from tree_embedding.trees import Tree, TreeError, edge_list_tree, emoji_tree, wordnet_tree
 
 SMALL = Tree.from_edges("small", [("r", "a"), ("a", "b"), ("r", "c")])
 
@@ -127,21 +128,21 @@ def test_reconstruction_by_hand() -> None:
     # Nearest first, ancestors in capitals: from a: c R b; from b: A c R; from c: a R b.
     points = positions(SMALL, r=0.0, a=1.0, b=3.0, c=0.6)
     for block in (1, 3, 100):
-        found = embed_tree.reconstruction(SMALL, on_a_line, points, block=block)
+        found = training.reconstruction(SMALL, on_a_line, points, block=block)
         assert found["mean_rank"] == pytest.approx((2 + (1 + 2) + 2) / 4)
         assert found["map"] == pytest.approx((1 / 2 + (1 / 1 + 2 / 3) / 2 + 1 / 2) / 3)
 
 
 def test_perfect_reconstruction() -> None:
     points = positions(SMALL, r=0.0, a=1.0, b=2.1, c=-3.0)
-    found = embed_tree.reconstruction(SMALL, on_a_line, points)
+    found = training.reconstruction(SMALL, on_a_line, points)
     assert found == {"mean_rank": 1.0, "map": 1.0}
 
 
 @pytest.mark.parametrize("value", [0.0, math.nan])
 def test_points_that_collapse_or_are_not_numbers_rank_last(value: float) -> None:
     points = torch.full((len(SMALL), 1), value, dtype=torch.float64)
-    found = embed_tree.reconstruction(SMALL, on_a_line, points)
+    found = training.reconstruction(SMALL, on_a_line, points)
     assert found["mean_rank"] == pytest.approx((3 + (2 + 2) + 3) / 4)
     assert found["map"] == pytest.approx((1 / 3 + 2 / 3 + 1 / 3) / 3)
 
@@ -157,7 +158,7 @@ def test_reconstruction_agrees_with_sorting_one_node_at_a_time() -> None:
         ranks += [place - before for before, place in enumerate(places)]
         if places:
             precisions.append(np.mean([k / place for k, place in enumerate(places, start=1)]))
-    found = embed_tree.reconstruction(tree, lambda x, y: (x - y).norm(dim=-1), points, block=7)
+    found = training.reconstruction(tree, lambda x, y: (x - y).norm(dim=-1), points, block=7)
     assert found["mean_rank"] == pytest.approx(np.mean(ranks))
     assert found["map"] == pytest.approx(np.mean(precisions))
 
@@ -183,18 +184,18 @@ def test_riemannian_optimisers_embed_a_tree(optimizer: str, dtype: str) -> None:
     run = Run(
         tree.digest, "lorentzkit", 2, dtype, 0.1, optimizer, steps=300, batch=32, negatives=10
     )
-    points, diverged_at = embed_tree.train(run, tree)
+    points, diverged_at = training.train(run, tree)
     assert diverged_at is None
     assert points.dtype == getattr(torch, dtype)
-    manifold = embed_tree.start_points(run, 1).manifold
-    assert embed_tree.reconstruction(tree, manifold.dist, points)["map"] > 0.95
+    manifold = training.start_points(run, 1).manifold
+    assert training.reconstruction(tree, manifold.dist, points)["map"] > 0.95
 
 
-@pytest.mark.parametrize("geometry", embed_tree.GEOMETRIES)
+@pytest.mark.parametrize("geometry", training.GEOMETRIES)
 def test_all_geometries_start_at_the_same_distances(geometry: str) -> None:
     run = Run("", geometry, 3, "float64", 0.1)
-    start = embed_tree.start_points(run, 5)
-    flat = embed_tree.start_points(Run("", "Euclidean", 3, "float64", 0.1), 5)
+    start = training.start_points(run, 5)
+    flat = training.start_points(Run("", "Euclidean", 3, "float64", 0.1), 5)
     found, expected = start.manifold.dist(start[:1], start[1:]), (flat[:1] - flat[1:]).norm(dim=-1)
     # geoopt's distance is good for half of the digits here.
     assert torch.allclose(found, expected, rtol=1e-4 if geometry == "geoopt.Lorentz" else 1e-6)
@@ -202,30 +203,30 @@ def test_all_geometries_start_at_the_same_distances(geometry: str) -> None:
 
 def test_a_finished_run_is_found_again_and_only_that(tmp_path: Path) -> None:
     run = Run(SMALL.digest, "Euclidean", 2, "float64", 0.1, steps=3, batch=4, negatives=2)
-    assert embed_tree.finished(run, tmp_path) is None
-    result = embed_tree.perform(run, SMALL, tmp_path)
-    assert embed_tree.finished(run, tmp_path) == result
+    assert runs.finished(run, tmp_path) is None
+    result = runs.perform(run, SMALL, tmp_path)
+    assert runs.finished(run, tmp_path) == result
     assert {file.name for file in tmp_path.iterdir()} == {f"{run.name}.json", f"{run.name}.npy"}
 
     other_settings = Run(**{**result["run"], "steps": 4})
     assert other_settings.name == run.name
-    assert embed_tree.finished(other_settings, tmp_path) is None
+    assert runs.finished(other_settings, tmp_path) is None
 
     file = tmp_path / f"{run.name}.json"
     file.write_text(file.read_text()[:20])
-    assert embed_tree.finished(run, tmp_path) is None
+    assert runs.finished(run, tmp_path) is None
 
 
 def test_interrupted_writing_leaves_the_old_file(tmp_path: Path) -> None:
     file = tmp_path / "file.json"
-    embed_tree.write_json(file, [1])
+    runs.write_json(file, [1])
 
     def stop_half_way(unfinished: Path) -> None:
         unfinished.write_text("[2")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        embed_tree.write_atomically(file, stop_half_way)
+        runs.write_atomically(file, stop_half_way)
     assert json.loads(file.read_text()) == [1]
 
 
@@ -240,7 +241,7 @@ def test_the_program_from_edges_to_picture(
     assert "4 nodes" in capsys.readouterr().out
     assert (tmp_path / "out" / "disk.png").read_bytes().startswith(b"\x89PNG")
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["best"]
-    assert {row["run"]["geometry"] for row in rows} == set(embed_tree.GEOMETRIES)
+    assert {row["run"]["geometry"] for row in rows} == set(training.GEOMETRIES)
 
     assert embed_tree.main(command) == 0  # now all runs are found
     assert "3 of 3 runs found" in capsys.readouterr().out

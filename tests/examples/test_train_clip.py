@@ -17,7 +17,7 @@ import evaluate_clip_hyperbolic
 import pytest
 import torch
 import train_clip_hyperbolic
-import traverse
+import traverse_clip_hyperbolic
 from accelerate import Accelerator
 from clip_hyperbolic import emoji
 from clip_hyperbolic.checkpoint import Checkpoint, write_atomically
@@ -435,7 +435,7 @@ def test_a_killed_run_goes_on_bit_for_bit(shards: str, tmp_path: Path) -> None:
     assert 0 <= found["retrieval_midpoints"]["t2i"]["mAP"] <= 1
     assert found["radius"].keys() == {"ancestors_1", "ancestors_2", "captions", "images"}
     assert evaluate_clip_hyperbolic.main([*argv, "--split", "none such"]) == 2
-    assert traverse.main([*argv, "--out", str(tmp_path / "way.png")]) == 0
+    assert traverse_clip_hyperbolic.main([*argv, "--out", str(tmp_path / "way.png")]) == 0
     assert Image.open(tmp_path / "way.png").width > 1000
 
     # What is damaged is said to be, and the one before takes its place.

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import tables
 from suites import IMPORTS, KINDS
 
 matplotlib.use("Agg")  # figures go to files: no display is needed
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+
+from . import tables
 
 # Okabe and Ito 2008: told apart whatever colours the eye takes in; markers tell apart in print.
 BLACK, ORANGE, GREEN, SKY = "#000000", "#E69F00", "#009E73", "#56B4E9"

@@ -1,6 +1,6 @@
 """From images to the root: the nearest texts along the geodesic, as a picture.
 
-python examples/traverse.py --checkpoint RUN --shards 'some/shard.tar' --keys Twtr-1f43c
+python examples/traverse_clip_hyperbolic.py --checkpoint RUN --shards shard.tar --keys Twtr-1f43c
 """
 
 from __future__ import annotations

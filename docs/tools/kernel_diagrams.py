@@ -1,4 +1,4 @@
-"""Draws the diagrams of docs/kernels.md: `python docs/.figures/kernels.py`"""
+"""Draws the diagrams of docs/kernels.md: `python docs/tools/kernel_diagrams.py`"""
 
 from __future__ import annotations
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from markers import filled
 from suites import IMPORTS, KINDS
 
-DOCS = Path(__file__).parents[1] / "docs"
+from .markers import filled
+
 PAGE = "benchmarks.md"
 ALSO = {"retrieval": "tutorials/retrieval.md"}  # other pages with the table of a suite
 SUITES = [*KINDS, "retrieval"]

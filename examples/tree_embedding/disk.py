@@ -9,9 +9,10 @@ from pathlib import Path
 import matplotlib
 import torch
 from torch import Tensor
-from trees import Tree
 
 from lorentzkit import ops, viz
+
+from .trees import Tree
 
 matplotlib.use("Agg")  # pictures go to files: no display is needed
 

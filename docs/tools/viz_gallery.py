@@ -1,7 +1,7 @@
 """All that `lorentzkit.viz` draws, in one picture: a taxonomy laid out in entailment cones.
 
-    python examples/gallery.py
-    python examples/gallery.py --out docs/images/viz.png
+    python docs/tools/viz_gallery.py
+    python docs/tools/viz_gallery.py --out docs/images/viz.png
 
 Every concept is put one step further out than the one above it, inside its entailment cone; around
 every concept that has none below, the points of its "images" are drawn at random in its cone.
