@@ -11,9 +11,7 @@ evaluation.json, report/index.html, and model/, which lorentzkit.clip and transf
 
 from __future__ import annotations
 
-import json
 import math
-import signal
 import sys
 import time
 from contextlib import nullcontext
@@ -22,21 +20,18 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device, set_seed
-from clip_hyperbolic import checkpoint, emoji, report
-from clip_hyperbolic.checkpoint import Checkpoint, write_atomically, write_json
+from clip_hyperbolic import emoji, report
+from clip_hyperbolic.checkpoint import Checkpoint, write_json
 from clip_hyperbolic.config import Config, UserError, load, parse
-from clip_hyperbolic.data import Batches, expand, samples
+from clip_hyperbolic.data import expand, samples
 from clip_hyperbolic.evaluate import evaluate
 from clip_hyperbolic.model import Towers
-from clip_hyperbolic.objective import Objective, objective_of
+from clip_hyperbolic.objective import Objective
+from clip_hyperbolic.run import Log, Run, signals
 from clip_hyperbolic.tokenizer import Words
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Column
+from rich.progress import Progress
 from torch import Tensor
-from torch.utils.data import DataLoader
-from torch.utils.tensorboard import SummaryWriter
 
 console = Console(stderr=True, soft_wrap=True)
 
@@ -59,15 +54,6 @@ def prepare(config: Config, accelerator: Accelerator) -> None:
     config.eval_shards = config.eval_shards or [
         f"{vendor}={folder}/{vendor}-{tested}.tar" for vendor in config.unseen_vendors
     ]
-
-
-def optimiser(model: Towers, config: Config) -> torch.optim.AdamW:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), fused=True)
 
 
 def learning_rate(step: int, config: Config) -> float:
@@ -112,129 +98,32 @@ def backward(
     return loss.detach(), parts
 
 
-class Log:
-    """metrics.jsonl and TensorBoard events, from a step on."""
-
-    def __init__(self, folder: Path, step: int) -> None:
-        self.file = folder / "metrics.jsonl"
-        kept = [line for line in report.metrics(folder) if line["step"] <= step]
-        text = "".join(json.dumps(line) + "\n" for line in kept)
-        write_atomically(self.file, lambda path: path.write_text(text, "utf-8"))
-        self.events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
-
-    def __call__(self, step: int, values: dict[str, float]) -> None:
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self.events.add_scalar(name, value, step)
-
-
-def train(
-    config: Config, folder: Path, accelerator: Accelerator, saved: Checkpoint | None
-) -> tuple[Towers, Words]:
-    main, rank, processes = (
-        accelerator.is_main_process,
-        accelerator.process_index,
-        accelerator.num_processes,
-    )
-    if config.batch_size % processes:
-        raise UserError(f"--batch-size {config.batch_size}: no multiple of {processes} processes")
-    set_seed(config.seed)
-    words = (
-        saved.words if saved else Words.of(config, samples(expand(config.shards)[:10], [].append))
-    )
-    bare = Towers.of(config, len(words))
-    model, optimizer = accelerator.prepare(bare, optimiser(bare, config))
-    objective = objective_of(config)
-    state: dict[str, Any] = {"step": 0, "best": math.inf, "skipped": 0, "broken": 0}
-    positions = torch.zeros(processes, max(1, config.workers), dtype=torch.int64)
-    if saved:
-        saved.restore(bare, optimizer.optimizer)
-        state, positions = saved.state, saved.tensors["positions"]
-        if accelerator.scaler is not None:
-            accelerator.scaler.load_state_dict(state["scaler"])
-    if positions.shape != (processes, max(1, config.workers)):
-        raise UserError(f"--resume: the run had {len(positions)} processes; start as many")
-    mine = positions[rank].to(accelerator.device)
-    # A signal waits for the end of the step, and of its checkpoint; in workers it does nothing.
-    stop: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: stop.append(number))
-    stream = Batches(config, rank, processes, state["step"], mine.tolist())
-    loader = iter(DataLoader(stream, batch_size=None, num_workers=config.workers))
-    if saved:  # after all that draws random numbers to begin with
-        torch.set_rng_state(saved.tensors["random"])
-    log = Log(folder, state["step"]) if main else None
-
-    def save() -> None:
-        everyone = accelerator.gather(mine).view(positions.shape).cpu()
-        mean = sum(since_save) / max(1, len(since_save))
-        is_best, state["best"] = mean < state["best"], min(mean, state["best"])
-        since_save.clear()
-        if accelerator.scaler is not None:
-            state["scaler"] = accelerator.scaler.state_dict()
-        if main:
-            checkpoint.save(
-                folder, config, words, bare, optimizer.optimizer, state, everyone, is_best
-            )
-
-    since_save: list[float] = []
-    since, begun = state["step"], time.perf_counter()
-    numbers_column = TextColumn("{task.description}", table_column=Column(no_wrap=False))
-    columns = (BarColumn(10), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
-    with Progress(*columns, numbers_column, console=console, disable=not main) as bar:
-        task = bar.add_task("", total=config.steps, completed=state["step"])
-        for step in range(state["step"] + 1, config.steps + 1):
-            batch = next(loader)
-            mine[batch["worker"]] = batch["position"]
+def train(run: Run) -> None:
+    config, state, accelerator = run.config, run.state, run.accelerator
+    log = Log(run, console)
+    with log.bar, signals() as received:
+        for step, batch in zip(
+            range(state.step + 1, config.steps + 1), run.batches(), strict=False
+        ):
             for message in batch["broken"]:
-                state["broken"] += 1
-                bar.console.print(f"skipped: {message}", markup=False)
-            batch = send_to_device({**batch, "tokens": words(batch["texts"])}, accelerator.device)
-            rate = learning_rate(step, config)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            loss, parts = backward(batch, model, objective, accelerator, config.micro_batch)
-            norm = float(accelerator.clip_grad_norm_(model.parameters(), config.clip_norm))
-            numbers = {
-                name: accelerator.reduce(part.detach(), "mean").item()
-                for name, part in {"loss": loss, **parts}.items()
-            }
-            numbers |= {"curvature": bare.curv().item(), "logit_scale": bare.logit_scale().item()}
-            numbers |= {"gradient_norm": norm, "lr": rate, "broken": state["broken"]}
-            # fp16 answers an infinite gradient with a smaller scale, and skips the step by itself
-            if math.isfinite(numbers["loss"] + (0.0 if config.precision == "fp16" else norm)):
-                optimizer.step()
-                since_save.append(numbers["loss"])
+                log.say(f"skipped: {message}")
+            for group in run.optimizer.param_groups:
+                group["lr"] = learning_rate(step, config)
+            loss, parts = backward(batch, run.model, run.objective, accelerator, config.micro_batch)
+            norm = float(accelerator.clip_grad_norm_(run.model.parameters(), config.clip_norm))
+            metrics = run.metrics(loss, parts, norm)
+            if run.is_finite(metrics):
+                run.optimizer.step()
+                run.losses.append(metrics["loss"])
             else:
-                state["skipped"] += 1
-                dump = folder / f"nonfinite-{step}-{rank}.json"
-                write_json(dump, {"step": step, "keys": batch["keys"], **numbers})
-                if state["skipped"] > config.skip_nonfinite:
-                    raise UserError(
-                        f"step {step}: the loss or its gradient is not finite; {dump} has the keys "
-                        "of the batch and the parts. Lower --lr, or let some such steps pass with "
-                        "--skip-nonfinite N; the last checkpoint is from before"
-                    )
-                bar.console.print(f"step {step} skipped, not finite: {dump}", markup=False)
-            optimizer.zero_grad()
-            state["step"] = step
-            if log and (step % config.log_every == 0 or step == config.steps):
-                now = time.perf_counter()
-                numbers["images_per_second"] = config.batch_size * (step - since) / (now - begun)
-                since, begun = step, now
-                log(step, numbers)
-                hidden = ("gradient_norm", "lr", "broken")
-                shown = [f"{k} {v:.3g}" for k, v in numbers.items() if k not in hidden]
-                bar.update(task, description=", ".join(shown).replace("_", " "))
-            bar.update(task, completed=step)
-            if step % config.save_every == 0 or step == config.steps or stop:
-                save()
-            if stop:
-                raise KeyboardInterrupt(folder)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    return bare, words
+                log.say(run.skip(step, batch["keys"], metrics))
+            run.optimizer.zero_grad()
+            state.step = step
+            log(step, metrics)
+            if step % config.save_every == 0 or step == config.steps or received:
+                run.save()
+            if received:
+                raise KeyboardInterrupt(run.folder)
 
 
 def finish(config: Config, folder: Path, model: Towers, words: Words) -> None:
@@ -254,7 +143,7 @@ def finish(config: Config, folder: Path, model: Towers, words: Words) -> None:
     console.print(f"The report: {report.write(folder, config, model, words, results)}")
 
 
-def run(argv: list[str] | None) -> None:
+def start(argv: list[str] | None) -> None:
     config, flags = parse(__doc__ or "", argv)
     accelerator = Accelerator(mixed_precision=config.precision, cpu=not torch.cuda.is_available())
     begun, saved = time.perf_counter(), None
@@ -275,16 +164,17 @@ def run(argv: list[str] | None) -> None:
                 "another --output-dir"
             )
         write_json(folder / "config.json", vars(config))
-    model, words = train(config, folder, accelerator, saved)
+    run = Run(config, folder, accelerator, saved)
+    train(run)
     if accelerator.is_main_process:
-        finish(config, folder, model, words)
+        finish(config, folder, run.towers, run.words)
         console.print(f"{time.perf_counter() - begun:.0f} s in all")
     accelerator.end_training()
 
 
 def main(argv: list[str] | None = None) -> int:
     try:
-        run(argv)
+        start(argv)
     except UserError as error:
         console.print(f"error: {error}", markup=False, style="red")
         return 2

@@ -18,11 +18,12 @@ from clip_hyperbolic.data import Batches, Sample, as_pixels, expand, fitted, sam
 from clip_hyperbolic.evaluate import embed_texts, hierarchy, ranking, retrieval
 from clip_hyperbolic.model import Towers
 from clip_hyperbolic.objective import Objective
+from clip_hyperbolic.run import optimizer_of
 from clip_hyperbolic.tokenizer import Words
 from common import Case, Options, console, measured
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
-from train_clip_hyperbolic import learning_rate, optimiser
+from train_clip_hyperbolic import learning_rate
 
 UNSEEN = ("Goog", "Twtr")
 Probe = Callable[[int, Towers, Words], None]
@@ -132,7 +133,7 @@ def train(
     torch.manual_seed(config.seed)
     words = Words.of(config, chain.from_iterable(map(decoded, expand(config.shards))))
     model = change(Towers.of(config, len(words)))
-    loss_of, adam = objective(config), optimiser(model, config)
+    loss_of, adam = objective(config), optimizer_of(model, config)
     model.train()
     if probe and 0 in at:
         probe(0, model, words)

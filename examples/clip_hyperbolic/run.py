@@ -1,0 +1,210 @@
+"""The life of a training run: where it starts or goes on, what it logs, what it saves."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device, set_seed
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
+
+from . import checkpoint, report
+from .checkpoint import Checkpoint, write_atomically, write_json
+from .config import Config, UserError
+from .data import Batches, expand, samples
+from .model import Towers
+from .objective import objective_of
+from .tokenizer import Words
+
+
+@dataclass
+class State:
+    """How far a run is; a checkpoint holds it."""
+
+    step: int = 0
+    best: float = math.inf  # the least mean loss between two checkpoints
+    skipped: int = 0  # steps that were not finite
+    broken: int = 0  # samples that could not be read
+    scaler: dict[str, Any] | None = None  # of fp16
+
+
+class Run:
+    """A model in training, and all that has to be kept to go on with it bit for bit."""
+
+    def __init__(
+        self, config: Config, folder: Path, accelerator: Accelerator, saved: Checkpoint | None
+    ) -> None:
+        self.config, self.folder, self.accelerator, self.saved = config, folder, accelerator, saved
+        self.rank, self.processes = accelerator.process_index, accelerator.num_processes
+        if config.batch_size % self.processes:
+            raise UserError(
+                f"--batch-size {config.batch_size}: no multiple of {self.processes} processes"
+            )
+        set_seed(config.seed)
+        first_shards = expand(config.shards)[:10]
+        self.words = saved.words if saved else Words.of(config, samples(first_shards, [].append))
+        self.towers = Towers.of(config, len(self.words))
+        self.model, self.optimizer = accelerator.prepare(
+            self.towers, optimizer_of(self.towers, config)
+        )
+        self.objective = objective_of(config)
+        self.state = State()
+        # How far each worker of each process has read.
+        self.positions = torch.zeros(self.processes, max(1, config.workers), dtype=torch.int64)
+        self.losses: list[float] = []  # since the last checkpoint
+        if saved:
+            self._restore(saved)
+        self.position = self.positions[self.rank].to(accelerator.device)
+
+    def _restore(self, saved: Checkpoint) -> None:
+        saved.restore(self.towers, self.optimizer.optimizer)
+        self.state, positions = State(**saved.state), saved.tensors["positions"]
+        if positions.shape != self.positions.shape:
+            raise UserError(f"--resume: the run had {len(positions)} processes; start as many")
+        self.positions = positions
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(self.state.scaler)
+
+    def batches(self) -> Iterator[dict[str, Any]]:
+        """From where the run is; the first call restores the random state."""
+        config = self.config
+        stream = Batches(config, self.rank, self.processes, self.state.step, self.position.tolist())
+        loader = iter(DataLoader(stream, batch_size=None, num_workers=config.workers))
+        if self.saved:  # after all that draws random numbers to begin with
+            torch.set_rng_state(self.saved.tensors["random"])
+        for batch in loader:
+            self.position[batch["worker"]] = batch["position"]
+            self.state.broken += len(batch["broken"])
+            batch["tokens"] = self.words(batch["texts"])
+            yield send_to_device(batch, self.accelerator.device)
+
+    def save(self) -> None:
+        """A checkpoint; also the best one, if its losses are the least so far."""
+        positions = self.accelerator.gather(self.position).view(self.positions.shape).cpu()
+        mean = sum(self.losses) / max(1, len(self.losses))
+        is_best, self.state.best = mean < self.state.best, min(mean, self.state.best)
+        self.losses.clear()
+        if self.accelerator.scaler is not None:
+            self.state.scaler = self.accelerator.scaler.state_dict()
+        if self.accelerator.is_main_process:
+            state, optimizer = asdict(self.state), self.optimizer.optimizer
+            checkpoint.save(
+                self.folder,
+                self.config,
+                self.words,
+                self.towers,
+                optimizer,
+                state,
+                positions,
+                is_best,
+            )
+
+    def metrics(self, loss: Tensor, parts: dict[str, Tensor], norm: float) -> dict[str, float]:
+        """The loss, its parts and the learned numbers, means over the processes."""
+        reduced = {
+            name: self.accelerator.reduce(part.detach(), "mean").item()
+            for name, part in {"loss": loss, **parts}.items()
+        }
+        learned = {"logit_scale": self.towers.logit_scale().item()}
+        if self.towers.hyperbolic:
+            learned = {"curvature": self.towers.curv().item()} | learned
+        rate = self.optimizer.param_groups[0]["lr"]
+        return reduced | learned | {"gradient_norm": norm, "lr": rate, "broken": self.state.broken}
+
+    def is_finite(self, metrics: dict[str, float]) -> bool:
+        """Whether the step can be taken."""
+        # fp16 answers an infinite gradient with a smaller scale, and skips the step by itself.
+        norm = 0.0 if self.config.precision == "fp16" else metrics["gradient_norm"]
+        return math.isfinite(metrics["loss"] + norm)
+
+    def skip(self, step: int, keys: list[str], metrics: dict[str, float]) -> str:
+        """Writes down a step that is not finite; too many of them end the run."""
+        self.state.skipped += 1
+        dump = self.folder / f"nonfinite-{step}-{self.rank}.json"
+        write_json(dump, {"step": step, "keys": keys, **metrics})
+        if self.state.skipped > self.config.skip_nonfinite:
+            raise UserError(
+                f"step {step}: the loss or its gradient is not finite; {dump} has the keys of the "
+                "batch and the parts. Lower --lr, or let some such steps pass with "
+                "--skip-nonfinite N; the last checkpoint is from before"
+            )
+        return f"step {step} skipped, not finite: {dump}"
+
+
+def optimizer_of(model: Towers, config: Config) -> torch.optim.AdamW:
+    """AdamW, with weight decay for matrices alone."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), fused=True)
+
+
+class Log:
+    """metrics.jsonl, TensorBoard events, and a bar in the terminal; silent but on one process."""
+
+    HIDDEN = ("gradient_norm", "lr", "broken")  # from the terminal
+
+    def __init__(self, run: Run, console: Console) -> None:
+        self.config, self.active = run.config, run.accelerator.is_main_process
+        self.since, self.begun = run.state.step, time.perf_counter()
+        text = TextColumn("{task.description}", table_column=Column(no_wrap=False))
+        columns = (BarColumn(10), MofNCompleteColumn(), TimeRemainingColumn(compact=True), text)
+        self.bar = Progress(*columns, console=console, disable=not self.active)
+        self.task = self.bar.add_task("", total=run.config.steps, completed=run.state.step)
+        if self.active:
+            self.file = run.folder / "metrics.jsonl"
+            kept = [line for line in report.metrics(run.folder) if line["step"] <= run.state.step]
+            lines = "".join(json.dumps(line) + "\n" for line in kept)
+            write_atomically(self.file, lambda path: path.write_text(lines, "utf-8"))
+            events = str(run.folder / "tensorboard")
+            self.events = SummaryWriter(events, purge_step=run.state.step + 1)
+
+    def say(self, message: str) -> None:
+        self.bar.console.print(message, markup=False)
+
+    def __call__(self, step: int, metrics: dict[str, float]) -> None:
+        due = step % self.config.log_every == 0 or step == self.config.steps
+        if self.active and due:
+            now = time.perf_counter()
+            images = self.config.batch_size * (step - self.since)
+            self._write(step, metrics | {"images_per_second": images / (now - self.begun)})
+            self.since, self.begun = step, now
+        self.bar.update(self.task, completed=step)
+
+    def _write(self, step: int, metrics: dict[str, float]) -> None:
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+        for name, value in metrics.items():
+            self.events.add_scalar(name, value, step)
+        shown = [f"{name} {x:.3g}" for name, x in metrics.items() if name not in self.HIDDEN]
+        self.bar.update(self.task, description=", ".join(shown).replace("_", " "))
+
+
+@contextmanager
+def signals() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM wait in the list, for the end of the step and of its checkpoint.
+
+    In workers they do nothing.
+    """
+    received: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: received.append(number))
+    yield received
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
