@@ -4,8 +4,9 @@
     python benchmarks/error_map.py --cells 10 --docs /tmp/copy-of-docs --results /tmp/results
 
 A cell is a row of accuracy.py: the median relative error of some random pairs at this radius and
-this angle, against 150 digits at the same float32 inputs. Writes DOCS/images/error_map.png, and the
-map's figures to RESULTS/error_map.json and between the marks of DOCS/numerics.md.
+this angle, against 150 digits at the same float32 inputs. Writes error_map.png and
+error_map_distance.png to DOCS/images, and the figures to RESULTS/error_map.json and between the
+marks of DOCS/numerics.md.
 """
 
 from __future__ import annotations
@@ -119,6 +120,25 @@ def drawn(found: Maps) -> Figure:
     return figure
 
 
+def strip(found: Maps) -> Figure:
+    """The distance alone, side by side: the picture of the README."""
+    names = ["distance, MERU's formula", "distance, geoopt", "distance, lorentzkit"]
+    radii, angles = axes(len(found[names[0]]))
+    colours = colormaps["cividis"].with_extremes(bad=ORANGE)
+    figure, grid = pyplot.subplots(1, 3, figsize=(10.5, 3.4), sharey=True, layout="constrained")
+    for ax, name in zip(grid, names, strict=True):
+        shown = np.ma.masked_invalid(found[name]).clip(1e-8, 1)
+        image = ax.pcolormesh(angles, radii, shown, cmap=colours, norm=LogNorm(1e-8, 1))
+        ax.set(xscale="log", yscale="log", title=name.removeprefix("distance, "))
+        ax.set_xticks([1e-6, 1e-4, 1e-2, 1])
+    grid[0].set_yticks([1e-4, 1e-2, 1])
+    figure.supxlabel("angle between the points", fontsize=13)
+    grid[0].set_ylabel("distance to the origin")
+    bar = figure.colorbar(image, ax=grid, shrink=0.95)
+    bar.set_label("relative error of the distance,\nfloat32")
+    return figure
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--cells", type=int, default=40, help="of each axis")
@@ -136,6 +156,7 @@ def main() -> None:
     (args.results / "error_map.json").write_text(text + "\n", "utf-8")
     with pyplot.rc_context({"font.size": 13, "axes.titlesize": 13}):
         drawn(found).savefig(args.docs / "images" / "error_map.png", dpi=120)
+        strip(found).savefig(args.docs / "images" / "error_map_distance.png", dpi=110)
     print(table(figures))
     write(args.docs / "numerics.md", table(figures), MARKERS)
 

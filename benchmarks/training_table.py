@@ -1,7 +1,8 @@
 """Results of training runs as a table in the documents: `benchmarks/training_table.py RUN...`
 
 Keeps what each RUN measured in results/training/, and writes the means over the seeds of all
-that is there, with the half-range where there are several, between the marks in the documents.
+that is there, with the half-range where there are several, into docs/training.md, and a row for
+each objective into README.md.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
+from functools import reduce
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -17,7 +19,6 @@ from report import DOCS, RESULTS
 from report.markers import write
 
 TRAINING = RESULTS / "training"
-DOCUMENTS = (DOCS.parent / "README.md", DOCS / "training.md")
 MARKERS = ("<!-- training:begin -->", "<!-- training:end -->")
 COLUMNS = {
     "t2i R@1": ("retrieval", "t2i", "R@1"),
@@ -28,6 +29,13 @@ COLUMNS = {
     "t2i R@10, midpoint": ("retrieval_midpoints", "t2i", "R@10"),
     "i2t TIE": ("hierarchy", "i2t_TIE"),
 }
+OVERVIEW = [  # columns of the README's table
+    ("unseen style", "t2i R@1"),
+    ("unseen style", "i2t R@1"),
+    ("unseen style", "i2t TIE"),
+    ("unseen concepts", "t2i R@10"),
+    ("unseen concepts", "i2t R@10"),
+]
 
 
 def keep(run: Path) -> None:
@@ -43,7 +51,8 @@ def keep(run: Path) -> None:
     file.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
 
 
-def table() -> str:
+def results() -> dict[tuple[str, str, int, str], list[dict[str, Any]]]:
+    """By test, vendor, steps and objective what each seed reached."""
     groups: dict[tuple[str, str, int, str], list[dict[str, Any]]] = defaultdict(list)
     for file in sorted(TRAINING.glob("*.json")):
         found = json.loads(file.read_text("utf-8"))
@@ -51,26 +60,55 @@ def table() -> str:
         test = "unseen concepts" if config["unseen_concepts"] else "unseen style"
         for vendor, result in sorted(found["evaluation"].items()):
             groups[test, vendor, config["steps"], config["objective"]].append(result)
+    return dict(sorted(groups.items()))
+
+
+def values(group: list[dict[str, Any]], column: str) -> list[float]:
+    """A measure of every seed."""
+    return [reduce(lambda part, key: part[key], COLUMNS[column], result) for result in group]
+
+
+def table() -> str:
+    """Every test, vendor and objective."""
     lines = [
         f"| test | objective | steps | seeds | {' | '.join(COLUMNS)} |",
         "| --- " * 4 + "| ---: " * len(COLUMNS) + "|",
     ]
-    for (test, vendor, steps, objective), results in sorted(groups.items()):
+    for (test, vendor, steps, objective), group in results().items():
         cells = []
-        for path in COLUMNS.values():
-            values = []
-            for result in results:
-                for key in path:
-                    result = result[key]
-                values.append(result)
-            cell = f"{mean(values):.3f}"
-            if len(values) > 1:  # with a space that does not break between the sign and its number
-                cell += f" ±\N{NO-BREAK SPACE}{(max(values) - min(values)) / 2:.3f}"
+        for column in COLUMNS:
+            of = values(group, column)
+            cell = f"{mean(of):.3f}"
+            if len(of) > 1:  # with a space that does not break between the sign and its number
+                cell += f" ±\N{NO-BREAK SPACE}{(max(of) - min(of)) / 2:.3f}"
             cells.append(cell)
         lines.append(
-            f"| {test}, {vendor} | {objective} | {steps} | {len(results)} | {' | '.join(cells)} |"
+            f"| {test}, {vendor} | {objective} | {steps} | {len(group)} | {' | '.join(cells)} |"
         )
     return "\n".join(lines)
+
+
+def overview() -> str:
+    """A row for each objective: means over seeds and both vendors."""
+    lines = [
+        f"| objective | {' | '.join(f'{test}: {column}' for test, column in OVERVIEW)} |",
+        f"| --- |{' ---: |' * len(OVERVIEW)}",
+    ]
+    groups = results()
+    for objective in sorted({objective for *_, objective in groups}):
+        cells = []
+        for test, column in OVERVIEW:
+            of = [
+                mean(values(group, column))
+                for (where, _, _, what), group in groups.items()
+                if (where, what) == (test, objective)
+            ]
+            cells.append(f"{mean(of):.2f}")
+        lines.append(f"| `{objective}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+DOCUMENTS = {DOCS.parent / "README.md": overview, DOCS / "training.md": table}
 
 
 def main() -> None:
@@ -78,8 +116,8 @@ def main() -> None:
     parser.add_argument("run", nargs="*", type=Path, help="the folder of a run with its evaluation")
     for run in parser.parse_args().run:
         keep(run)
-    for document in DOCUMENTS:
-        write(document, table(), MARKERS)
+    for document, text in DOCUMENTS.items():
+        write(document, text(), MARKERS)
 
 
 if __name__ == "__main__":

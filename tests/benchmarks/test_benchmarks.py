@@ -350,7 +350,7 @@ def test_what_is_measured_has_a_place_on_the_page(docs: Path, tmp_path: Path) ->
 
 def test_every_file_of_results_is_shown() -> None:
     page = (DOCS / tables.PAGE).read_text("utf-8")
-    studies = {"approximate-cpu", "error_map", "roofline"}  # on pages of their own
+    studies = {"approximate-cpu", "error_map", "libraries", "roofline"}  # on pages of their own
     for file in run.RESULTS.glob("*.json"):
         if file.stem in studies:
             continue
@@ -367,6 +367,20 @@ def test_approximate_search_is_shown() -> None:
 
     results = json.loads((run.RESULTS / "approximate-cpu.json").read_text("utf-8"))
     assert approximate.table(results) in approximate.PAGE.read_text("utf-8")
+
+
+def test_what_training_reached_is_shown() -> None:
+    import training_table
+
+    for document, text in training_table.DOCUMENTS.items():
+        assert text() in document.read_text("utf-8"), "run python benchmarks/training_table.py"
+
+
+def test_the_libraries_are_shown() -> None:
+    import libraries
+
+    found = json.loads((run.RESULTS / "libraries.json").read_text("utf-8"))
+    assert libraries.table(found) in (ROOT / "README.md").read_text("utf-8")
 
 
 def test_figures_are_drawn(docs: Path) -> None:
