@@ -18,7 +18,7 @@ from lorentzkit.fused.problems import Batch, LossProblem
 from lorentzkit.losses import sharded
 from lorentzkit.losses.anchors import Anchors, equal_pairs
 from lorentzkit.losses.paired import paired_loss
-from lorentzkit.ops.pairwise import Implementation, Precision, cloud_pair
+from lorentzkit.ops.pairwise import Implementation, Precision, check_similarity, cloud_pair
 
 Similarity = Literal["angle", "distance", "cosine"]
 Targets = int | Tensor | tuple[Tensor, Tensor] | None
@@ -150,8 +150,7 @@ def _checked(
     precision: str,
     reduction: str,
 ) -> _Checked:
-    if similarity not in SIGNS:
-        raise ValueError(f"similarity: expected one of {', '.join(SIGNS)}, got {similarity!r}")
+    check_similarity(similarity, SIGNS)
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
     x, y, c = cloud_pair(x, y, curv)

@@ -100,7 +100,7 @@ def test_where_the_library_takes_the_device_for_another_it_raises(monkeypatch, c
     monkeypatch.setattr(special, "_get_current_dispatch_mode", lambda: None)
     function = {
         "elementwise": ops.dist,
-        "pairwise": lambda x, y: ops.pairwise_topk(x, y, 2)[0],
+        "pairwise": lambda x, y: ops.pairwise_topk(x, y, k=2)[0],
         "mean": lambda x, y: ops.einstein_midpoint(x) + ops.einstein_midpoint(y),
     }[call]
     x, y = points(), points(seed=1)
@@ -150,10 +150,11 @@ def test_all_pairs(narrow, impl, op, D, dtype):
     run(narrow, lambda x, y: pairwise(x, y, CURV, impl=impl), x, y)
 
 
-@pytest.mark.parametrize("score", ["dist", "exterior_angle", "inner"])
-def test_the_nearest(narrow, score):
+@pytest.mark.parametrize("similarity", ["distance", "angle", "inner"])
+def test_the_nearest(narrow, similarity):
     x, y, curv = points(), points(40, seed=1), torch.tensor(CURV, requires_grad=True)
-    run(narrow, lambda x, y, c: ops.pairwise_topk(x, y, 3, c, score=score), x, y, curv)
+    how = {"k": 3, "similarity": similarity}
+    run(narrow, lambda x, y, c: ops.pairwise_topk(x, y, c, **how), x, y, curv)
 
 
 LOSSES = {
