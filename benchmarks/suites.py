@@ -240,7 +240,7 @@ def usual_topk(x: Tensor, y: Tensor, c: Tensor, kind: str) -> Tensor:
 
 
 def _centroids(x: Tensor, y: Tensor, c: Tensor, scale: Tensor) -> Tensor:
-    return centroid_loss(x, y, c, text_radius=0.5, image_radius=1.0)
+    return centroid_loss(text=x, image=y, curv=c, text_radius=0.5, image_radius=1.0)
 
 
 MEANS: dict[str, dict[str, Callable[..., Tensor]]] = {

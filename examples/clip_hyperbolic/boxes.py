@@ -38,12 +38,12 @@ class Compositional(Objective):
         assert boxes is not None  # as the data of this objective have them
         images, crops = images.tensor_split([index.shape[1]])
         total, parts = self.of_captions(
-            texts[index[0]],
-            images,
-            texts[boxes[0]],
-            crops,
-            curv,
-            scale,
+            text=texts[index[0]],
+            image=images,
+            box_text=texts[boxes[0]],
+            box_image=crops,
+            curv=curv,
+            logit_scale=scale,
             box_of=boxes[1],
             targets=labels[0],
         )

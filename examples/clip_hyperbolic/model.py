@@ -254,9 +254,11 @@ class Objective(nn.Module):
             loss = losses.contrastive_loss(
                 texts, images, *curv_and_scale, similarity="angle", targets=of, group=self.group
             )
-            assert isinstance(loss, Tensor)
             return loss
-        total: Tensor = self.loss(texts, images, *curv_and_scale, targets=of)[0]
+        curv, scale = curv_and_scale
+        total: Tensor = self.loss(
+            text=texts, image=images, curv=curv, logit_scale=scale, targets=of
+        )[0]
         return total
 
     def forward(
@@ -269,7 +271,9 @@ class Objective(nn.Module):
         labels: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """`texts[index[k, i]]` belongs to `images[i]`, and to all of the same `labels[k]`."""
-        total, parts = self.loss(texts[index[0]], images, curv, scale, targets=labels[0])
+        total, parts = self.loss(
+            text=texts[index[0]], image=images, curv=curv, logit_scale=scale, targets=labels[0]
+        )
         return self.with_ancestors(total, parts, images, texts, curv, scale, index, labels)
 
     def with_ancestors(

@@ -165,23 +165,28 @@ class HyperbolicCLIPModel(PreTrainedModel):
             self.config.objective, text, image, curv, scale
         )
         if return_loss:
-            boxes = self._boxes(box_input_ids, box_pixel_values)
-            more = {"box_of": box_of} if boxes else {}
+            boxes = self._boxes(box_input_ids, box_pixel_values, box_of)
             group = dist.group.WORLD if self.training and dist.is_initialized() else None
             loss = loss_of(self.config, group)
-            found.loss = loss(text, image, *boxes, curv, scale, **more)[0]
+            found.loss = loss(text=text, image=image, curv=curv, logit_scale=scale, **boxes)[0]
         return found
 
-    def _boxes(self, input_ids: Tensor | None, pixel_values: Tensor | None) -> list[Tensor]:
-        """Points of the boxes' texts and images, which one objective has."""
+    def _boxes(
+        self, input_ids: Tensor | None, pixel_values: Tensor | None, box_of: Tensor | None
+    ) -> dict[str, Tensor | None]:
+        """Points of the boxes' texts and images, and their pairs, which one objective takes."""
         if self.config.objective != "hycoclip":
-            return []
+            return {}
         if input_ids is None or pixel_values is None:
             raise ValueError(
                 'box_input_ids, box_pixel_values: the loss of "hycoclip" expects both, got None; '
                 'without boxes, set config.objective = "meru"'
             )
-        return [self.get_text_features(input_ids), self.get_image_features(pixel_values)]
+        return {
+            "box_text": self.get_text_features(input_ids),
+            "box_image": self.get_image_features(pixel_values),
+            "box_of": box_of,
+        }
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -48,12 +48,13 @@ class HyCoCLIPLoss(Objective):
 
     >>> text, image, box_text, box_image = 0.1 * torch.randn(4, 8, 16)
     >>> objective = HyCoCLIPLoss()
-    >>> total, parts = objective(text, image, box_text, box_image, curv=1.0, logit_scale=10.0)
+    >>> wholes = {"text": text, "image": image, "curv": 1.0, "logit_scale": 10.0}
+    >>> total, parts = objective(**wholes, box_text=box_text, box_image=box_image)
     >>> torch.equal(total, parts["contrastive"] + 0.1 * parts["entailment"])
     True
-    >>> boxes = box_text[:3], box_image[:3]
+    >>> boxes = {"box_text": box_text[:3], "box_image": box_image[:3]}
     >>> box_of = torch.tensor([0, 0, 5])  # two boxes of the first pair, one of the sixth
-    >>> total, parts = objective(text, image, *boxes, 1.0, 10.0, box_of=box_of)
+    >>> total, parts = objective(**wholes, **boxes, box_of=box_of)
     """
 
     def __init__(
@@ -81,13 +82,13 @@ class HyCoCLIPLoss(Objective):
 
     def forward(
         self,
+        *,
         text: Tensor,
         image: Tensor,
         box_text: Tensor,
         box_image: Tensor,
         curv: float | Tensor,
         logit_scale: float | Tensor,
-        *,
         box_of: Tensor | None = None,
         targets: Tensor | None = None,
     ) -> tuple[Tensor, Parts]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -22,6 +22,38 @@ from lorentzkit.ops.pairwise import Implementation, Precision, check_similarity,
 
 Similarity = Literal["angle", "distance", "cosine"]
 Targets = int | Tensor | tuple[Tensor, Tensor] | None
+
+
+@overload
+def contrastive_loss(
+    x: Tensor,
+    y: Tensor,
+    curv: float | Tensor = 1.0,
+    logit_scale: float | Tensor = 1.0,
+    *,
+    similarity: Similarity = "angle",
+    targets: Targets = None,
+    reduction: Literal["mean", "sum"] = "mean",
+    impl: Implementation = "auto",
+    precision: Precision = "highest",
+    group: Group = None,
+) -> Tensor: ...
+
+
+@overload
+def contrastive_loss(
+    x: Tensor,
+    y: Tensor,
+    curv: float | Tensor = 1.0,
+    logit_scale: float | Tensor = 1.0,
+    *,
+    similarity: Similarity = "angle",
+    targets: Targets = None,
+    reduction: Literal["none"],
+    impl: Implementation = "auto",
+    precision: Precision = "highest",
+    group: Group = None,
+) -> tuple[Tensor, Tensor]: ...
 
 
 def contrastive_loss(

@@ -1,4 +1,8 @@
-"""What CLIP, MERU and ATMG minimise, called alike: one line changes the objective."""
+"""What CLIP, MERU and ATMG minimise, called alike: one line changes the objective.
+
+Their arguments are named, for the order of texts and images differs between code bases, and where
+one of them is the more general side a swap would train the wrong way round without an error.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +42,7 @@ class Objective(nn.Module):
         return copied
 
     def _contrastive(self, *points: Any, similarity: Similarity, targets: Targets) -> Tensor:
-        loss = contrastive_loss(*points, similarity=similarity, targets=targets, **self.how)
-        assert isinstance(loss, Tensor)  # which it is but for reduction="none"
+        loss: Tensor = contrastive_loss(*points, similarity=similarity, targets=targets, **self.how)
         return loss
 
 
@@ -52,13 +55,14 @@ class CLIPLoss(Objective):
     Source: Radford et al. 2021, "Learning Transferable Visual Models", fig. 3.
 
     >>> text, image = torch.randn(2, 8, 16)
-    >>> total, parts = CLIPLoss()(text, image, 1.0, logit_scale=10.0)
+    >>> total, parts = CLIPLoss()(text=text, image=image, curv=1.0, logit_scale=10.0)
     >>> list(parts)
     ['contrastive']
     """
 
     def forward(
         self,
+        *,
         text: Tensor,
         image: Tensor,
         curv: float | Tensor,
@@ -89,7 +93,7 @@ class MERULoss(Objective):
     Source: Desai et al. 2023, "Hyperbolic Image-Text Representations", sec. 3; 0.2 is theirs.
 
     >>> text, image = 0.1 * torch.randn(2, 8, 16)
-    >>> total, parts = MERULoss()(text, image, curv=1.0, logit_scale=10.0)
+    >>> total, parts = MERULoss()(text=text, image=image, curv=1.0, logit_scale=10.0)
     >>> torch.equal(total, parts["contrastive"] + 0.2 * parts["entailment"])
     True
     """
@@ -111,6 +115,7 @@ class MERULoss(Objective):
 
     def forward(
         self,
+        *,
         text: Tensor,
         image: Tensor,
         curv: float | Tensor,
@@ -146,7 +151,7 @@ class ATMGLoss(Objective):
 
     >>> text, image = 0.1 * torch.randn(2, 8, 16)
     >>> objective = ATMGLoss(text_radius=0.5, image_radius=1.0, centroid_weight=0.1)
-    >>> total, parts = objective(text, image, curv=1.0, logit_scale=10.0)
+    >>> total, parts = objective(text=text, image=image, curv=1.0, logit_scale=10.0)
     >>> list(parts)
     ['contrastive', 'centroid']
     """
@@ -168,6 +173,7 @@ class ATMGLoss(Objective):
 
     def forward(
         self,
+        *,
         text: Tensor,
         image: Tensor,
         curv: float | Tensor,
@@ -178,7 +184,7 @@ class ATMGLoss(Objective):
         aligned = self._contrastive(
             text, image, curv, logit_scale, similarity="angle", targets=targets
         )
-        placed = centroid_loss(text, image, curv, group=self.group, **self.radii)
+        placed = centroid_loss(text=text, image=image, curv=curv, group=self.group, **self.radii)
         return aligned + self.centroid_weight * placed, {
             "contrastive": aligned,
             "centroid": placed,

@@ -117,7 +117,8 @@ def test_losses(batch: Any) -> None:
         model = HyperbolicCLIPModel(config)
         found = model(**batch, return_loss=True)
         curv = 1.0 if objective == "clip" else model.curv()
-        direct = loss(found.text_embeds, found.image_embeds, curv, model.logit_scale())[0]
+        points = {"text": found.text_embeds, "image": found.image_embeds}
+        direct = loss(**points, curv=curv, logit_scale=model.logit_scale())[0]
         torch.testing.assert_close(found.loss, direct)
         found.loss.backward()
         assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
@@ -150,12 +151,15 @@ def test_loss_of_boxes(batch: Any) -> None:
         model = HyperbolicCLIPModel(config_of("hycoclip", entailment_weight=given))
         found = model(**batch, **boxes, return_loss=True)
         loss = losses.HyCoCLIPLoss(**({} if given is None else {"entailment_weight": given}))
-        points = (
-            *(found.text_embeds, found.image_embeds),
-            model.get_text_features(boxes["box_input_ids"]),
-            model.get_image_features(boxes["box_pixel_values"]),
+        direct, _ = loss(
+            text=found.text_embeds,
+            image=found.image_embeds,
+            box_text=model.get_text_features(boxes["box_input_ids"]),
+            box_image=model.get_image_features(boxes["box_pixel_values"]),
+            curv=model.curv(),
+            logit_scale=model.logit_scale(),
+            box_of=boxes["box_of"],
         )
-        direct = loss(*points, model.curv(), model.logit_scale(), box_of=boxes["box_of"])[0]
         torch.testing.assert_close(found.loss, direct)
 
 

@@ -154,7 +154,7 @@ CALLS = {
     "einstein_midpoint": lambda x, y, c: ops.einstein_midpoint(torch.cat([x, y]), curv=c),
     "frechet_mean": lambda x, y, c: ops.frechet_mean(torch.cat([x, y]), curv=c),
     "centroid_loss": lambda x, y, c: losses.centroid_loss(
-        x, y, c, text_radius=0.5, image_radius=1.0
+        text=x, image=y, curv=c, text_radius=0.5, image_radius=1.0
     ),
     "entailment_loss": lambda x, y, c: losses.entailment_loss(x, y, c, min_radius=0.1),
 }

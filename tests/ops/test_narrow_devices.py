@@ -5,6 +5,7 @@ calls frexp, raises. And where float32 numbers have no wider type, the ops are a
 """
 
 import sys
+from functools import partial
 
 import geoopt
 import pytest
@@ -157,6 +158,10 @@ def test_the_nearest(narrow, similarity):
     run(narrow, lambda x, y, c: ops.pairwise_topk(x, y, c, **how), x, y, curv)
 
 
+def total(objective, x, y, c, s, **boxes):
+    return objective(text=x, image=y, curv=c, logit_scale=s, **boxes)[0]
+
+
 LOSSES = {
     **{
         f"{similarity}, {impl}": lambda x, y, c, s, similarity=similarity, impl=impl: (
@@ -168,25 +173,26 @@ LOSSES = {
     "labels": lambda x, y, c, s: losses.contrastive_loss(
         x, y, c, s, targets=torch.tensor([0, 0, 1, 2, 2]), reduction="none"
     ),
-    "clip": lambda *args: losses.CLIPLoss()(*args)[0],
-    "meru": lambda *args: losses.MERULoss()(*args)[0],
-    "atmg": lambda *args: losses.ATMGLoss(text_radius=0.5, image_radius=1.0, centroid_weight=0.1)(
-        *args
-    )[0],
-    "hycoclip": lambda x, y, c, s: losses.HyCoCLIPLoss()(x, y, x.roll(1, 0), y.roll(1, 0), c, s)[0],
-    "hycoclip, boxes of some pairs": lambda x, y, c, s: losses.HyCoCLIPLoss()(
+    "clip": partial(total, losses.CLIPLoss()),
+    "meru": partial(total, losses.MERULoss()),
+    "atmg": partial(total, losses.ATMGLoss(text_radius=0.5, image_radius=1.0, centroid_weight=0.1)),
+    "hycoclip": lambda x, y, c, s: total(
+        losses.HyCoCLIPLoss(), x, y, c, s, box_text=x.roll(1, 0), box_image=y.roll(1, 0)
+    ),
+    "hycoclip, boxes of some pairs": lambda x, y, c, s: total(
+        losses.HyCoCLIPLoss(),
         x,
         y,
-        x[1:4],
-        y[1:4],
         c,
         s,
+        box_text=x[1:4],
+        box_image=y[1:4],
         box_of=torch.tensor([0, 0, 4]),
         targets=torch.tensor([0, 0, 1, 2, 2]),
-    )[0],
+    ),
     "entailment": lambda x, y, c, s: s * losses.entailment_loss(x, y, c),
     "centroid": lambda x, y, c, s: (
-        s * losses.centroid_loss(x, y, c, text_radius=0.5, image_radius=1.0)
+        s * losses.centroid_loss(text=x, image=y, curv=c, text_radius=0.5, image_radius=1.0)
     ),
 }
 
