@@ -52,7 +52,7 @@ class TwoTowers(nn.Module):
             self.curvature = Curvature(config.curv_init, learnable=not config.freeze_curv)
 
     def curv(self) -> Tensor:
-        return self.curvature() if self.hyperbolic else self.logit_scale.log.new_ones(())
+        return self.curvature() if self.hyperbolic else self.logit_scale.log_scale.new_ones(())
 
     def images(self, pixels: Tensor) -> Tensor:
         """Pixels (N, 3, size, size) in [0, 1] to points (N, D)."""

@@ -98,7 +98,7 @@ class Towers(nn.Module):
         return self.images(pixels), self.texts(tokens, mask), self.curv(), self.logit_scale()
 
     def curv(self) -> Tensor:
-        return self.model.curv() if self.hyperbolic else self.logit_scale.log.new_ones(())
+        return self.model.curv() if self.hyperbolic else self.logit_scale.log_scale.new_ones(())
 
     def images(self, pixels: Tensor) -> Tensor:
         """Pixels (N, 3, size, size) in [0, 1] to points (N, D)."""

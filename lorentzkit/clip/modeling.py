@@ -40,6 +40,14 @@ class HyperbolicCLIPOutput(ModelOutput):
     image_embeds: Tensor | None = None
 
 
+_NAMES_OF_0_1 = {
+    r"^curvature\.log$": "curvature.log_curv",
+    r"^logit_scale\.log$": "logit_scale.log_scale",
+    r"^visual_lift\.scale\.log$": "visual_lift.scale.log_scale",
+    r"^text_lift\.scale\.log$": "text_lift.scale.log_scale",
+}
+
+
 class HyperbolicCLIPModel(PreTrainedModel):
     r"""A vision transformer and a text transformer with points of one space as features.
 
@@ -81,6 +89,7 @@ class HyperbolicCLIPModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["ViTEmbeddings", "ViTLayer", "CLIPTextEmbeddings", "CLIPEncoderLayer"]  # noqa: RUF012
     _keep_in_fp32_modules_strict = {"curvature", "visual_lift", "text_lift", "logit_scale"}  # noqa: RUF012
+    _keys_to_ignore_on_load_missing = {r"\._extra_state$"}  # noqa: RUF012  (bounds, in no file of 0.1)
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
     _supports_attention_backend = True
 
@@ -97,7 +106,8 @@ class HyperbolicCLIPModel(PreTrainedModel):
             self.visual_lift, self.text_lift = Lift(dim), Lift(dim)
             self.curvature = Curvature(config.curv_init, learnable=config.learn_curv)
             for number in (self.curvature, self.visual_lift.scale, self.text_lift.scale):
-                number.log = nn.Parameter(number.log.detach().repeat(config.factors))
+                log = number.get_parameter(number.log_name).detach()
+                number.register_parameter(number.log_name, nn.Parameter(log.repeat(config.factors)))
         self.post_init()
         self._freeze()
 
@@ -110,8 +120,8 @@ class HyperbolicCLIPModel(PreTrainedModel):
         """The curvature, ``curv`` for all ops: a 0-dim tensor, or one for each factor."""
         if not self.hyperbolic:
             raise ValueError('objective: "clip" has no curvature, its features are unit vectors')
-        found: Tensor = self.curvature()
-        return found
+        curv: Tensor = self.curvature()
+        return curv
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """Pixels ``(M, 3, size, size)``, normalised by the processor, to points ``(M, D)``."""
@@ -132,8 +142,8 @@ class HyperbolicCLIPModel(PreTrainedModel):
         if self.config.factors > 1:
             spaces = features.float().unflatten(-1, (self.config.factors, -1))
             return ops.expmap0(lifted.scale().unsqueeze(-1) * spaces, curv)
-        found: Tensor = lifted(features, curv)
-        return found
+        points: Tensor = lifted(features, curv)
+        return points
 
     def forward(
         self,
@@ -160,16 +170,16 @@ class HyperbolicCLIPModel(PreTrainedModel):
         text, image = self.get_text_features(input_ids), self.get_image_features(pixel_values)
         curv = self.curv() if self.hyperbolic else None
         scale = self.logit_scale()
-        found = HyperbolicCLIPOutput(text_embeds=text, image_embeds=image)
-        found.logits_per_image, found.logits_per_text = logits(
+        output = HyperbolicCLIPOutput(text_embeds=text, image_embeds=image)
+        output.logits_per_image, output.logits_per_text = logits(
             self.config.objective, text, image, curv, scale
         )
         if return_loss:
             boxes = self._boxes(box_input_ids, box_pixel_values, box_of)
             group = dist.group.WORLD if self.training and dist.is_initialized() else None
             loss = loss_of(self.config, group)
-            found.loss = loss(text=text, image=image, curv=curv, logit_scale=scale, **boxes)[0]
-        return found
+            output.loss = loss(text=text, image=image, curv=curv, logit_scale=scale, **boxes)[0]
+        return output
 
     def _boxes(
         self, input_ids: Tensor | None, pixel_values: Tensor | None, box_of: Tensor | None
@@ -192,7 +202,7 @@ class HyperbolicCLIPModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, _Positive):
-            init.constant_(module.log, math.log(module.init))
+            init.constant_(module.get_parameter(module.log_name), math.log(module.init))
         elif isinstance(module, nn.Linear):  # a projection: the towers have their own method
             init.normal_(module.weight, std=module.in_features**-0.5)
 
@@ -207,14 +217,17 @@ class HyperbolicCLIPModel(PreTrainedModel):
         """What is not learned; loading a parameter forgets it."""
         self.vision_model.embeddings.position_embeddings.requires_grad_(False)
         if self.hyperbolic:
-            self.curvature.log.requires_grad_(self.config.learn_curv)
+            self.curvature.log_curv.requires_grad_(self.config.learn_curv)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """See ``transformers.PreTrainedModel.from_pretrained``."""
-        found = super().from_pretrained(*args, **kwargs)
-        (found[0] if isinstance(found, tuple) else found)._freeze()
-        return found
+        kwargs["key_mapping"] = _NAMES_OF_0_1 | (kwargs.get("key_mapping") or {})
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model._weight_conversions = None  # it is saved by the names that it has now
+        model._freeze()
+        return loaded
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any
@@ -242,9 +255,9 @@ def _sin_cos(config: Any) -> Tensor:
     A quarter of the channels each: sines and cosines of the row, sines and cosines of the column.
     """
     side, width = config.image_size // config.patch_size, config.hidden_size
-    at = torch.arange(side, dtype=torch.float32, device="cpu")
+    place = torch.arange(side, dtype=torch.float32, device="cpu")
     rates = torch.arange(width // 4, dtype=torch.float32, device="cpu") / (width // 4)
-    waves = at[:, None] * (1.0 / 10_000**rates)
+    waves = place[:, None] * (1.0 / 10_000**rates)
     line = torch.cat([waves.sin(), waves.cos()], dim=1)
     rows, columns = line[:, None].expand(-1, side, -1), line[None].expand(side, -1, -1)
     grid = torch.cat([rows, columns], dim=2).flatten(0, 1)
