@@ -239,7 +239,7 @@ def test_the_manifold_moves_there(without_float64, learnable):
         model.to("cpu")
     assert model[0].curv.dtype == F32
     assert float(model[0].curv.detach()) == pytest.approx(0.7)
-    assert [name for name, _ in model.named_parameters()] == ["0.log_curv"] * learnable
+    assert [name for name, _ in model.named_parameters()] == ["0.curvature.log_curv"] * learnable
     model.load_state_dict(saved)
     assert float(model[0].curv.detach()) == pytest.approx(0.7)
 
