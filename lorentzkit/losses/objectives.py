@@ -31,9 +31,9 @@ class Objective(nn.Module):
         precision: Precision = "highest",
     ) -> None:
         super().__init__()
-        registry.check_how(impl, precision)
+        registry.check_options(impl, precision)
         self.group = group
-        self.how: dict[str, Any] = {"impl": impl, "precision": precision, "group": group}
+        self.options: dict[str, Any] = {"impl": impl, "precision": precision, "group": group}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Objective:
         memo[id(self.group)] = self.group  # the processes are not copied
@@ -42,7 +42,9 @@ class Objective(nn.Module):
         return copied
 
     def _contrastive(self, *points: Any, similarity: Similarity, targets: Targets) -> Tensor:
-        loss: Tensor = contrastive_loss(*points, similarity=similarity, targets=targets, **self.how)
+        loss: Tensor = contrastive_loss(
+            *points, similarity=similarity, targets=targets, **self.options
+        )
         return loss
 
 
@@ -123,7 +125,7 @@ class MERULoss(Objective):
         targets: Targets = None,
     ) -> tuple[Tensor, Parts]:
         """The loss of points text ``(N, D)`` and image ``(N, D)``; and its parts by name."""
-        near = self._contrastive(
+        contrastive = self._contrastive(
             text, image, curv, logit_scale, similarity="distance", targets=targets
         )
         if text.shape[0] != image.shape[0]:
@@ -131,9 +133,9 @@ class MERULoss(Objective):
                 f"text, image: expected as many of each, for text[i] is to entail image[i], got "
                 f"shapes {tuple(text.shape)} and {tuple(image.shape)}"
             )
-        inside = entailment_loss(text, image, curv, **self.cones)
-        total = near + self.entailment_weight * inside
-        return total, {"contrastive": near, "entailment": inside}
+        entailment = entailment_loss(text, image, curv, **self.cones)
+        total = contrastive + self.entailment_weight * entailment
+        return total, {"contrastive": contrastive, "entailment": entailment}
 
 
 class ATMGLoss(Objective):
@@ -181,13 +183,13 @@ class ATMGLoss(Objective):
         targets: Targets = None,
     ) -> tuple[Tensor, Parts]:
         """The loss of points text ``(N, D)`` and image ``(N, D)``; and its parts by name."""
-        aligned = self._contrastive(
+        contrastive = self._contrastive(
             text, image, curv, logit_scale, similarity="angle", targets=targets
         )
-        placed = centroid_loss(text=text, image=image, curv=curv, group=self.group, **self.radii)
-        return aligned + self.centroid_weight * placed, {
-            "contrastive": aligned,
-            "centroid": placed,
+        centroid = centroid_loss(text=text, image=image, curv=curv, group=self.group, **self.radii)
+        return contrastive + self.centroid_weight * centroid, {
+            "contrastive": contrastive,
+            "centroid": centroid,
         }
 
 

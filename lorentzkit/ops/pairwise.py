@@ -171,7 +171,7 @@ def pairwise_topk(
     check_similarity(similarity, _SIMILARITIES)
     if impl not in ("auto", "streaming", "triton"):
         raise ValueError(f"impl: expected 'auto', 'streaming' or 'triton', got {impl!r}")
-    x, y, c = cloud_pair(x, y, curv, queries=True)
+    x, y, c = operands(x, y, curv, queries=True)
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= y.shape[0]:
         raise ValueError(f"k: expected an int in [1, {y.shape[0]}], the size of y, got {k!r}")
     if chunk is not None and not (isinstance(chunk, int) and chunk >= 1):
@@ -211,8 +211,8 @@ def pairwise_impl(x: Tensor, y: Tensor, impl: Implementation = "auto") -> str:
     """
     x, y = vectors(x=x, y=y)
     chosen = registry.choose(impl, x, "highest")
-    number = x.shape[-2] * y.shape[-2]
-    compiled = chosen.compiles and compilation.compiles(x, number)
+    pair_count = x.shape[-2] * y.shape[-2]
+    compiled = chosen.compiles and compilation.compiles(x, pair_count)
     return f"{chosen.name}, compiled" if compiled else chosen.name
 
 
@@ -221,12 +221,12 @@ def _topk_by_curvature(
 ) -> tuple[Tensor, Tensor]:
     """One search for each different curvature; ``problem.c`` is ``(N,)``."""
     x, y, c = problem.x, problem.y, problem.c
-    different, which = torch.unique(c.detach(), return_inverse=True)
+    curvatures, curvature_index = torch.unique(c.detach(), return_inverse=True)
     indices = torch.empty(x.shape[0], search.k, dtype=torch.int64, device=x.device)
-    for n, number in enumerate(different):
-        some = which == n
-        part = replace(problem, x=x.detach()[some], y=y.detach(), c=number.view(1))
-        indices[some] = registry.topk(part, search, impl)
+    for n, c_n in enumerate(curvatures):
+        rows = curvature_index == n
+        part = replace(problem, x=x.detach()[rows], y=y.detach(), c=c_n.view(1))
+        indices[rows] = registry.topk(part, search, impl)
     values = pairs.of_rows(problem.kind, x.unsqueeze(1), y[indices], c.view(-1, 1, 1))[..., 0]
     values, order = values.sort(dim=1, descending=search.largest, stable=True)
     return values, indices.gather(1, order)
@@ -238,7 +238,7 @@ def check_similarity(similarity: str, known: Collection[str]) -> None:
         raise ValueError(f"similarity: expected one of {', '.join(known)}, got {similarity!r}")
 
 
-def cloud_pair(
+def operands(
     x: object, y: object, curv: object, queries: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Checked, promoted ``(N, D)``, ``(M, D)`` and a curvature ``(1,)``.
