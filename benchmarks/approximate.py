@@ -26,6 +26,7 @@ from measure import DEVICE, THREADS, environment
 from report import DOCS, RESULTS
 from report.markers import write
 from retrieval import ADDED
+from suites import OP_OF
 from torch import Tensor
 
 from lorentzkit import ops
@@ -97,9 +98,9 @@ VECTORS = {
         faiss.METRIC_INNER_PRODUCT,
     ),
 }
-SCORES = {  # the vectors by which each is searched
-    "dist": ["(y, y_0), inner product", "logmap0(y), L2"],
-    "exterior_angle": ["y / norm(y), inner product"],
+SIMILARITIES = {  # the vectors by which each is searched
+    "distance": ["(y, y_0), inner product", "logmap0(y), L2"],
+    "angle": ["y / norm(y), inner product"],
 }
 
 
@@ -138,9 +139,9 @@ def filled(name: str, gallery: Tensor, of: Vectors, file: Path | None) -> tuple[
 # --- Search ---------------------------------------------------------------------------------------
 
 
-def rescored(score: str, queries: Tensor, gallery: Tensor, candidates: Tensor) -> Tensor:
-    """The first K of each query's candidates, by the score itself."""
-    values = getattr(ops, score)(queries[:, None], gallery[candidates], CURV)
+def rescored(similarity: str, queries: Tensor, gallery: Tensor, candidates: Tensor) -> Tensor:
+    """The first K of each query's candidates, by the similarity itself."""
+    values = getattr(ops, OP_OF[similarity])(queries[:, None], gallery[candidates], CURV)
     return candidates.gather(1, values.topk(K, largest=False).indices)
 
 
@@ -161,13 +162,13 @@ def rate(search: Callable[[], Tensor]) -> float:
 
 def rows(gallery_of: Gallery, kept: Path | None) -> Iterator[dict[str, Any]]:
     queries, gallery = gallery_of.points()
-    for score, searched_by in SCORES.items():
+    for similarity, searched_by in SIMILARITIES.items():
 
-        def scan(score: str = score) -> Tensor:
-            return ops.pairwise_topk(queries, gallery, K, CURV, score=score)[1]
+        def scan(similarity: str = similarity) -> Tensor:
+            return ops.pairwise_topk(queries, gallery, CURV, k=K, similarity=similarity)[1]
 
         exact = scan()
-        place = gallery_of._asdict() | {"score": score}
+        place = gallery_of._asdict() | {"similarity": similarity}
         yield place | {"index": "pairwise_topk", "recall": 1.0, "rescored": 1.0, "rate": rate(scan)}
         for vectors in searched_by:
             of = VECTORS[vectors]
@@ -179,8 +180,8 @@ def rows(gallery_of: Gallery, kept: Path | None) -> Iterator[dict[str, Any]]:
                     asked = of.asked(queries).contiguous().numpy()
                     return torch.from_numpy(index.search(asked, CANDIDATES)[1]).clamp_min(0)
 
-                def search(score: str = score) -> Tensor:
-                    return rescored(score, queries, gallery, candidates())
+                def search(similarity: str = similarity) -> Tensor:
+                    return rescored(similarity, queries, gallery, candidates())
 
                 yield place | {
                     "vectors": vectors,
@@ -202,7 +203,16 @@ def _file(kept: Path | None, of: Gallery, vectors: str, name: str) -> Path | Non
 
 # --- Table ----------------------------------------------------------------------------------------
 
-COLUMNS = ["points", "score", "index", "vectors", "recall@10", "rescored", "queries/s", "build, s"]
+COLUMNS = [
+    "points",
+    "similarity",
+    "index",
+    "vectors",
+    "recall@10",
+    "rescored",
+    "queries/s",
+    "build, s",
+]
 
 
 def table(content: dict[str, Any]) -> str:
@@ -217,7 +227,7 @@ def table(content: dict[str, Any]) -> str:
         seconds = row.get("seconds")
         cells = [
             f"{row['M']:,} x {row['D']}, {row['kind']}",
-            f"`{row['score']}`",
+            f"`{row['similarity']}`",
             f"`{row['index']}`" if "vectors" not in row else row["index"],
             "`{}`, {}".format(*row["vectors"].rsplit(", ", 1)) if "vectors" in row else "",
             f"{row['recall']:.3f}",
@@ -230,7 +240,7 @@ def table(content: dict[str, Any]) -> str:
 
 
 def place_of(row: dict[str, Any]) -> list[Any]:
-    return [row.get(key) for key in ("kind", "M", "D", "score", "vectors", "index")]
+    return [row.get(key) for key in ("kind", "M", "D", "similarity", "vectors", "index")]
 
 
 def earlier(file: Path) -> dict[str, Any]:

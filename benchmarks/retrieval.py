@@ -29,14 +29,14 @@ from lorentzkit import ops
 
 K, QUERIES, NEIGHBOURS, CANDIDATES = 10, 100, 50, 100
 SPREADS = [1.0, 1e-1, 1e-2, 1e-3, 1e-4]
-SCORES = ["dist", "exterior_angle"]
+SIMILARITIES = ["distance", "angle"]
 SMALL = 4096  # of what is run first, to load and to compile
 ADDED = 2**16  # points that faiss is given at a time: it copies them
 CURV = torch.tensor(1.0)
 
 
 class Searched(NamedTuple):
-    score: str
+    similarity: str
     M: int
     D: int
 
@@ -47,14 +47,14 @@ class Searched(NamedTuple):
 
     def searches(self, queries: Tensor, gallery: Tensor) -> dict[str, Callable[[], Tensor]]:
         return {
-            "auto": partial(nearest, queries, gallery, self.score),
-            "usual": partial(usual_topk, queries, gallery, CURV, kind=self.score),
+            "auto": partial(nearest, queries, gallery, self.similarity),
+            "usual": partial(usual_topk, queries, gallery, CURV, kind=self.similarity),
         }
 
 
-def nearest(queries: Tensor, gallery: Tensor, score: str = "dist") -> Tensor:
+def nearest(queries: Tensor, gallery: Tensor, similarity: str = "distance") -> Tensor:
     with torch.no_grad():
-        return ops.pairwise_topk(queries, gallery, K, CURV, score=score)[1]
+        return ops.pairwise_topk(queries, gallery, CURV, k=K, similarity=similarity)[1]
 
 
 def _points(N: int, D: int) -> Tensor:
@@ -102,16 +102,16 @@ def peak(row: Searched, name: str) -> int:
 def measured(row: Searched, seconds: float) -> dict[str, Any]:
     queries, gallery = row.points()
     searches = row.searches(queries, gallery)
-    if row.score == "dist":
+    if row.similarity == "distance":
         searches["faiss"] = partial(by_product, index_of(gallery), queries)
     steps = {name: partial(step, search, []) for name, search in searches.items()}
-    about = {"kind": row.score, "N": row.M, "D": row.D, "ms": in_turns(steps, seconds)}
+    about = {"kind": row.similarity, "N": row.M, "D": row.D, "ms": in_turns(steps, seconds)}
     del searches, steps, gallery  # the processes that measure memory make their own
     return about | {"peak_mb": {n: in_fresh_process(peak, row, n) for n in about["ms"]}}
 
 
 def recalls(M: int, D: int) -> Iterator[dict[str, float]]:
-    queries, gallery = Searched("dist", M, D).points()
+    queries, gallery = Searched("distance", M, D).points()
     for spread in SPREADS:
         gallery[: QUERIES * NEIGHBOURS] = _around(queries, spread).flatten(0, 1)
         exact, index = nearest(queries, gallery), index_of(gallery)
@@ -144,9 +144,9 @@ def main() -> None:
     torch.set_num_threads(THREADS)
     faiss.omp_set_num_threads(THREADS)
     rows = {}
-    for score in SCORES:
-        row = measured(Searched(score, args.size, args.dimensions), args.seconds)
-        rows[f"{score} {args.size} {args.dimensions}"] = row
+    for similarity in SIMILARITIES:
+        row = measured(Searched(similarity, args.size, args.dimensions), args.seconds)
+        rows[f"{similarity} {args.size} {args.dimensions}"] = row
         print(tables.line("retrieval", row), flush=True)
     # A tenth of the gallery: a query's neighbours are as close in any.
     content = {

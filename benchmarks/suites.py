@@ -44,12 +44,13 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from calls import SIGNATURES, arguments
 
 Call = tuple[Callable[..., Tensor], list[Tensor]]  # a function and what it is called with
+OP_OF = {"angle": "exterior_angle", "distance": "dist", "inner": "inner"}  # of a similarity
 KINDS = {
     "elementwise": sorted(SIGNATURES),
     "loss": ["angle", "distance", "cosine"],
     "batches": ["angle", "distance", "cosine"],
     "pairwise": ["exterior_angle", "dist", "inner"],
-    "topk": ["exterior_angle", "dist", "inner"],
+    "topk": list(OP_OF),
     "memory": ["angle", "distance", "cosine"],
     "means": ["einstein_midpoint", "centroid_loss"],
     "optimiser": ["RiemannianAdam"],
@@ -230,16 +231,16 @@ def _peak(row: Row, name: str) -> int:
 
 @torch.no_grad()
 def nearest(x: Tensor, y: Tensor, c: Tensor, kind: str) -> Tensor:
-    return ops.pairwise_topk(x, y, 10, c, score=kind)[0]
+    return ops.pairwise_topk(x, y, c, k=10, similarity=kind)[0]
 
 
 @torch.no_grad()
 def usual_topk(x: Tensor, y: Tensor, c: Tensor, kind: str) -> Tensor:
-    return USUAL[kind](x, y, c).topk(10, largest=False)[0]
+    return USUAL[OP_OF[kind]](x, y, c).topk(10, largest=False)[0]
 
 
 def _centroids(x: Tensor, y: Tensor, c: Tensor, scale: Tensor) -> Tensor:
-    return centroid_loss(x, y, c, text_radius=0.5, image_radius=1.0)
+    return centroid_loss(text=x, image=y, curv=c, text_radius=0.5, image_radius=1.0)
 
 
 MEANS: dict[str, dict[str, Callable[..., Tensor]]] = {

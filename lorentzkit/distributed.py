@@ -79,10 +79,10 @@ class _Gather(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, at: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
         ring: Ring = ctx.ring
         # Each share's sum ends where it belongs if it sets out from the process after that one.
-        shares = at.contiguous().chunk(ring.size)
+        shares = grad_output.contiguous().chunk(ring.size)
         total = shares[ring.rank - 1]
         for round_ in range(2, ring.size + 1):
             (total,) = ring.hand_on(total)()
@@ -139,8 +139,8 @@ class Ring:
 
     def all_of(self, tensor: Tensor) -> list[Tensor]:
         """The tensors of all processes, by rank."""
-        found = [share for (share,) in self.round(tensor)]
-        return [found[(self.rank - rank) % self.size] for rank in range(self.size)]
+        shares = [share for (share,) in self.round(tensor)]
+        return [shares[(self.rank - rank) % self.size] for rank in range(self.size)]
 
     def gather(self, x: Tensor) -> Tensor:
         """As `gather`, of checked shares."""
@@ -160,7 +160,7 @@ class Ring:
         """
         error = None
         try:
-            same, found = validate()
+            same, result = validate()
             mine = f"{_WELL}{same!r}"
         except Exception as caught:  # the others wait for this process: first it tells them
             error, mine = caught, str(caught)
@@ -175,7 +175,7 @@ class Ring:
                 f"{names}: expected the same shapes, dtypes and settings on every process, got "
                 f"{got}; leave out an incomplete last batch (DataLoader(drop_last=True))"
             )
-        return found
+        return result
 
     def _said(self, text: str) -> list[str]:
         """The texts of all processes, of which the ends are cut off, in one exchange."""

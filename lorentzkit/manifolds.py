@@ -2,38 +2,55 @@
 
 Points are unconstrained vectors: every finite vector is the space part of exactly one point, so
 there is nothing to project onto, no drift, and no stabilisation step. All computation is that of
-`lorentzkit.ops`. This module imports geoopt; `import lorentzkit` does not.
+`lorentzkit.ops`. Needs ``pip install 'lorentzkit[geoopt]'``; `import lorentzkit` does not.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
-import geoopt
 import torch
-from geoopt.manifolds.base import Manifold, ScalingInfo
 from torch import Tensor
 from torch.distributions import Distribution, constraints
+from torch.distributions.kl import register_kl
+
+try:
+    import geoopt
+    from geoopt.manifolds.base import Manifold, ScalingInfo
+except ModuleNotFoundError as error:
+    if error.name != "geoopt":
+        raise
+    raise ImportError(
+        "lorentzkit.manifolds needs geoopt: pip install 'lorentzkit[geoopt]'"
+    ) from error
 
 from lorentzkit import ops
 from lorentzkit._geometry import rowwise, vectors
 from lorentzkit._geometry.arguments import norm_limit, working_dtype
-from lorentzkit._geometry.special import differentiable, dot, log_sinhc, norm
+from lorentzkit._geometry.special import differentiable, dot, log_sinhc, norm, values_known
+from lorentzkit.nn import Curvature
+from lorentzkit.space import OpsAtCurv
 
 
-class Lorentz(Manifold):
+class Lorentz(OpsAtCurv, Manifold):
     r"""Hyperbolic space of sectional curvature ``-curv`` in space components ``(..., D)``.
 
     The metric at x is ``I - x x^T / x_0^2``, its inverse ``I + curv x x^T``. Works with
     ``geoopt.ManifoldParameter``, ``geoopt.optim.RiemannianSGD``, ``RiemannianAdam`` and
-    ``geoopt.Scaled``.
+    ``geoopt.Scaled``. The other ops are methods too, as those of `lorentzkit.Lorentz`; but `inner`
+    is geoopt's, of tangent vectors.
 
     Args:
-        curv: positive number. geoopt's ``Lorentz(k)`` has ``k = 1/curv``.
-        learnable: make the curvature a parameter. It is stored as its logarithm, ``log_curv``, so
-            that no optimiser step can make it negative; `curv` is always the curvature itself.
+        curv: one positive number. geoopt's ``Lorentz(k)`` has ``k = 1/curv``.
+        learnable: make the curvature a parameter, an `nn.Curvature` named ``curvature``: learned as
+            its logarithm, so that no step makes it negative. `curv` is the curvature itself.
+        bounds: least and largest curvature that is learned, as factors of ``curv``.
+
+    Raises:
+        TypeError, ValueError: for a curvature that is not one positive number.
 
     >>> manifold = Lorentz(curv=2.0)
     >>> x = geoopt.ManifoldParameter(torch.zeros(5, 3), manifold=manifold)
@@ -48,15 +65,34 @@ class Lorentz(Manifold):
     reversible = True
     name = "Lorentz (space components)"
     __scaling__ = Manifold.__scaling__.copy()
+    # Of the ops that are inherited; angles, transport and means do not change with the scale.
+    __scaling__ |= {
+        **dict.fromkeys(("dist0", "logmap0", "pairwise_dist"), ScalingInfo(1)),
+        "expmap0": ScalingInfo(u=-1),
+        "pairwise_topk": ScalingInfo.NotCompatible,
+    }
 
-    def __init__(self, curv: float = 1.0, learnable: bool = False) -> None:
+    def __init__(
+        self,
+        curv: float = 1.0,
+        learnable: bool = False,
+        *,
+        bounds: tuple[float, float] = (0.1, 10.0),
+    ) -> None:
         super().__init__()
         ops.time(torch.zeros(1, dtype=torch.float64), curv)  # raises what a bad curv raises
         value = torch.as_tensor(curv, dtype=torch.float64).detach().clone()
+        if value.numel() != 1:
+            raise ValueError(
+                f"curv: expected one number, got shape {tuple(value.shape)}; a manifold has one "
+                f"curvature, so make a Lorentz for each (geoopt.ProductManifold joins them), or "
+                f"call lorentzkit.ops with the tensor"
+            )
         if learnable:
-            self.log_curv = torch.nn.Parameter(value.log())
+            self.curvature = Curvature(value.item(), bounds=bounds).double()
+            self.curvature.reset_parameters()  # to float64's digits
         else:
-            self.register_buffer("_curv", value)
+            self.register_buffer("curvature", value.reshape(()))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Lorentz:
         # Where there is no float64 the curvature could not move in it.
@@ -64,14 +100,16 @@ class Lorentz(Manifold):
         moved: Lorentz = super()._apply((lambda t: fn(t.float())) if narrow else fn, recurse)
         return moved
 
-    @property
-    def curv(self) -> Tensor:
-        """The curvature, a 0-dim tensor; differentiable if it is learnable."""
-        curv: Tensor = self.log_curv.exp() if "log_curv" in self._parameters else self._curv
-        return curv
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *report: Any) -> None:
+        for old, name in (("_curv", "curvature"), ("log_curv", "curvature.log_curv")):
+            if prefix + old in state:  # its name in 0.1
+                value = state.pop(prefix + old)
+                state[prefix + name] = value.reshape(1) if old == "log_curv" else value
+        super()._load_from_state_dict(state, prefix, *report)
 
     def extra_repr(self) -> str:
-        return f"curv={float(self.curv.detach()):g}, learnable={'log_curv' in self._parameters}"
+        learnable = isinstance(self.curvature, Curvature)
+        return f"curv={float(self.curv.detach()):g}, learnable={learnable}"
 
     # -- what geoopt requires -------------------------------------------------------------------
 
@@ -99,30 +137,15 @@ class Lorentz(Manifold):
         """Riemannian gradient of a Euclidean one."""
         return ops.egrad2rgrad(x, u, self.curv)
 
-    @__scaling__(ScalingInfo(1))
-    def dist(self, x: Tensor, y: Tensor, *, keepdim: bool = False) -> Tensor:
-        """Geodesic distance."""
-        return ops.dist(x, y, self.curv, keepdim=keepdim)
-
     @__scaling__(ScalingInfo(2))
     def dist2(self, x: Tensor, y: Tensor, *, keepdim: bool = False) -> Tensor:
         """Squared geodesic distance."""
         return ops.dist(x, y, self.curv, keepdim=keepdim) ** 2
 
     @__scaling__(ScalingInfo(u=-1))
-    def expmap(self, x: Tensor, u: Tensor) -> Tensor:
-        """Exponential map."""
-        return ops.expmap(x, u, self.curv)
-
-    @__scaling__(ScalingInfo(u=-1))
     def retr(self, x: Tensor, u: Tensor) -> Tensor:
         """The exponential map itself: it is as cheap as any retraction."""
         return ops.expmap(x, u, self.curv)
-
-    @__scaling__(ScalingInfo(1))
-    def logmap(self, x: Tensor, y: Tensor) -> Tensor:
-        """Logarithmic map."""
-        return ops.logmap(x, y, self.curv)
 
     def transp(self, x: Tensor, y: Tensor, v: Tensor) -> Tensor:
         """Parallel transport of v from x to y."""
@@ -144,9 +167,9 @@ class Lorentz(Manifold):
     def expmap_transp(self, x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """The exponential map of u, and the parallel transport of v along it, at once."""
         if not differentiable(x, u, v, self.curv):
-            near = rowwise.expmap_transp(x, u, v, self.curv)
-            if near is not None:
-                return near
+            both = rowwise.expmap_transp(x, u, v, self.curv)
+            if both is not None:
+                return both
         y = self.expmap(x, u)
         return y, self.transp(x, y, v)
 
@@ -172,35 +195,6 @@ class Lorentz(Manifold):
         if bool(u.isfinite().all()):
             return True, None
         return False, "expected finite tangent vectors"
-
-    # -- at the origin, and geodesics: the names of geoopt.Lorentz -------------------------------
-
-    @__scaling__(ScalingInfo(1))
-    def dist0(self, x: Tensor, *, keepdim: bool = False) -> Tensor:
-        """Geodesic distance to the origin."""
-        return ops.dist0(x, self.curv, keepdim=keepdim)
-
-    @__scaling__(ScalingInfo(u=-1))
-    def expmap0(self, u: Tensor) -> Tensor:
-        """Exponential map at the origin."""
-        return ops.expmap0(u, self.curv)
-
-    @__scaling__(ScalingInfo(1))
-    def logmap0(self, x: Tensor) -> Tensor:
-        """Logarithmic map at the origin."""
-        return ops.logmap0(x, self.curv)
-
-    def transp0(self, y: Tensor, u: Tensor) -> Tensor:
-        """Parallel transport of u from the origin to y."""
-        return ops.transp0(y, u, self.curv)
-
-    def transp0back(self, x: Tensor, u: Tensor) -> Tensor:
-        """Parallel transport of u from x to the origin."""
-        return ops.transp0back(x, u, self.curv)
-
-    def geodesic(self, t: float | Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """The point at parameter t of the geodesic from x (t = 0) to y (t = 1)."""
-        return ops.geodesic(t, x, y, self.curv)
 
     # -- points ----------------------------------------------------------------------------------
 
@@ -262,6 +256,13 @@ class WrappedNormal(Distribution):
         mean: space components, ``(..., D)``.
         std: standard deviations, a number or ``(..., D)``, in the metric of the manifold.
 
+    The density is symmetric about `mean`, which is its Frechet mean. There is no closed form of the
+    KL divergence of two of them: `torch.distributions.kl_divergence` raises, and says how to
+    estimate it.
+
+    Samples beyond ``ops.max_radius`` are moved to it, with a warning: in many dimensions the length
+    of v is about ``std sqrt(D)``.
+
     Source: Nagano et al. 2019, "A Wrapped Normal Distribution on Hyperbolic Space", alg. 1 and 2.
 
     >>> manifold = Lorentz()
@@ -283,6 +284,28 @@ class WrappedNormal(Distribution):
         self.mean_point, self.std = mean.expand(shape), std.expand(shape)
         super().__init__(shape[:-1], shape[-1:], validate_args=False)
 
+    @property
+    def mean(self) -> Tensor:
+        """The Frechet mean, ``(..., D)``."""
+        return self.mean_point
+
+    @property
+    def variance(self) -> Tensor:
+        """Raises: the distribution has standard deviations, `std`, in the tangent space alone."""
+        raise NotImplementedError(
+            "variance: a wrapped normal has none in space components; its standard deviations in "
+            "the tangent space of the origin are `std`"
+        )
+
+    def expand(self, batch_shape: Any, _instance: WrappedNormal | None = None) -> WrappedNormal:
+        """The same distribution for ``batch_shape``, to which its own broadcasts."""
+        new: WrappedNormal = self._get_checked_instance(WrappedNormal, _instance)  # type: ignore[no-untyped-call]
+        shape = (*batch_shape, *self.event_shape)
+        new.manifold = self.manifold
+        new.mean_point, new.std = self.mean_point.expand(shape), self.std.expand(shape)
+        Distribution.__init__(new, torch.Size(batch_shape), self.event_shape, validate_args=False)
+        return new
+
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Samples ``(*sample_shape, ..., D)``, differentiable in mean, std and curvature."""
         shape = self._extended_shape(torch.Size(sample_shape))
@@ -291,17 +314,40 @@ class WrappedNormal(Distribution):
 
     def _from_noise(self, noise: Tensor) -> Tensor:
         u = self.manifold.transp0(self.mean_point, self.std * noise)
-        point: Tensor = self.manifold.expmap(self.mean_point, u)
+        point = self.manifold.expmap(self.mean_point, u)
+        self._warn_of_moved(point.detach())
         return point
+
+    def _warn_of_moved(self, point: Tensor) -> None:
+        if not values_known(point):
+            return
+        limit = ops.max_radius(point.dtype)
+        radius = self.manifold.curv.detach().sqrt() * self.manifold.dist0(point)
+        moved = int((radius > limit * (1 - 1e-6)).sum())
+        if moved:
+            warnings.warn(
+                f"std: {moved} of {radius.numel()} samples lay beyond max_radius({point.dtype}) = "
+                f"{limit:g} and were moved to it; a std of 1/sqrt(D) keeps them about 1 from the "
+                f"mean, and float64 reaches {ops.max_radius(torch.float64):g}",
+                stacklevel=3,
+            )
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density ``(...)`` at points ``(..., D)``, with respect to the Riemannian volume."""
-        at_mean = self.manifold.logmap(self.mean_point, value)
-        v = self.manifold.transp0back(self.mean_point, at_mean)
+        u = self.manifold.logmap(self.mean_point, value)
+        v = self.manifold.transp0back(self.mean_point, u)
         normal = -(v / self.std).square() / 2 - self.std.log() - math.log(2 * math.pi) / 2
         volume = log_sinhc(self.manifold.curv.to(v) * dot(v, v)).squeeze(-1)
         density: Tensor = normal.sum(-1) - (v.shape[-1] - 1) * volume
         return density
+
+
+@register_kl(WrappedNormal, WrappedNormal)  # type: ignore[no-untyped-call]
+def _kl(p: WrappedNormal, q: WrappedNormal) -> Tensor:
+    raise NotImplementedError(
+        "kl_divergence: that of wrapped normals has no closed form; estimate it by samples: "
+        "x = p.rsample((n,)), then (p.log_prob(x) - q.log_prob(x)).mean(0)"
+    )
 
 
 def to_geoopt(x: Tensor, manifold: Manifold) -> Tensor:

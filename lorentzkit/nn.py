@@ -1,8 +1,9 @@
 """Modules for networks whose embeddings are points of hyperbolic space.
 
 Positive numbers are learned as their logarithms, held in parameters of shape ``(1,)`` (what sharded
-data parallelism asks for), and used within bounds. No module keeps a tensor that is not a
-parameter: all can be copied, pickled, moved and wrapped like any other.
+data parallelism asks for), and used within bounds, which the state dict has beside them. No module
+keeps a tensor that is not a parameter, and each has `reset_parameters`: all can be copied, pickled,
+moved, wrapped and made on the meta device like any other.
 """
 
 from __future__ import annotations
@@ -33,8 +34,13 @@ from lorentzkit.fused.reference import half_chords, root, unit
 class _Positive(nn.Module):
     """A positive number, learned as its logarithm, within bounds.
 
-    Outside, the number is the bound's, and of its gradient what points back inside.
+    Outside, the number is the bound's, and of its gradient what points back inside. The bounds are
+    saved with the logarithm and loaded with it: a number means what it meant where it was learned,
+    whatever bounds the module that loads it was made with.
     """
+
+    log_name = "log_scale"
+    """Of the parameter, in the module and in its state dict."""
 
     def __init__(self, name: str, init: float, lower: float, upper: float, learnable: bool) -> None:
         super().__init__()
@@ -43,21 +49,81 @@ class _Positive(nn.Module):
                 f"{name}: expected a positive number in [{lower:g}, {upper:g}], got {init!r}"
             )
         self.init, self.lower, self.upper = float(init), float(lower), float(upper)
-        self.log = nn.Parameter(torch.tensor([math.log(init)]), requires_grad=learnable)
+        log = nn.Parameter(torch.empty(1), requires_grad=learnable)
+        self.register_parameter(self.log_name, log)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The number at the start, as for a module made on the meta device."""
+        nn.init.constant_(self._log, math.log(self.init))
+
+    @property
+    def _log(self) -> Tensor:  # which is no Parameter where functional_call has put another
+        log: Tensor = getattr(self, self.log_name)
+        return log
 
     @with_exact_constants
     def forward(self) -> Tensor:
         """The number, a 0-dim tensor."""
         # float32 whatever the module was cast to: bfloat16 has no 1.01
-        log = self.log.to(working_dtype(self.log))
+        log = self._log.to(working_dtype(self._log))
         number: Tensor = _Clamp.apply(log, math.log(self.lower), math.log(self.upper))  # type: ignore[no-untyped-call]
         number = number.exp().squeeze(0)
         # The exponential of a bound's logarithm may round beyond it.
         return carry(number.clamp(self.lower, self.upper), number)
 
+    def get_extra_state(self) -> Tensor:
+        """The bounds, as what the state dict has beside the parameter."""
+        return torch.tensor([self.lower, self.upper], dtype=torch.float64, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """The bounds, from a state dict."""
+        self.lower, self.upper = state.tolist()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        log, bounds = prefix + self.log_name, f"{prefix}_extra_state"
+        if prefix + "log" in state_dict:  # its name in 0.1
+            state_dict[log] = state_dict.pop(prefix + "log")
+        if bounds not in state_dict:  # 0.1 did not save them
+            state_dict[bounds] = self.get_extra_state()
+            error_msgs += self._misfit(log, state_dict.get(log))
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def _misfit(self, name: str, log: Any) -> list[str]:
+        """Why a logarithm saved without its bounds was not learned within these; empty if it was.
+
+        An optimiser's momentum carries a number some way beyond a bound, which is then its value.
+        """
+        if not isinstance(log, Tensor) or log.is_meta or log.numel() == 0:
+            return []
+        values = log.detach().exp()
+        least, most = values.min().item(), values.max().item()
+        if self.lower / _OVERSHOT <= least <= most <= self.upper * _OVERSHOT:
+            return []
+        got = f"{least:g}" if least == most else f"{least:g} to {most:g}"
+        return [
+            f"{name}: expected the logarithm of a number in [{self.lower:g}, {self.upper:g}], got "
+            f"that of {got}. lorentzkit 0.1 saved no bounds: make the module with the init and the "
+            f"bounds that the number was learned with, and load it then"
+        ]
+
     def extra_repr(self) -> str:
-        learnable = self.log.requires_grad
+        learnable = self._log.requires_grad
         return f"init={self.init:g}, in [{self.lower:g}, {self.upper:g}], learnable={learnable}"
+
+
+_OVERSHOT = 1.1
 
 
 class _Clamp(Function):
@@ -75,10 +141,10 @@ class _Clamp(Function):
         ctx.save_for_backward(x)
 
     @staticmethod
-    def backward(ctx: Any, at: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
-        outward = ((x >= ctx.upper) & (at < 0)) | ((x <= ctx.lower) & (at > 0))
-        return torch.where(outward, 0.0, at), None, None
+        outward = ((x >= ctx.upper) & (grad_output < 0)) | ((x <= ctx.lower) & (grad_output > 0))
+        return torch.where(outward, 0.0, grad_output), None, None
 
 
 class Curvature(_Positive):
@@ -97,9 +163,12 @@ class Curvature(_Positive):
     >>> curvature = Curvature(0.1)
     >>> curvature()
     tensor(0.1000, grad_fn=<AddBackward0>)
-    >>> list(curvature.state_dict())
-    ['log']
+    >>> list(curvature.state_dict())  # the second are the bounds, which are loaded as well
+    ['log_curv', '_extra_state']
     """
+
+    log_name = "log_curv"
+    log_curv: nn.Parameter
 
     def __init__(
         self,
@@ -142,6 +211,8 @@ class LogitScale(_Positive):
     tensor(10., grad_fn=<AddBackward0>)
     """
 
+    log_scale: nn.Parameter
+
     def __init__(self, init: float = 1 / 0.07, max: float = 100.0) -> None:
         super().__init__("init", init, torch.finfo(torch.float32).tiny, max, True)
 
@@ -169,6 +240,10 @@ class Lift(nn.Module):
         _check_size("dim", dim)
         self.dim = dim
         self.scale = _Positive("scale", dim**-0.5, torch.finfo(torch.float32).tiny, 1.0, True)
+
+    def reset_parameters(self) -> None:
+        """The scale at the start."""
+        self.scale.reset_parameters()
 
     def forward(self, features: Tensor, curv: float | Tensor = 1.0) -> Tensor:
         """Points ``(..., D)``."""
@@ -215,8 +290,15 @@ class LorentzMLR(nn.Module):
         super().__init__()
         for name, size in (("dim", dim), ("classes", classes)):
             _check_size(name, size)
-        self.weight = nn.Parameter(torch.empty(classes, dim).uniform_(-1, 1) / math.sqrt(dim))
-        self.offset = nn.Parameter(torch.zeros(classes))
+        self.weight = nn.Parameter(torch.empty(classes, dim))
+        self.offset = nn.Parameter(torch.empty(classes))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normals drawn anew, and hyperplanes through the origin."""
+        bound = 1 / math.sqrt(self.weight.shape[1])
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.zeros_(self.offset)
 
     @with_exact_constants
     def forward(self, x: Tensor, curv: float | Tensor = 1.0) -> Tensor:

@@ -19,6 +19,8 @@ PAIRWISE = {
     "dist": ops.pairwise_dist,
     "exterior_angle": ops.pairwise_exterior_angle,
 }
+# The same op, by the name of its similarity in `pairwise_topk`.
+OP_OF = {"distance": "dist", "angle": "exterior_angle", "inner": "inner"}
 BOUND = 16  # condition-scaled; docs/kernels.md
 
 

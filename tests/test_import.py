@@ -35,6 +35,24 @@ def test_the_check_can_fail() -> None:
     assert heavy_modules_after("import lorentzkit.clip") >= {"transformers", "tokenizers"}
 
 
+def test_without_geoopt_the_manifold_says_what_to_install() -> None:
+    """And all else works."""
+    code = """
+import sys
+sys.modules["geoopt"] = None  # as if it were not installed
+import lorentzkit, lorentzkit.losses, lorentzkit.viz, lorentzkit.testing
+lorentzkit.Lorentz(1.0)
+try:
+    import lorentzkit.manifolds
+except ImportError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == (
+        "lorentzkit.manifolds needs geoopt: pip install 'lorentzkit[geoopt]'"
+    )
+
+
 def test_version_is_the_installed_one() -> None:
     from importlib.metadata import version
 

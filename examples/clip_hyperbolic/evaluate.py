@@ -84,10 +84,10 @@ def ranking(
     With angles the apex is the query: images lie ahead of a text, texts behind an image. Among
     clip's unit vectors the nearest has the largest cosine, whatever the geometry.
     """
-    by_angle: dict[str, Any] = {"score": "exterior_angle", "largest": images_ask}
-    how = by_angle if objective == "atmg" else {"score": "dist"}
+    by_angle: dict[str, Any] = {"similarity": "angle", "largest": images_ask}
+    how = by_angle if objective == "atmg" else {"similarity": "distance"}
     k = min(DEPTH, len(gallery))
-    return ops.pairwise_topk(queries, gallery, k, model.curv().cpu(), **how)[1]
+    return ops.pairwise_topk(queries, gallery, model.curv().cpu(), k=k, **how)[1]
 
 
 def retrieval(indices: Tensor, queries: list[str], gallery: list[str]) -> dict[str, float]:

@@ -41,9 +41,11 @@ class Objective(nn.Module):
             loss = losses.contrastive_loss(
                 texts, images, *curv_and_scale, similarity="angle", targets=of, group=self.group
             )
-            assert isinstance(loss, Tensor)
             return loss
-        total: Tensor = self.loss(texts, images, *curv_and_scale, targets=of)[0]
+        curv, scale = curv_and_scale
+        total: Tensor = self.loss(
+            text=texts, image=images, curv=curv, logit_scale=scale, targets=of
+        )[0]
         return total
 
     def forward(
@@ -56,7 +58,9 @@ class Objective(nn.Module):
         labels: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """`texts[index[k, i]]` belongs to `images[i]`, and to all of the same `labels[k]`."""
-        total, parts = self.loss(texts[index[0]], images, curv, scale, targets=labels[0])
+        total, parts = self.loss(
+            text=texts[index[0]], image=images, curv=curv, logit_scale=scale, targets=labels[0]
+        )
         return self.with_ancestors(total, parts, images, texts, curv, scale, index, labels)
 
     def with_ancestors(
@@ -109,12 +113,12 @@ class Compositional(Objective):
         assert boxes is not None  # as the data of this objective have them
         images, crops = images.tensor_split([index.shape[1]])
         total, parts = self.of_captions(
-            texts[index[0]],
-            images,
-            texts[boxes[0]],
-            crops,
-            curv,
-            scale,
+            text=texts[index[0]],
+            image=images,
+            box_text=texts[boxes[0]],
+            box_image=crops,
+            curv=curv,
+            logit_scale=scale,
             box_of=boxes[1],
             targets=labels[0],
         )

@@ -111,7 +111,7 @@ class View:
         points = torch.cat([*self.texts.values(), origin])
         t = torch.linspace(0, 1, steps)
         way = ops.geodesic(t, self.images[image], origin[0], self.curv)
-        nearest = ops.pairwise_topk(way, points, 1, self.curv)[1][:, 0]
+        nearest = ops.pairwise_topk(way, points, self.curv, k=1)[1][:, 0]
         return [names[i] for i in nearest.tolist()]
 
     def traversals(self, count: int = 4) -> Figure:

@@ -103,9 +103,10 @@ class UsualLoss(nn.Module):
         return contrast(-s * rows, s * columns, labels)
 
     def forward(
-        self, texts: Tensor, images: Tensor, c: Tensor, scale: Tensor, targets: Tensor
+        self, *, text: Tensor, image: Tensor, curv: Tensor, logit_scale: Tensor, targets: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        near = self.near(texts, images, c, scale, targets)
+        texts, images, c = text, image, curv
+        near = self.near(texts, images, c, logit_scale, targets)
         if self.config.objective == "meru":
             outside = exterior_angle_of_pairs(texts, images, c) - half_aperture(texts, c)
             inside = outside.clamp_min(0).mean()
@@ -125,7 +126,8 @@ class UsualObjective(Objective):
     def above(self, texts: Tensor, images: Tensor, *curv_and_scale: Tensor, of: Tensor) -> Tensor:
         if self.loss.config.objective == "atmg":
             return self.loss.near(texts, images, *curv_and_scale, of)
-        return self.loss(texts, images, *curv_and_scale, of)[0]
+        curv, scale = curv_and_scale
+        return self.loss(text=texts, image=images, curv=curv, logit_scale=scale, targets=of)[0]
 
 
 @torch.no_grad()

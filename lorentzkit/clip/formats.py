@@ -46,15 +46,15 @@ TEXT_BLOCK = {
 }
 # Logarithms, as ours.
 SCALARS = {
-    "curv": "curvature.log",
-    "visual_alpha": "visual_lift.scale.log",
-    "textual_alpha": "text_lift.scale.log",
+    "curv": "curvature.log_curv",
+    "visual_alpha": "visual_lift.scale.log_scale",
+    "textual_alpha": "text_lift.scale.log_scale",
 }
 # PHyCLIP has one of each for each factor, and those of MERU without use.
 FACTORS = {
-    "curvs": "curvature.log",
-    "visual_concept_alphas": "visual_lift.scale.log",
-    "textual_concept_alphas": "text_lift.scale.log",
+    "curvs": "curvature.log_curv",
+    "visual_concept_alphas": "visual_lift.scale.log_scale",
+    "textual_concept_alphas": "text_lift.scale.log_scale",
 }
 CONSTANT = {"pixel_mean", "pixel_std", "textual.attn_mask"}
 # UNCHA has a scale for each part of its loss; that of whole images and texts is the model's.
@@ -77,7 +77,7 @@ def names(vision_layers: int, text_layers: int, kind: str) -> dict[str, tuple[st
         fused |= {f"{theirs}attn.in_proj_{part}": (f"{ours}self_attn", part) for part in PARTS}
     found |= {f"{a}.{part}": (f"{b}.{part}",) for a, b in layers.items() for part in PARTS}
     found |= {a: tuple(f"{b}.{x}_proj.{part}" for x in "qkv") for a, (b, part) in fused.items()}
-    found[UNCHA if kind == "uncha" else "logit_scale"] = ("logit_scale.log",)
+    found[UNCHA if kind == "uncha" else "logit_scale"] = ("logit_scale.log_scale",)
     scalars = {"clip": {}, "phyclip": FACTORS}.get(kind, SCALARS)
     return found | {theirs: (ours,) for theirs, ours in scalars.items()}
 

@@ -52,6 +52,14 @@ class HyperbolicCLIPOutput(ModelOutput):
     image_embeds: Tensor | None = None
 
 
+_NAMES_OF_0_1 = {
+    r"^curvature\.log$": "curvature.log_curv",
+    r"^logit_scale\.log$": "logit_scale.log_scale",
+    r"^visual_lift\.scale\.log$": "visual_lift.scale.log_scale",
+    r"^text_lift\.scale\.log$": "text_lift.scale.log_scale",
+}
+
+
 class HyperbolicCLIPModel(PreTrainedModel):
     r"""An image tower and a text tower of transformers with points of one space as features.
 
@@ -96,6 +104,7 @@ class HyperbolicCLIPModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["ViTEmbeddings", "ViTLayer", "CLIPTextEmbeddings", "CLIPEncoderLayer"]  # noqa: RUF012
     _keep_in_fp32_modules_strict = {"curvature", "visual_lift", "text_lift", "logit_scale"}  # noqa: RUF012
+    _keys_to_ignore_on_load_missing = {r"\._extra_state$"}  # noqa: RUF012  (bounds, in no file of 0.1)
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
     _supports_attention_backend = True
 
@@ -111,7 +120,8 @@ class HyperbolicCLIPModel(PreTrainedModel):
             self.visual_lift, self.text_lift = Lift(dim), Lift(dim)
             self.curvature = Curvature(config.curv_init, learnable=config.learn_curv)
             for number in (self.curvature, self.visual_lift.scale, self.text_lift.scale):
-                number.log = nn.Parameter(number.log.detach().repeat(config.factors))
+                log = number.get_parameter(number.log_name).detach()
+                number.register_parameter(number.log_name, nn.Parameter(log.repeat(config.factors)))
         self.post_init()
         self._freeze()
 
@@ -124,8 +134,8 @@ class HyperbolicCLIPModel(PreTrainedModel):
         """The curvature, ``curv`` for all ops: a 0-dim tensor, or one for each factor."""
         if not self.hyperbolic:
             raise ValueError('objective: "clip" has no curvature, its features are unit vectors')
-        found: Tensor = self.curvature()
-        return found
+        curv: Tensor = self.curvature()
+        return curv
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """Pixels ``(M, 3, size, size)``, normalised by the processor, to points ``(M, D)``."""
@@ -157,8 +167,8 @@ class HyperbolicCLIPModel(PreTrainedModel):
         if self.config.factors > 1:
             spaces = features.float().unflatten(-1, (self.config.factors, -1))
             return ops.expmap0(lifted.scale().unsqueeze(-1) * spaces, curv)
-        found: Tensor = lifted(features, curv)
-        return found
+        points: Tensor = lifted(features, curv)
+        return points
 
     def forward(
         self,
@@ -188,36 +198,43 @@ class HyperbolicCLIPModel(PreTrainedModel):
         image = self.get_image_features(pixel_values)
         curv = self.curv() if self.hyperbolic else None
         scale = self.logit_scale()
-        found = HyperbolicCLIPOutput(text_embeds=text, image_embeds=image)
-        found.logits_per_image, found.logits_per_text = logits(
+        output = HyperbolicCLIPOutput(text_embeds=text, image_embeds=image)
+        output.logits_per_image, output.logits_per_text = logits(
             self.config.objective, text, image, curv, scale
         )
         if return_loss:
-            boxes = self._boxes(box_input_ids, box_pixel_values, box_attention_mask)
-            more = {"box_of": box_of} if boxes else {}
+            boxes = self._boxes(box_input_ids, box_pixel_values, box_attention_mask, box_of)
             group = dist.group.WORLD if self.training and dist.is_initialized() else None
             loss = loss_of(self.config, group)
-            found.loss = loss(text, image, *boxes, curv, scale, **more)[0]
-        return found
+            output.loss = loss(text=text, image=image, curv=curv, logit_scale=scale, **boxes)[0]
+        return output
 
     def _boxes(
-        self, input_ids: Tensor | None, pixel_values: Tensor | None, mask: Tensor | None
-    ) -> list[Tensor]:
-        """Points of the boxes' texts and images, which one objective has."""
+        self,
+        input_ids: Tensor | None,
+        pixel_values: Tensor | None,
+        mask: Tensor | None,
+        box_of: Tensor | None,
+    ) -> dict[str, Tensor | None]:
+        """Points of the boxes' texts and images, and their pairs, which one objective takes."""
         if self.config.objective != "hycoclip":
-            return []
+            return {}
         if input_ids is None or pixel_values is None:
             raise ValueError(
                 'box_input_ids, box_pixel_values: the loss of "hycoclip" expects both, got None; '
                 'without boxes, set config.objective = "meru"'
             )
-        return [self.get_text_features(input_ids, mask), self.get_image_features(pixel_values)]
+        return {
+            "box_text": self.get_text_features(input_ids, mask),
+            "box_image": self.get_image_features(pixel_values),
+            "box_of": box_of,
+        }
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, _Positive):
-            init.constant_(module.log, math.log(module.init))
+            init.constant_(module.get_parameter(module.log_name), math.log(module.init))
         elif isinstance(module, nn.Linear):  # a projection: the towers have their own method
             std = module.in_features**-0.5 * self.config.initializer_factor
             init.normal_(module.weight, std=std)
@@ -234,7 +251,7 @@ class HyperbolicCLIPModel(PreTrainedModel):
         if isinstance(self.vision_model, FixedPositionsViT):
             self.vision_model.embeddings.position_embeddings.requires_grad_(False)
         if self.hyperbolic:
-            self.curvature.log.requires_grad_(self.config.learn_curv)
+            self.curvature.log_curv.requires_grad_(self.config.learn_curv)
 
     @classmethod
     def from_vision_text_pretrained(
@@ -269,9 +286,12 @@ class HyperbolicCLIPModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """See ``transformers.PreTrainedModel.from_pretrained``."""
-        found = super().from_pretrained(*args, **kwargs)
-        (found[0] if isinstance(found, tuple) else found)._freeze()
-        return found
+        kwargs["key_mapping"] = _NAMES_OF_0_1 | (kwargs.get("key_mapping") or {})
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model._weight_conversions = None  # it is saved by the names that it has now
+        model._freeze()
+        return loaded
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any

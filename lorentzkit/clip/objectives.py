@@ -36,7 +36,7 @@ def logits(
 
 
 def loss_of(config: HyperbolicCLIPConfig, group: Group) -> Any:
-    """What the model minimises: called with points, curv and logit_scale."""
+    """What the model minimises: called with named points, curv and logit_scale."""
     weight = config.entailment_weight
     entailment: dict[str, Any] = {} if weight is None else {"entailment_weight": weight}
     if config.objective == "clip":

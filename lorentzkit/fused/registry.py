@@ -77,7 +77,7 @@ _IMPLEMENTATIONS = {of.name: of for of in (_REFERENCE, _STREAMING, _TRITON)}
 
 def choose(impl: str, x: Tensor, precision: str, k: int = 0) -> Implementation:
     """The one that runs for ``impl``; raises if there is none. ``k`` of a top-k."""
-    check_how(impl, precision)
+    check_options(impl, precision)
     missing = _why_no_triton(x, k)
     if impl == "auto":
         return _STREAMING if missing else _TRITON
@@ -87,7 +87,7 @@ def choose(impl: str, x: Tensor, precision: str, k: int = 0) -> Implementation:
     return found
 
 
-def check_how(impl: str, precision: str) -> None:
+def check_options(impl: str, precision: str) -> None:
     """Raises unless there are such an implementation and precision, and the two go together."""
     names = ("auto", *_IMPLEMENTATIONS)
     if impl not in names:

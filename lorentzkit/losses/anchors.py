@@ -13,20 +13,20 @@ from lorentzkit.fused.problems import LossProblem, LossTerms
 class Anchors(NamedTuple):
     """What the losses of n anchors need to know of all their pairs, ``(n,)`` each."""
 
-    others: Tensor
+    negatives: Tensor
     """log-sum-exp of the negatives' logits"""
     positives: Tensor
     """that of the positives'; -inf if there is none"""
     total: Tensor
     """sum of the positives' logits"""
-    number: Tensor
+    positive_count: Tensor
     """of the positives"""
 
     @classmethod
-    def none(cls, like: Tensor) -> Anchors:
+    def empty(cls, like: Tensor) -> Anchors:
         """Of no pairs yet."""
-        empty = torch.full_like(like, -torch.inf)
-        return cls(empty, empty, torch.zeros_like(like), torch.zeros_like(like))
+        no_sum = torch.full_like(like, -torch.inf)
+        return cls(no_sum, no_sum, torch.zeros_like(like), torch.zeros_like(like))
 
     @classmethod
     def paired(cls, problem: LossProblem, terms: LossTerms) -> list[Anchors]:
@@ -35,35 +35,39 @@ class Anchors(NamedTuple):
         one = torch.ones_like(logits[0])
         return [cls(o, p, p, one) for o, p in zip(terms.sums, logits, strict=True)]
 
-    def joined(self, others: Tensor, logits: Tensor, of: Tensor) -> Anchors:
+    def with_pairs(self, negatives: Tensor, logits: Tensor, anchor_index: Tensor) -> Anchors:
         """With more pairs: the log-sum-exp of further negatives, and further positives' logits.
 
-        ``of`` says whose each positive is. A single positive stays exactly what it is.
+        ``anchor_index`` says whose each positive is. A single positive stays exactly what it is.
         """
-        known = self.positives.detach()
-        largest = known.scatter_reduce(0, of, logits.detach(), "amax")
+        largest = self.positives.detach().scatter_reduce(0, anchor_index, logits.detach(), "amax")
         shift = torch.where(largest == -torch.inf, 0.0, largest)
-        sums = (self.positives - shift).exp().index_add(0, of, (logits - shift[of]).exp())
-        some = sums > 0
+        terms = (logits - shift[anchor_index]).exp()
+        sums = (self.positives - shift).exp().index_add(0, anchor_index, terms)
+        has_positive = sums > 0
         return Anchors(
-            torch.logaddexp(self.others, others),
-            torch.where(some, shift + torch.where(some, sums, 1.0).log(), -torch.inf),
-            self.total.index_add(0, of, logits),
-            self.number.index_add(0, of, torch.ones_like(logits)),
+            torch.logaddexp(self.negatives, negatives),
+            torch.where(
+                has_positive, shift + torch.where(has_positive, sums, 1.0).log(), -torch.inf
+            ),
+            self.total.index_add(0, anchor_index, logits),
+            self.positive_count.index_add(0, anchor_index, torch.ones_like(logits)),
         )
 
     def losses(self) -> Tensor:
         """``logsumexp(all) - logit``, the mean over the positives; 0 where there is none.
 
-        As ``log(1 + exp(others - positives))``, it keeps its relative accuracy when it is small. So
-        does its gradient: of a single positive the rest is left out, whose derivatives of 1 and -1
-        would leave a rounding.
+        As ``log(1 + exp(negatives - positives))``, it keeps its relative accuracy when it is small.
+        So does its gradient: of a single positive the rest is left out, whose derivatives of 1 and
+        -1 would leave a rounding.
         """
-        some = self.number > 0
-        positives = torch.where(some, self.positives, 0.0)
-        excess = torch.logaddexp(self.others - positives, torch.zeros_like(positives))
-        rest = positives - self.total / self.number.clamp_min(1)
-        return torch.where(some, excess + torch.where(self.number > 1, rest, 0.0), 0.0)
+        has_positive = self.positive_count > 0
+        positives = torch.where(has_positive, self.positives, 0.0)
+        excess = torch.logaddexp(self.negatives - positives, torch.zeros_like(positives))
+        rest = positives - self.total / self.positive_count.clamp_min(1)
+        return torch.where(
+            has_positive, excess + torch.where(self.positive_count > 1, rest, 0.0), 0.0
+        )
 
 
 def equal_pairs(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:

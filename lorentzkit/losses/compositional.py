@@ -48,12 +48,13 @@ class HyCoCLIPLoss(Objective):
 
     >>> text, image, box_text, box_image = 0.1 * torch.randn(4, 8, 16)
     >>> objective = HyCoCLIPLoss()
-    >>> total, parts = objective(text, image, box_text, box_image, curv=1.0, logit_scale=10.0)
+    >>> wholes = {"text": text, "image": image, "curv": 1.0, "logit_scale": 10.0}
+    >>> total, parts = objective(**wholes, box_text=box_text, box_image=box_image)
     >>> torch.equal(total, parts["contrastive"] + 0.1 * parts["entailment"])
     True
-    >>> boxes = box_text[:3], box_image[:3]
+    >>> boxes = {"box_text": box_text[:3], "box_image": box_image[:3]}
     >>> box_of = torch.tensor([0, 0, 5])  # two boxes of the first pair, one of the sixth
-    >>> total, parts = objective(text, image, *boxes, 1.0, 10.0, box_of=box_of)
+    >>> total, parts = objective(**wholes, **boxes, box_of=box_of)
     """
 
     def __init__(
@@ -81,13 +82,13 @@ class HyCoCLIPLoss(Objective):
 
     def forward(
         self,
+        *,
         text: Tensor,
         image: Tensor,
         box_text: Tensor,
         box_image: Tensor,
         curv: float | Tensor,
         logit_scale: float | Tensor,
-        *,
         box_of: Tensor | None = None,
         targets: Tensor | None = None,
     ) -> tuple[Tensor, Parts]:
@@ -101,21 +102,23 @@ class HyCoCLIPLoss(Objective):
         """
         boxes = _boxes(self.group, text, image, box_text, box_image, box_of, targets)
         scalars = curv, logit_scale
-        near = self._contrastive(text, image, *scalars, similarity="distance", targets=targets) / 2
+        contrastive = (
+            self._contrastive(text, image, *scalars, similarity="distance", targets=targets) / 2
+        )
         for anchors, wholes in ((box_image, text), (box_text, image)):
-            near = near + self._of_boxes(anchors, wholes, *scalars, boxes) / 4
-        inside = entailment_loss(text, image, curv, **self.inter)
+            contrastive = contrastive + self._contrast_boxes(anchors, wholes, *scalars, boxes) / 4
+        entailment = entailment_loss(text, image, curv, **self.inter)
         for general, specific, cones in (
             (box_text, box_image, self.inter),
-            (box_image, image[boxes.of], self.intra),
-            (box_text, text[boxes.of], self.intra),
+            (box_image, image[boxes.pair_index], self.intra),
+            (box_text, text[boxes.pair_index], self.intra),
         ):
             residual = ops.entailment_residual(general, specific, curv, **cones)
-            inside = inside + residual.sum() / boxes.mean_number
-        total = near + self.entailment_weight * inside
-        return total, {"contrastive": near, "entailment": inside}
+            entailment = entailment + residual.sum() / boxes.mean_number
+        total = contrastive + self.entailment_weight * entailment
+        return total, {"contrastive": contrastive, "entailment": entailment}
 
-    def _of_boxes(
+    def _contrast_boxes(
         self,
         anchors: Tensor,
         wholes: Tensor,
@@ -124,37 +127,43 @@ class HyCoCLIPLoss(Objective):
         boxes: _Boxes,
     ) -> Tensor:
         """The cross-entropy of boxes among the wholes of the other modality."""
-        if boxes.most == 0:
+        if boxes.largest_share == 0:
             return anchors.sum()
-        fill = boxes.most - len(anchors)  # a group exchanges equal shares; their losses are dropped
+        padding = boxes.largest_share - len(
+            anchors
+        )  # a group exchanges equal shares; their losses are dropped
         losses, _ = contrastive_loss(
-            F.pad(anchors, (0, 0, 0, fill)),
+            F.pad(anchors, (0, 0, 0, padding)),
             wholes,
             curv,
             logit_scale,
             similarity="distance",
-            targets=(F.pad(boxes.labels[boxes.of], (0, fill)), boxes.labels),
+            targets=(F.pad(boxes.labels[boxes.pair_index], (0, padding)), boxes.labels),
             reduction="none",
-            **self.how,
+            **self.options,
         )
         return losses[: len(anchors)].sum() / boxes.mean_number
 
 
 class _Boxes(NamedTuple):
-    of: Tensor  # the pair of each box of this process
+    pair_index: Tensor  # the pair of each box of this process
     labels: Tensor  # of this process's pairs, among those of all processes
-    most: int  # boxes of one process
+    largest_share: int  # boxes of one process
     mean_number: float  # of boxes of a process, by which sums become means; 1 for none at all
 
 
 def _boxes(group: Group, *given: Any) -> _Boxes:
     if group is None:
-        _, (of, labels) = _checked_boxes(0, *given)
-        return _Boxes(of, labels, len(of), max(len(of), 1))
+        _, (pair_index, labels) = _checked_boxes(0, *given)
+        return _Boxes(pair_index, labels, len(pair_index), max(len(pair_index), 1))
     ring = Ring(group)
-    of, labels = ring.check("box_text, box_image", partial(_checked_boxes, ring.rank, *given))
-    numbers = torch.cat(ring.all_of(torch.tensor([len(of)], device=of.device))).tolist()
-    return _Boxes(of, labels, max(numbers), max(sum(numbers), 1) / ring.size)
+    pair_index, labels = ring.check(
+        "box_text, box_image", partial(_checked_boxes, ring.rank, *given)
+    )
+    counts = torch.cat(
+        ring.all_of(torch.tensor([len(pair_index)], device=pair_index.device))
+    ).tolist()
+    return _Boxes(pair_index, labels, max(counts), max(sum(counts), 1) / ring.size)
 
 
 def _checked_boxes(
@@ -183,16 +192,16 @@ def _checked_boxes(
             f"box_of: None gives each of {N} pairs one box, in order, but there are {B} boxes; "
             f"give the pair of each box, integers of shape ({B},)"
         )
-    of = torch.arange(N, device=device)
+    pair_index = torch.arange(N, device=device)
     if box_of is not None:
-        of = _integers("box_of", box_of, B, "the pair of each box").to(device)
-        if B and values_at_hand(of) and not 0 <= of.min() <= of.max() < N:
+        pair_index = _integers("box_of", box_of, B, "the pair of each box").to(device)
+        if B and values_at_hand(pair_index) and not 0 <= pair_index.min() <= pair_index.max() < N:
             raise ValueError(
-                f"box_of: expected pairs from 0 to {N - 1}, got {of.min().item()} to "
-                f"{of.max().item()}"
+                f"box_of: expected pairs from 0 to {N - 1}, got {pair_index.min().item()} to "
+                f"{pair_index.max().item()}"
             )
     kind = "pairs" if targets is None else "labels"
-    return [N, shapes[0][1], kind, str(points[0].dtype), device.type], (of, labels)
+    return [N, shapes[0][1], kind, str(points[0].dtype), device.type], (pair_index, labels)
 
 
 def _integers(name: str, given: object, count: int, what: str) -> Tensor:

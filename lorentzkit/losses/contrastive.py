@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -18,10 +18,42 @@ from lorentzkit.fused.problems import Batch, LossProblem
 from lorentzkit.losses import sharded
 from lorentzkit.losses.anchors import Anchors, equal_pairs
 from lorentzkit.losses.paired import paired_loss
-from lorentzkit.ops.pairwise import Implementation, Precision, cloud_pair
+from lorentzkit.ops.pairwise import Implementation, Precision, check_similarity, operands
 
 Similarity = Literal["angle", "distance", "cosine"]
 Targets = int | Tensor | tuple[Tensor, Tensor] | None
+
+
+@overload
+def contrastive_loss(
+    x: Tensor,
+    y: Tensor,
+    curv: float | Tensor = 1.0,
+    logit_scale: float | Tensor = 1.0,
+    *,
+    similarity: Similarity = "angle",
+    targets: Targets = None,
+    reduction: Literal["mean", "sum"] = "mean",
+    impl: Implementation = "auto",
+    precision: Precision = "highest",
+    group: Group = None,
+) -> Tensor: ...
+
+
+@overload
+def contrastive_loss(
+    x: Tensor,
+    y: Tensor,
+    curv: float | Tensor = 1.0,
+    logit_scale: float | Tensor = 1.0,
+    *,
+    similarity: Similarity = "angle",
+    targets: Targets = None,
+    reduction: Literal["none"],
+    impl: Implementation = "auto",
+    precision: Precision = "highest",
+    group: Group = None,
+) -> tuple[Tensor, Tensor]: ...
 
 
 def contrastive_loss(
@@ -105,16 +137,16 @@ def contrastive_loss(
             if mean is not None:
                 return mean if reduction == "mean" else mean * len(loss.x)
         anchors = _anchors(loss, targets)
-        counts = [(side.number > 0).sum() for side in anchors]
+        counts = [(side.positive_count > 0).sum() for side in anchors]
     else:
         ring = Ring(group)
         loss, labels = ring.check("x, y", partial(_checked_share, targets, *given))
         ids = _shared_ids(labels, loss.x, loss.y, ring)
         anchors = sharded.anchors(loss.problem(*ids, *equal_pairs(*ids)), loss.impl, ring)
         # Of a mean over processes: as if the anchors that count were spread evenly.
-        own = torch.stack([(side.number > 0).sum() for side in anchors])
+        own = torch.stack([(side.positive_count > 0).sum() for side in anchors])
         counts = list(torch.stack(ring.all_of(own)).sum(0).to(loss.scale.dtype) / ring.size)
-        _some_positive(bool(counts[0] > 0))
+        _check_positives(bool(counts[0] > 0))
 
     losses = [side.losses() for side in anchors]
     if reduction == "none":
@@ -150,11 +182,10 @@ def _checked(
     precision: str,
     reduction: str,
 ) -> _Checked:
-    if similarity not in SIGNS:
-        raise ValueError(f"similarity: expected one of {', '.join(SIGNS)}, got {similarity!r}")
+    check_similarity(similarity, SIGNS)
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
-    x, y, c = cloud_pair(x, y, curv)
+    x, y, c = operands(x, y, curv)
     chosen = registry.choose(impl, x, precision)
     return _Checked(x, y, c, _scale(logit_scale, x), similarity, precision, chosen)
 
@@ -169,7 +200,7 @@ def _checked_share(
         raise ValueError(f"impl: {impl.name!r} does not run with a group; use impl='streaming'")
     labels = None
     if isinstance(targets, (Tensor, tuple)):
-        labels = [of.long() for of in _labels(targets, x.shape[0], y.shape[0], x.device)]
+        labels = [ids.long() for ids in _labels(targets, x.shape[0], y.shape[0], x.device)]
     elif targets is None:
         _offset(None, x.shape[0], y.shape[0])
     else:
@@ -196,10 +227,10 @@ def _anchors(loss: _Checked, targets: object) -> list[Anchors]:
     terms = registry.loss_terms(problem, loss.impl)
     if targets is None:  # one positive for each point, in order
         return Anchors.paired(problem, terms)
-    others, logits = terms.sums, problem.logits(terms.values)
+    logits = problem.logits(terms.values)
     return [
-        Anchors.none(other).joined(other, positives, of)
-        for other, positives, of in zip(others, logits, pairs, strict=True)
+        Anchors.empty(sums).with_pairs(sums, positives, index)
+        for sums, positives, index in zip(terms.sums, logits, pairs, strict=True)
     ]
 
 
@@ -233,10 +264,10 @@ def _targets(
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
     """Ids of rows and of columns, int32, equal where a pair is positive; and the positive pairs."""
     if isinstance(targets, (Tensor, tuple)):
-        of_x, of_y = _labels(targets, N, M, device)
-        rows, columns = _ids(of_x, of_y)
+        x_labels, y_labels = _labels(targets, N, M, device)
+        rows, columns = _ids(x_labels, y_labels)
         pairs = equal_pairs(rows, columns)
-        _some_positive(len(pairs[0]) > 0)
+        _check_positives(len(pairs[0]) > 0)
         return rows, columns, pairs
     offset = _offset(targets, N, M)
     i = torch.arange(N, device=device)
@@ -269,7 +300,7 @@ def _shared_ids(
     """Ids of this process's rows and columns, equal where a pair of the whole batch is positive."""
     N, M = x.shape[0], y.shape[0]
     if labels is not None:
-        rows, columns = _ids(*(torch.cat(ring.all_of(of)) for of in labels))
+        rows, columns = _ids(*(torch.cat(ring.all_of(own)) for own in labels))
         return rows[ring.rank * N :][:N], columns[ring.rank * M :][:M]
     rows, columns, _ = _targets(None, N, M, x.device)
     return rows + ring.rank * N, columns + ring.rank * N
@@ -281,21 +312,23 @@ def _labels(targets: object, N: int, M: int, device: torch.device) -> tuple[Tens
     shapes = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in labels]
     if shapes != [(N,), (M,)]:
         raise ValueError(f"targets: expected labels of shapes ({N},) and ({M},), got {shapes}")
-    of_x, of_y = (t.to(device) for t in labels if isinstance(t, Tensor))
-    if of_x.is_floating_point() or of_y.is_floating_point():
-        raise TypeError(f"targets: expected integer labels, got {of_x.dtype} and {of_y.dtype}")
-    return of_x, of_y
+    x_labels, y_labels = (t.to(device) for t in labels if isinstance(t, Tensor))
+    if x_labels.is_floating_point() or y_labels.is_floating_point():
+        raise TypeError(
+            f"targets: expected integer labels, got {x_labels.dtype} and {y_labels.dtype}"
+        )
+    return x_labels, y_labels
 
 
-def _ids(of_x: Tensor, of_y: Tensor) -> tuple[Tensor, Tensor]:
+def _ids(x_labels: Tensor, y_labels: Tensor) -> tuple[Tensor, Tensor]:
     """Labels as int32, whatever their numbers."""
-    _, ids = torch.unique(torch.cat([of_x, of_y]), return_inverse=True)
+    _, ids = torch.unique(torch.cat([x_labels, y_labels]), return_inverse=True)
     ids = ids.int()
-    return ids[: of_x.shape[0]], ids[of_x.shape[0] :]
+    return ids[: x_labels.shape[0]], ids[x_labels.shape[0] :]
 
 
-def _some_positive(some: bool) -> None:
-    if not some:
+def _check_positives(any_positive: bool) -> None:
+    if not any_positive:
         raise ValueError(
             "targets: no label of x occurs among those of y; there is no positive pair"
         )

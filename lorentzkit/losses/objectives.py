@@ -1,4 +1,8 @@
-"""What CLIP, MERU and ATMG minimise, called alike: one line changes the objective."""
+"""What CLIP, MERU and ATMG minimise, called alike: one line changes the objective.
+
+Their arguments are named, for the order of texts and images differs between code bases, and where
+one of them is the more general side a swap would train the wrong way round without an error.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +31,9 @@ class Objective(nn.Module):
         precision: Precision = "highest",
     ) -> None:
         super().__init__()
-        registry.check_how(impl, precision)
+        registry.check_options(impl, precision)
         self.group = group
-        self.how: dict[str, Any] = {"impl": impl, "precision": precision, "group": group}
+        self.options: dict[str, Any] = {"impl": impl, "precision": precision, "group": group}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Objective:
         memo[id(self.group)] = self.group  # the processes are not copied
@@ -38,8 +42,9 @@ class Objective(nn.Module):
         return copied
 
     def _contrastive(self, *points: Any, similarity: Similarity, targets: Targets) -> Tensor:
-        loss = contrastive_loss(*points, similarity=similarity, targets=targets, **self.how)
-        assert isinstance(loss, Tensor)  # which it is but for reduction="none"
+        loss: Tensor = contrastive_loss(
+            *points, similarity=similarity, targets=targets, **self.options
+        )
         return loss
 
 
@@ -52,13 +57,14 @@ class CLIPLoss(Objective):
     Source: Radford et al. 2021, "Learning Transferable Visual Models", fig. 3.
 
     >>> text, image = torch.randn(2, 8, 16)
-    >>> total, parts = CLIPLoss()(text, image, 1.0, logit_scale=10.0)
+    >>> total, parts = CLIPLoss()(text=text, image=image, curv=1.0, logit_scale=10.0)
     >>> list(parts)
     ['contrastive']
     """
 
     def forward(
         self,
+        *,
         text: Tensor,
         image: Tensor,
         curv: float | Tensor,
@@ -89,7 +95,7 @@ class MERULoss(Objective):
     Source: Desai et al. 2023, "Hyperbolic Image-Text Representations", sec. 3; 0.2 is theirs.
 
     >>> text, image = 0.1 * torch.randn(2, 8, 16)
-    >>> total, parts = MERULoss()(text, image, curv=1.0, logit_scale=10.0)
+    >>> total, parts = MERULoss()(text=text, image=image, curv=1.0, logit_scale=10.0)
     >>> torch.equal(total, parts["contrastive"] + 0.2 * parts["entailment"])
     True
     """
@@ -111,6 +117,7 @@ class MERULoss(Objective):
 
     def forward(
         self,
+        *,
         text: Tensor,
         image: Tensor,
         curv: float | Tensor,
@@ -118,7 +125,7 @@ class MERULoss(Objective):
         targets: Targets = None,
     ) -> tuple[Tensor, Parts]:
         """The loss of points text ``(N, D)`` and image ``(N, D)``; and its parts by name."""
-        near = self._contrastive(
+        contrastive = self._contrastive(
             text, image, curv, logit_scale, similarity="distance", targets=targets
         )
         if text.shape[0] != image.shape[0]:
@@ -126,9 +133,9 @@ class MERULoss(Objective):
                 f"text, image: expected as many of each, for text[i] is to entail image[i], got "
                 f"shapes {tuple(text.shape)} and {tuple(image.shape)}"
             )
-        inside = entailment_loss(text, image, curv, **self.cones)
-        total = near + self.entailment_weight * inside
-        return total, {"contrastive": near, "entailment": inside}
+        entailment = entailment_loss(text, image, curv, **self.cones)
+        total = contrastive + self.entailment_weight * entailment
+        return total, {"contrastive": contrastive, "entailment": entailment}
 
 
 class ATMGLoss(Objective):
@@ -146,7 +153,7 @@ class ATMGLoss(Objective):
 
     >>> text, image = 0.1 * torch.randn(2, 8, 16)
     >>> objective = ATMGLoss(text_radius=0.5, image_radius=1.0, centroid_weight=0.1)
-    >>> total, parts = objective(text, image, curv=1.0, logit_scale=10.0)
+    >>> total, parts = objective(text=text, image=image, curv=1.0, logit_scale=10.0)
     >>> list(parts)
     ['contrastive', 'centroid']
     """
@@ -168,6 +175,7 @@ class ATMGLoss(Objective):
 
     def forward(
         self,
+        *,
         text: Tensor,
         image: Tensor,
         curv: float | Tensor,
@@ -175,13 +183,13 @@ class ATMGLoss(Objective):
         targets: Targets = None,
     ) -> tuple[Tensor, Parts]:
         """The loss of points text ``(N, D)`` and image ``(N, D)``; and its parts by name."""
-        aligned = self._contrastive(
+        contrastive = self._contrastive(
             text, image, curv, logit_scale, similarity="angle", targets=targets
         )
-        placed = centroid_loss(text, image, curv, group=self.group, **self.radii)
-        return aligned + self.centroid_weight * placed, {
-            "contrastive": aligned,
-            "centroid": placed,
+        centroid = centroid_loss(text=text, image=image, curv=curv, group=self.group, **self.radii)
+        return contrastive + self.centroid_weight * centroid, {
+            "contrastive": contrastive,
+            "centroid": centroid,
         }
 
 

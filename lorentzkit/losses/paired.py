@@ -53,21 +53,21 @@ class _PairedLoss(Function):
         return loss.value
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         inputs, gradients = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
         if torch.is_grad_enabled():  # to be differentiated again
-            of = partial(_by_reference, ctx.similarity)
-            return None, None, *reference.pulled_back(of, inputs, (grad,))
-        if values_known(grad):
-            return None, None, *torch._foreach_mul(gradients, grad)
-        return None, None, *(grad * of for of in gradients)
+            function = partial(_by_reference, ctx.similarity)
+            return None, None, *reference.pulled_back(function, inputs, (grad_output,))
+        if values_known(grad_output):
+            return None, None, *torch._foreach_mul(gradients, grad_output)
+        return None, None, *(grad_output * gradient for gradient in gradients)
 
 
 def _by_reference(similarity: str, x: Tensor, y: Tensor, c: Tensor, scale: Tensor) -> tuple[Tensor]:
     problem = Batch(x, y, c, scale, similarity).problem()
     terms = LossTerms(*reference.log_sums(problem), reference.selected(problem.positives))
-    of_x, of_y = (side.losses().mean() for side in Anchors.paired(problem, terms))
-    return ((of_x + of_y) / 2,)
+    x_mean, y_mean = (side.losses().mean() for side in Anchors.paired(problem, terms))
+    return ((x_mean + y_mean) / 2,)
 
 
 __all__ = ["paired_loss"]

@@ -32,56 +32,59 @@ def anchors(
 class _Anchors(Function):
     @staticmethod
     def forward(
-        ctx: Any, impl: registry.Implementation, ring: Ring, *given: Any
+        ctx: Any, impl: registry.Implementation, ring: Ring, *fields: Any
     ) -> tuple[Tensor, ...]:
-        problem = LossProblem(*given)
+        problem = LossProblem(*fields)
         x, y = problem.x, problem.y
-        rows, columns = Anchors.none(x[:, 0]), Anchors.none(y[:, 0])
+        rows, columns = Anchors.empty(x[:, 0]), Anchors.empty(y[:, 0])
         for y_, ids in ring.round(y, problem.column_ids):
             part = _part(problem, y_, ids)
             terms = registry.loss_terms(part, impl)
-            of_rows, of_columns = part.logits(terms.values)
-            rows = rows.joined(terms.rows, of_rows, part.i)
+            row_logits, column_logits = part.logits(terms.values)
+            rows = rows.with_pairs(terms.rows, row_logits, part.i)
             # The columns' sums travel with their share, and are home after the last round.
-            columns = columns.joined(terms.columns, of_columns, part.j)
+            columns = columns.with_pairs(terms.columns, column_logits, part.j)
             columns = Anchors(*ring.hand_on(*columns)())
         ctx.impl, ctx.ring = impl, ring
         ctx.settings = problem.similarity, problem.precision
         tensors = x, y, problem.c, problem.scale, *problem.ids, problem.i, problem.j
         ctx.save_for_backward(*tensors, *rows, *columns)
-        ctx.mark_non_differentiable(rows.number, columns.number)
+        ctx.mark_non_differentiable(rows.positive_count, columns.positive_count)
         return (*rows, *columns)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *at: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         tensors, saved = ctx.saved_tensors[:8], ctx.saved_tensors[8:]
         problem = LossProblem(*tensors, *ctx.settings)
         ring: Ring = ctx.ring
-        rows, at_rows = Anchors(*saved[:_ANCHORS]), Anchors(*at[:_ANCHORS])
+        rows, grad_rows = Anchors(*saved[:_ANCHORS]), Anchors(*grad_outputs[:_ANCHORS])
         dx, dy, dc, dscale = (torch.zeros_like(t) for t in tensors[:4])
-        share = (problem.y, problem.column_ids, *saved[_ANCHORS:], *at[_ANCHORS:])
-        for y, ids, *of_columns in ring.round(*share):
+        share = (problem.y, problem.column_ids, *saved[_ANCHORS:], *grad_outputs[_ANCHORS:])
+        for y, ids, *column_fields in ring.round(*share):
             part = _part(problem, y, ids)
-            columns, at_columns = Anchors(*of_columns[:_ANCHORS]), Anchors(*of_columns[_ANCHORS:])
+            columns = Anchors(*column_fields[:_ANCHORS])
+            grad_columns = Anchors(*column_fields[_ANCHORS:])
             logits = part.logits(registry.selected(part.positives))
-            at_logits = (
-                _at_logits(rows, at_rows, logits[0], part.i),
-                _at_logits(columns, at_columns, logits[1], part.j),
+            grad_logits = (
+                _grad_of_logits(rows, grad_rows, logits[0], part.i),
+                _grad_of_logits(columns, grad_columns, logits[1], part.j),
             )
             signs = SIGNS[part.similarity]
-            at_values = [s * part.scale * a for s, a in zip(signs, at_logits, strict=True)]
+            grad_values = [s * part.scale * a for s, a in zip(signs, grad_logits, strict=True)]
             if part.similarity != "angle":  # one value is both logits'
-                at_values = [at_values[0] + at_values[1]]
-            sums = LogSums(rows.others, columns.others)
-            at_terms = LossTerms(at_rows.others, at_columns.others, torch.stack(at_values, 1))
-            by = registry.loss_terms_gradients(part, sums, at_terms, ctx.impl)
-            dx += by.x
-            dc += by.c
-            dscale += by.scale
-            for logit, at_logit in zip(logits, at_logits, strict=True):
-                dscale += (at_logit * logit).sum() / part.scale
-            (dy,) = ring.hand_on(dy + by.y)()
+                grad_values = [grad_values[0] + grad_values[1]]
+            sums = LogSums(rows.negatives, columns.negatives)
+            grad_terms = LossTerms(
+                grad_rows.negatives, grad_columns.negatives, torch.stack(grad_values, 1)
+            )
+            gradients = registry.loss_terms_gradients(part, sums, grad_terms, ctx.impl)
+            dx += gradients.x
+            dc += gradients.c
+            dscale += gradients.scale
+            for logit, grad_logit in zip(logits, grad_logits, strict=True):
+                dscale += (grad_logit * logit).sum() / part.scale
+            (dy,) = ring.hand_on(dy + gradients.y)()
         return None, None, dx, dy, dc, dscale, *[None] * (len(tensors) - 4), None, None, None
 
 
@@ -91,10 +94,12 @@ def _part(problem: LossProblem, y: Tensor, ids: Tensor) -> LossProblem:
     return replace(problem, y=y, column_ids=ids, i=i, j=j)
 
 
-def _at_logits(anchors: Anchors, at: Anchors, logits: Tensor, of: Tensor) -> Tensor:
-    """The cotangents of positives' logits, from those of their anchors."""
-    share = (logits - anchors.positives[of]).exp()
-    return at.positives[of] * share + at.total[of]
+def _grad_of_logits(
+    anchors: Anchors, grad_outputs: Anchors, logits: Tensor, anchor_index: Tensor
+) -> Tensor:
+    """The gradients of positives' logits, from those of their anchors."""
+    share = (logits - anchors.positives[anchor_index]).exp()
+    return grad_outputs.positives[anchor_index] * share + grad_outputs.total[anchor_index]
 
 
 __all__ = ["anchors"]

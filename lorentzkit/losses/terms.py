@@ -58,10 +58,10 @@ def entailment_loss(
 
 
 def centroid_loss(
+    *,
     text: Tensor,
     image: Tensor,
     curv: float | Tensor = 1.0,
-    *,
     text_radius: float,
     image_radius: float,
     group: Group = None,
@@ -91,7 +91,7 @@ def centroid_loss(
     Source: Ramasinghe et al. 2024 (ATMG), sec. 4.2.
 
     >>> x = ops.expmap0(torch.tensor([[0.5, 0.0], [0.5, 0.0]]))
-    >>> centroid_loss(x, x, text_radius=0.5, image_radius=0.75)
+    >>> centroid_loss(text=x, image=x, text_radius=0.5, image_radius=0.75)
     tensor(0.2500)
     """
     check_radii(text_radius, image_radius)

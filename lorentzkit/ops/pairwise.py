@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Literal
 
@@ -16,7 +17,7 @@ from lorentzkit.fused.problems import ChosenPairs, PairwiseProblem, Search
 Implementation = Literal["auto", "reference", "streaming", "triton"]
 Precision = Literal["highest", "high", "medium"]
 
-_SCORES = {"dist": "distance", "exterior_angle": "angle", "inner": "inner"}
+_SIMILARITIES = ("distance", "angle", "inner")
 
 
 def pairwise_inner(
@@ -128,30 +129,31 @@ def pairwise_exterior_angle(
 def pairwise_topk(
     x: Tensor,
     y: Tensor,
-    k: int,
     curv: float | Tensor = 1.0,
     *,
-    score: Literal["dist", "exterior_angle", "inner"] = "dist",
+    k: int,
+    similarity: Literal["distance", "angle", "inner"] = "distance",
     largest: bool = False,
     chunk: int | None = None,
     impl: Literal["auto", "streaming", "triton"] = "auto",
     precision: Precision = "highest",
 ) -> tuple[Tensor, Tensor]:
-    r"""For every x, the k points y of the smallest (or largest) score: retrieval.
+    r"""For every x, the k points y of the smallest (or largest) distance or angle: retrieval.
 
     The same as ``pairwise_dist(x, y).topk(k, largest=False)``, without the N x M matrix. Candidates
-    are compared by what grows with the score and costs less; the winners' scores are the exact
-    elementwise ones, and their order is that of those.
+    are compared by what grows with the distance and costs less; the values of the winners are the
+    exact elementwise ones, and their order is that of those.
 
     Args:
         x: queries, space components, ``(N, D)``; there may be none.
         y: the gallery, ``(M, D)``.
-        k: how many, 1 <= k <= M.
         curv: positive, one number, or one for each query ``(N,)``, as of relations in a knowledge
             graph: then every different number is a search of its own, of its queries. Sixteen take
             little longer than one; many take a pass over the gallery each.
-        score: "dist", "exterior_angle" (x is the apex), or "inner".
-        largest: whether the largest scores are wanted.
+        k: how many, 1 <= k <= M.
+        similarity: what is compared, named as in `losses.contrastive_loss`: "distance" (`dist`),
+            "angle" (`exterior_angle` at the apex x) or "inner" (`inner`).
+        largest: whether the largest values are wanted.
         chunk: how many points of the gallery are compared at a time; by default what is fast.
         impl, precision: see `pairwise_dist`; there is no "reference" (it is the line above).
 
@@ -162,16 +164,14 @@ def pairwise_topk(
         TypeError, ValueError: as `pairwise_dist`; for k outside [1, M].
 
     >>> x = torch.tensor([[0.0, 1.0]])
-    >>> values, indices = pairwise_topk(x, torch.tensor([[0.0, 3.0], [1.0, 1.0], [0.0, 1.0]]), 2)
+    >>> values, indices = pairwise_topk(x, torch.tensor([[0.0, 3.0], [1.0, 1.0], [0.0, 1.0]]), k=2)
     >>> indices
     tensor([[2, 1]])
     """
-    if score not in _SCORES:
-        raise ValueError(f"score: expected one of {', '.join(_SCORES)}, got {score!r}")
+    check_similarity(similarity, _SIMILARITIES)
     if impl not in ("auto", "streaming", "triton"):
         raise ValueError(f"impl: expected 'auto', 'streaming' or 'triton', got {impl!r}")
-    kind = _SCORES[score]
-    x, y, c = cloud_pair(x, y, curv, queries=True)
+    x, y, c = operands(x, y, curv, queries=True)
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= y.shape[0]:
         raise ValueError(f"k: expected an int in [1, {y.shape[0]}], the size of y, got {k!r}")
     if chunk is not None and not (isinstance(chunk, int) and chunk >= 1):
@@ -182,11 +182,11 @@ def pairwise_topk(
         indices = torch.empty(0, k, dtype=torch.int64, device=x.device)
         return x.sum(1, keepdim=True).expand(0, k) + y.sum() + c.sum(), indices
     if len(c) > 1:
-        return _topk_by_curvature(PairwiseProblem(x, y, c, kind, precision), search, chosen)
-    problem = PairwiseProblem(x.detach(), y.detach(), c.detach(), kind, precision)
+        return _topk_by_curvature(PairwiseProblem(x, y, c, similarity, precision), search, chosen)
+    problem = PairwiseProblem(x.detach(), y.detach(), c.detach(), similarity, precision)
     indices = registry.topk(problem, search, chosen)
     rows = torch.arange(x.shape[0], device=x.device).repeat_interleave(k)
-    winners = ChosenPairs(x, y, c, rows, indices.flatten(), kind)
+    winners = ChosenPairs(x, y, c, rows, indices.flatten(), similarity)
     values = registry.selected(winners)[:, 0].view(-1, k)
     values, order = values.sort(dim=1, descending=largest, stable=True)
     return values, indices.gather(1, order)
@@ -211,8 +211,8 @@ def pairwise_impl(x: Tensor, y: Tensor, impl: Implementation = "auto") -> str:
     """
     x, y = vectors(x=x, y=y)
     chosen = registry.choose(impl, x, "highest")
-    number = x.shape[-2] * y.shape[-2]
-    compiled = chosen.compiles and compilation.compiles(x, number)
+    pair_count = x.shape[-2] * y.shape[-2]
+    compiled = chosen.compiles and compilation.compiles(x, pair_count)
     return f"{chosen.name}, compiled" if compiled else chosen.name
 
 
@@ -221,18 +221,24 @@ def _topk_by_curvature(
 ) -> tuple[Tensor, Tensor]:
     """One search for each different curvature; ``problem.c`` is ``(N,)``."""
     x, y, c = problem.x, problem.y, problem.c
-    different, which = torch.unique(c.detach(), return_inverse=True)
+    curvatures, curvature_index = torch.unique(c.detach(), return_inverse=True)
     indices = torch.empty(x.shape[0], search.k, dtype=torch.int64, device=x.device)
-    for n, number in enumerate(different):
-        some = which == n
-        part = replace(problem, x=x.detach()[some], y=y.detach(), c=number.view(1))
-        indices[some] = registry.topk(part, search, impl)
+    for n, c_n in enumerate(curvatures):
+        rows = curvature_index == n
+        part = replace(problem, x=x.detach()[rows], y=y.detach(), c=c_n.view(1))
+        indices[rows] = registry.topk(part, search, impl)
     values = pairs.of_rows(problem.kind, x.unsqueeze(1), y[indices], c.view(-1, 1, 1))[..., 0]
     values, order = values.sort(dim=1, descending=search.largest, stable=True)
     return values, indices.gather(1, order)
 
 
-def cloud_pair(
+def check_similarity(similarity: str, known: Collection[str]) -> None:
+    """One of the names that an op or a loss knows."""
+    if similarity not in known:
+        raise ValueError(f"similarity: expected one of {', '.join(known)}, got {similarity!r}")
+
+
+def operands(
     x: object, y: object, curv: object, queries: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Checked, promoted ``(N, D)``, ``(M, D)`` and a curvature ``(1,)``.

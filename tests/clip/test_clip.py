@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from processes import spawn
 from published_clip import positions
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from transformers import (
@@ -81,8 +82,8 @@ def processor(tmp_path: Path) -> HyperbolicCLIPProcessor:
 def test_logits_of_a_product(batch: Any) -> None:
     model = HyperbolicCLIPModel(config_of("phyclip", factors=4)).eval()
     with torch.no_grad():
-        model.curvature.log.copy_(torch.tensor([-1.0, 0.0, 0.5, 1.0]))
-        model.text_lift.scale.log.copy_(torch.tensor([-1.0, -2.0, 0.0, -3.0]))
+        model.curvature.log_curv.copy_(torch.tensor([-1.0, 0.0, 0.5, 1.0]))
+        model.text_lift.scale.log_scale.copy_(torch.tensor([-1.0, -2.0, 0.0, -3.0]))
     found = model(**batch)
     assert found.text_embeds.shape == (4, 4, 4)
     apart = ops.dist(found.image_embeds[:, None], found.text_embeds, model.curv()).mean(-1)
@@ -123,7 +124,8 @@ def test_losses(batch: Any) -> None:
         model = HyperbolicCLIPModel(config)
         found = model(**batch, return_loss=True)
         curv = 1.0 if objective == "clip" else model.curv()
-        direct = loss(found.text_embeds, found.image_embeds, curv, model.logit_scale())[0]
+        points = {"text": found.text_embeds, "image": found.image_embeds}
+        direct = loss(**points, curv=curv, logit_scale=model.logit_scale())[0]
         torch.testing.assert_close(found.loss, direct)
         found.loss.backward()
         assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
@@ -156,12 +158,15 @@ def test_loss_of_boxes(batch: Any) -> None:
         model = HyperbolicCLIPModel(config_of("hycoclip", entailment_weight=given))
         found = model(**batch, **boxes, return_loss=True)
         loss = losses.HyCoCLIPLoss(**({} if given is None else {"entailment_weight": given}))
-        points = (
-            *(found.text_embeds, found.image_embeds),
-            model.get_text_features(boxes["box_input_ids"]),
-            model.get_image_features(boxes["box_pixel_values"]),
+        direct, _ = loss(
+            text=found.text_embeds,
+            image=found.image_embeds,
+            box_text=model.get_text_features(boxes["box_input_ids"]),
+            box_image=model.get_image_features(boxes["box_pixel_values"]),
+            curv=model.curv(),
+            logit_scale=model.logit_scale(),
+            box_of=boxes["box_of"],
         )
-        direct = loss(*points, model.curv(), model.logit_scale(), box_of=boxes["box_of"])[0]
         torch.testing.assert_close(found.loss, direct)
 
 
@@ -205,17 +210,46 @@ def test_saved_and_loaded_is_identical(objective: str, tmp_path: Path, batch: An
         assert torch.equal(loaded(**batch).logits_per_image, model(**batch).logits_per_image)
         fixed = {name for name, p in loaded.named_parameters() if not p.requires_grad}
         expected = {"vision_model.embeddings.position_embeddings"}
-        assert fixed == expected | ({"curvature.log"} if objective == "atmg" else set())
+        assert fixed == expected | ({"curvature.log_curv"} if objective == "atmg" else set())
     kept = AutoConfig.from_pretrained(tmp_path)
     assert kept.to_dict() | {"_name_or_path": ""} == model.config.to_dict()
     assert (kept.vision_config.layer_norm_eps, kept.text_config.hidden_act) == (1e-5, "gelu")
+
+
+@pytest.mark.parametrize("objective", ["clip", "meru"])
+def test_models_saved_by_0_1_are_loaded(objective: str, tmp_path: Path) -> None:
+    """Their parameters had other names, and no bounds; what is saved again has both."""
+    model = HyperbolicCLIPModel(config_of(objective, curv_init=0.3))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.sub_(0.01)
+    old, new = tmp_path / "old", tmp_path / "new"
+    model.save_pretrained(old)
+    state = load_file(old / "model.safetensors")
+    renamed = {
+        name.replace("log_curv", "log").replace("log_scale", "log"): value
+        for name, value in state.items()
+        if not name.endswith("_extra_state")
+    }
+    assert len(renamed) < len(state)
+    save_file(renamed, old / "model.safetensors", {"format": "pt"})
+    loaded, report = HyperbolicCLIPModel.from_pretrained(old, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    loaded.save_pretrained(new)
+    assert load_file(new / "model.safetensors").keys() == state.keys()
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    fresh = HyperbolicCLIPModel(loaded.config)
+    fresh.load_state_dict(renamed)
+    assert torch.equal(fresh.logit_scale(), model.logit_scale())
 
 
 def test_one_missing_parameter_is_initialised(tmp_path: Path) -> None:
     """As in a fresh model, and the others stay as they were saved."""
     model = HyperbolicCLIPModel(config_of(curv_init=0.3))
     state = {n: x + 0.5 for n, x in model.state_dict().items()}
-    left_out = ("curvature.log", "vision_model.embeddings.position_embeddings")
+    left_out = ("curvature.log_curv", "vision_model.embeddings.position_embeddings")
     model.save_pretrained(
         tmp_path, state_dict={n: x for n, x in state.items() if n not in left_out}
     )

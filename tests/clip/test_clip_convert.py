@@ -112,7 +112,7 @@ def test_towers_agree_in_bfloat16(tmp_path: Path) -> None:
     model_of(published.state_dict(), "meru", **HEADS).save_pretrained(tmp_path)
     model = HyperbolicCLIPModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert model.visual_projection.weight.dtype == torch.bfloat16
-    assert model.curvature.log.dtype == torch.float32
+    assert model.curvature.log_curv.dtype == torch.float32
     agree(model, published, 1e-2)
 
 
@@ -140,7 +140,7 @@ def test_curvature_keeps_its_reach() -> None:
     def config(curv: float, objective: Any = "meru") -> tuple[float, bool]:
         found = model_of(Published(curv=curv).state_dict(), objective, **HEADS)
         torch.testing.assert_close(found.curv().item(), curv, rtol=1e-6, atol=0)
-        assert found.curvature.log.requires_grad == found.config.learn_curv
+        assert found.curvature.log_curv.requires_grad == found.config.learn_curv
         return found.config.curv_init, found.config.learn_curv
 
     assert config(0.1) == config(9.0) == (1.0, True)

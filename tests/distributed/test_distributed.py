@@ -170,7 +170,8 @@ class Towers(nn.Module):
     def forward(self, text, image):
         curv = self.curvature()
         text, image = self.lift(self.text(text), curv), self.lift(self.image(image), curv)
-        return text, image, curv, self.scale(), self.head(image, curv).square().mean()
+        points = {"text": text, "image": image, "curv": curv, "logit_scale": self.scale()}
+        return points, self.head(image, curv).square().mean()
 
 
 OBJECTIVES = {
@@ -181,8 +182,8 @@ OBJECTIVES = {
 
 
 def step(model, objective, text, image):
-    *points, regulariser = model(text, image)
-    loss = objective(*points)[0] + regulariser
+    points, regulariser = model(text, image)
+    loss = objective(**points)[0] + regulariser
     loss.backward()
     return loss.detach()
 
@@ -238,11 +239,13 @@ def uneven(rank):
 def uneven_centroid(rank):
     (x, y, curv, _), _ = batch(2)
     radii = {"text_radius": 0.3, "image_radius": 0.4}
-    whole = centroid_loss(x, y, curv, **radii)
+    whole = centroid_loss(text=x, image=y, curv=curv, **radii)
     expected = torch.autograd.grad(whole, [x, y, curv])
     rows = (slice(0, 3), slice(3, 2 * SHARE))[rank]
     mine = [t.detach()[rows].clone().requires_grad_() for t in (x, y)]
-    loss = centroid_loss(*mine, curv.reshape(1), **radii, group=dist.group.WORLD)
+    loss = centroid_loss(
+        text=mine[0], image=mine[1], curv=curv.reshape(1), **radii, group=dist.group.WORLD
+    )
     torch.testing.assert_close(loss, whole)  # on every process
     *points, by_curv = torch.autograd.grad(loss, [*mine, curv])
     dist.all_reduce(by_curv)
@@ -366,7 +369,9 @@ def bad_on_one_rank(rank):
     ):
         text = bad if rank == 1 else good["x"]
         with pytest.raises((TypeError, ValueError), match=f"^rank 1: {message}"):
-            centroid_loss(text, good["y"], text_radius=0.3, image_radius=0.4, group=world)
+            centroid_loss(
+                text=text, image=good["y"], text_radius=0.3, image_radius=0.4, group=world
+            )
     with pytest.raises((TypeError, ValueError), match=r"^rank 1: x: expected a torch.Tensor, got"):
         gather([1.0] if rank == 1 else x, world)
     with pytest.raises(
@@ -396,7 +401,8 @@ def one_exchange(rank):
     gather(mine[0])
     assert [t.dtype for (t,) in rounds] == [torch.uint8, mine[0].dtype]
     rounds.clear()
-    centroid_loss(*mine, text_radius=0.3, image_radius=0.4, group=dist.group.WORLD)
+    radii = {"text_radius": 0.3, "image_radius": 0.4}
+    centroid_loss(text=mine[0], image=mine[1], **radii, group=dist.group.WORLD)
     assert [t.dtype for (t,) in rounds] == [torch.uint8, *[mine[0].dtype] * 2]
     for targets in (None, (labels[0][:SHARE], labels[1][:SHARE])):
         rounds.clear()

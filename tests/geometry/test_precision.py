@@ -135,8 +135,9 @@ def contrastive(similarity):
     return lambda x, y, c: losses.contrastive_loss(x, y, c, 5.0, **how)
 
 
-def topk(score):
-    return lambda x, y, c: ops.pairwise_topk(x, y, 2, c, score=score, impl="streaming")[0]
+def topk(similarity):
+    how = {"k": 2, "similarity": similarity, "impl": "streaming"}
+    return lambda x, y, c: ops.pairwise_topk(x, y, c, **how)[0]
 
 
 def pairwise(op, impl="streaming"):
@@ -148,12 +149,12 @@ CALLS = {
     "pairwise_dist, reference": pairwise("pairwise_dist", "reference"),
     "pairwise_exterior_angle, reference": pairwise("pairwise_exterior_angle", "reference"),
     **{f"contrastive_loss, {s}": contrastive(s) for s in ("angle", "distance", "cosine")},
-    **{f"pairwise_topk, {s}": topk(s) for s in ("dist", "exterior_angle", "inner")},
+    **{f"pairwise_topk, {s}": topk(s) for s in ("distance", "angle", "inner")},
     "LorentzMLR": class_logits,
     "einstein_midpoint": lambda x, y, c: ops.einstein_midpoint(torch.cat([x, y]), curv=c),
     "frechet_mean": lambda x, y, c: ops.frechet_mean(torch.cat([x, y]), curv=c),
     "centroid_loss": lambda x, y, c: losses.centroid_loss(
-        x, y, c, text_radius=0.5, image_radius=1.0
+        text=x, image=y, curv=c, text_radius=0.5, image_radius=1.0
     ),
     "entailment_loss": lambda x, y, c: losses.entailment_loss(x, y, c, min_radius=0.1),
 }

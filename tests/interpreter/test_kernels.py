@@ -7,7 +7,7 @@ from condition import gradient_errors, value_error
 from contrastive_calls import SIMILARITIES, compare
 from hypothesis import assume, given, note
 from hypothesis import strategies as st
-from pairwise_calls import BOUND, PAIRWISE, custom_ops, in_a_crowd, measurable, points
+from pairwise_calls import BOUND, OP_OF, PAIRWISE, custom_ops, in_a_crowd, measurable, points
 from strategies import CASES
 
 from lorentzkit import ops
@@ -149,18 +149,19 @@ def test_half_precision_is_computed_in_float32(dtype):
 # --- Top-k ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.few(score="dist", k=1)
-@pytest.mark.parametrize("score", ["dist", "exterior_angle", "inner"])
+@pytest.mark.few(similarity="distance", k=1)
+@pytest.mark.parametrize("similarity", OP_OF)
 @pytest.mark.parametrize(("k", "largest", "N"), [(1, False, 9), (10, True, 37)])
-def test_topk_is_that_of_the_matrix(score, k, largest, N, monkeypatch):
+def test_topk_is_that_of_the_matrix(similarity, k, largest, N, monkeypatch):
     """Of the two programs of a row of tiles, one goes through two tiles and merges them."""
     monkeypatch.setattr(launch, "PROGRAMS", 2 if CONFIGS["topk"][0].rows >= N else 4)
     x, y = (points(n, 40, torch.float32, seed=s).to(DEVICE) for n, s in ((N, 0), (150, 1)))
     y[100] = y[7]
-    expected = PAIRWISE[score](x.double(), y.double(), 0.5).topk(k, largest=largest)
-    values, indices = ops.pairwise_topk(x, y, k, 0.5, score=score, largest=largest, impl="triton")
+    expected = PAIRWISE[OP_OF[similarity]](x.double(), y.double(), 0.5).topk(k, largest=largest)
+    how = {"k": k, "similarity": similarity, "largest": largest}
+    values, indices = ops.pairwise_topk(x, y, 0.5, **how, impl="triton")
     torch.testing.assert_close(values.double(), expected.values, rtol=1e-6, atol=1e-6)
-    chosen = PAIRWISE[score](x.double(), y.double(), 0.5).gather(1, indices)
+    chosen = PAIRWISE[OP_OF[similarity]](x.double(), y.double(), 0.5).gather(1, indices)
     torch.testing.assert_close(chosen, expected.values, rtol=1e-6, atol=1e-6)
     assert all(len(set(row)) == k for row in indices.tolist())
 
@@ -168,8 +169,8 @@ def test_topk_is_that_of_the_matrix(score, k, largest, N, monkeypatch):
 def test_topk_of_more_than_registers_hold():
     x, y = clouds(3, 200, 20)
     with pytest.raises(ValueError, match="selects at most k = 128, got 129; use impl='streaming'"):
-        ops.pairwise_topk(x, y, 129, impl="triton")
-    assert ops.pairwise_topk(x, y, 129)[0].shape == (3, 129)  # "auto" finds the one that can
+        ops.pairwise_topk(x, y, k=129, impl="triton")
+    assert ops.pairwise_topk(x, y, k=129)[0].shape == (3, 129)  # "auto" finds the one that can
 
 
 # --- Contrastive loss -----------------------------------------------------------------------------

@@ -23,6 +23,11 @@ def inputs(N=6, B=7, dtype=torch.float64, seed=0):
     return [t.to(dtype).requires_grad_() for t in (*four, *scalars)]
 
 
+def called(objective, arguments, **more):
+    """With arguments in the order of NAMES."""
+    return objective(**dict(zip(NAMES, arguments, strict=True)), **more)
+
+
 # --- The paper's formulas, one pair and one anchor at a time --------------------------------------
 
 
@@ -87,7 +92,7 @@ def test_it_is_the_papers_sum(labels, weights):
     objective = HyCoCLIPLoss(
         entailment_weight=gamma, inter_aperture_scale=inter, intra_aperture_scale=intra
     )
-    total, parts = objective(*arguments, box_of=BOX_OF, targets=labels)
+    total, parts = called(objective, arguments, box_of=BOX_OF, targets=labels)
     expected = paper(*arguments, BOX_OF.tolist(), labels, weights)
     torch.testing.assert_close((total, *parts.values()), expected, rtol=1e-12, atol=1e-13)
     assert list(parts) == ["contrastive", "entailment"]
@@ -100,14 +105,14 @@ def test_it_is_the_papers_sum(labels, weights):
 
 def test_the_defaults_are_the_papers():
     arguments = inputs()
-    total, _ = HyCoCLIPLoss()(*arguments, box_of=BOX_OF)
+    total, _ = called(HyCoCLIPLoss(), arguments, box_of=BOX_OF)
     torch.testing.assert_close(total, paper(*arguments, BOX_OF.tolist())[0], rtol=1e-12, atol=0)
 
 
 def test_one_box_for_each_pair_needs_no_index():
     arguments = inputs(B=6)
-    found = HyCoCLIPLoss()(*arguments)
-    given = HyCoCLIPLoss()(*arguments, box_of=torch.arange(6))
+    found = called(HyCoCLIPLoss(), arguments)
+    given = called(HyCoCLIPLoss(), arguments, box_of=torch.arange(6))
     torch.testing.assert_close(found, given, rtol=0, atol=0)
     torch.testing.assert_close(found[0], paper(*arguments, range(6))[0], rtol=1e-12, atol=0)
 
@@ -116,17 +121,17 @@ def test_one_box_for_each_pair_needs_no_index():
 def test_gradients_are_finite_differences():
     arguments = inputs()
     assert torch.autograd.gradcheck(
-        lambda *some: HyCoCLIPLoss()(*some, box_of=BOX_OF)[0], arguments, eps=1e-6, atol=1e-7
+        lambda *some: called(HyCoCLIPLoss(), some, box_of=BOX_OF)[0], arguments, eps=1e-6, atol=1e-7
     )
 
 
 def test_float32_and_half_precision():
     """Features of half precision are computed as float32 ones, with finite gradients."""
-    exact, _ = HyCoCLIPLoss()(*inputs(), box_of=BOX_OF)
-    single, _ = HyCoCLIPLoss()(*inputs(dtype=torch.float32), box_of=BOX_OF)
+    exact, _ = called(HyCoCLIPLoss(), inputs(), box_of=BOX_OF)
+    single, _ = called(HyCoCLIPLoss(), inputs(dtype=torch.float32), box_of=BOX_OF)
     torch.testing.assert_close(single.double(), exact, rtol=1e-5, atol=0)
     half = [t.detach().bfloat16().requires_grad_() for t in inputs()]
-    total, parts = HyCoCLIPLoss()(*half, box_of=BOX_OF)
+    total, parts = called(HyCoCLIPLoss(), half, box_of=BOX_OF)
     assert {t.dtype for t in (total, *parts.values())} == {torch.float32}
     assert all(g.isfinite().all() for g in torch.autograd.grad(total, half))
 
@@ -137,15 +142,15 @@ def test_float32_and_half_precision():
 def test_the_order_of_boxes_does_not_matter():
     text, image, *boxes, curv, scale = inputs()
     order = torch.tensor([3, 0, 6, 1, 5, 2, 4])
-    total, _ = HyCoCLIPLoss()(text, image, *boxes, curv, scale, box_of=BOX_OF)
+    total, _ = called(HyCoCLIPLoss(), [text, image, *boxes, curv, scale], box_of=BOX_OF)
     moved = [z[order] for z in boxes]
-    other, _ = HyCoCLIPLoss()(text, image, *moved, curv, scale, box_of=BOX_OF[order])
+    other, _ = called(HyCoCLIPLoss(), [text, image, *moved, curv, scale], box_of=BOX_OF[order])
     torch.testing.assert_close(total, other)
 
 
 def test_without_boxes_their_terms_are_0():
     arguments = inputs(B=0)
-    total, parts = HyCoCLIPLoss()(*arguments, box_of=torch.empty(0, dtype=torch.long))
+    total, parts = called(HyCoCLIPLoss(), arguments, box_of=torch.empty(0, dtype=torch.long))
     text, image, _, _, curv, scale = arguments
     wholes = contrastive_loss(text, image, curv, scale, similarity="distance")
     torch.testing.assert_close(parts["contrastive"], wholes / 2)
@@ -157,7 +162,8 @@ def test_without_boxes_their_terms_are_0():
 def test_invariant_under_rotations():
     def both(x, y):  # wholes and boxes of a modality are one cloud
         (text, box_text), (image, box_image) = x.split([6, 7]), y.split([6, 7])
-        return HyCoCLIPLoss()(text, image, box_text, box_image, CURV, SCALE, box_of=BOX_OF)[0]
+        arguments = text, image, box_text, box_image, CURV, SCALE
+        return called(HyCoCLIPLoss(), arguments, box_of=BOX_OF)[0]
 
     how = {"rtol": 1e-10, "atol": 1e-12, "curv": CURV, "seed": 3}
     assert_lorentz_invariant(both, points(13, D), points(13, D, seed=1), rotations_only=True, **how)
@@ -174,10 +180,8 @@ def spread(rank, size, labelled, numbers):
     owner = torch.repeat_interleave(torch.arange(size), torch.tensor(numbers))
     labels = torch.arange(N * size) % (2 * size + 1) if labelled else None
     whole = HyCoCLIPLoss()
-    total, parts = whole(
-        text, image, *boxes, curv, scale, box_of=box_of + N * owner, targets=labels
-    )
     everything = [text, image, *boxes, curv, scale]
+    total, parts = called(whole, everything, box_of=box_of + N * owner, targets=labels)
     expected = torch.autograd.grad(total, everything)
 
     rows, own = slice(rank * N, (rank + 1) * N), owner == rank
@@ -185,7 +189,7 @@ def spread(rank, size, labelled, numbers):
     mine = [z.detach()[of].requires_grad_() for z, of in zip(everything, at, strict=False)]
     objective = copy.deepcopy(HyCoCLIPLoss(group=dist.group.WORLD))
     how = {"box_of": box_of[own], "targets": None if labels is None else labels[rows]}
-    loss, own_parts = objective(*mine, curv, scale, **how)
+    loss, own_parts = called(objective, [*mine, curv, scale], **how)
     gradients = [*torch.autograd.grad(loss, [*mine, curv, scale])]
     for value, of_whole in ((loss, total), *zip(own_parts.values(), parts.values(), strict=True)):
         value = value.detach()
@@ -211,7 +215,7 @@ def test_losses_and_gradients_are_those_of_one_process(labelled, numbers):
 def one_is_wrong(rank):
     arguments = inputs(B=6 + rank)
     with pytest.raises(ValueError, match=r"rank 1: box_of: None gives each of 6 pairs one box"):
-        HyCoCLIPLoss(group=dist.group.WORLD)(*arguments)
+        called(HyCoCLIPLoss(group=dist.group.WORLD), arguments)
 
 
 @pytest.mark.thorough
@@ -222,7 +226,7 @@ def test_a_bad_argument_of_one_process_raises_on_every_process():
 # --- Arguments ------------------------------------------------------------------------------------
 
 
-def called(box_of=BOX_OF, targets=None, **points_):
+def with_(box_of=BOX_OF, targets=None, **points_):
     given = dict(zip(NAMES, inputs(), strict=True)) | points_
     return HyCoCLIPLoss()(**given, box_of=box_of, targets=targets)
 
@@ -235,17 +239,17 @@ def called(box_of=BOX_OF, targets=None, **points_):
         (lambda: HyCoCLIPLoss(intra_aperture_scale=-1), "intra_aperture_scale: expected a positi"),
         (lambda: HyCoCLIPLoss(min_radius=0.0), "min_radius: expected a positive"),
         (lambda: HyCoCLIPLoss(impl="fast"), "impl: expected"),
-        (lambda: called(box_of=None), r"box_of: None gives .* there are 7 boxes; give the pair"),
-        (lambda: called(BOX_OF + 2), r"box_of: expected pairs from 0 to 5, got 2 to 6"),
-        (lambda: called(BOX_OF - 1), r"box_of: expected pairs from 0 to 5, got -1 to 3"),
-        (lambda: called(BOX_OF[:3]), r"box_of: .* of shape \(7,\), got torch.int64 of shape \(3,"),
-        (lambda: called(BOX_OF.float()), r"box_of: .* integers .* got torch.float32"),
-        (lambda: called([2, 0]), r"box_of: .* integers of shape \(7,\), got list"),
-        (lambda: called(targets=BOX_OF), r"targets: expected labels, integers of shape \(6,\)"),
-        (lambda: called(targets=2), r"targets: expected labels, .* got int"),
-        (lambda: called(image=points(5, D)), r"text\[i\] belongs to image\[i\]"),
-        (lambda: called(box_text=points(5, D)), r"box_text\[k\] to box_image\[k\], got shapes"),
-        (lambda: called(box_text=points(7, D + 1)), "expected one trailing size D"),
+        (lambda: with_(box_of=None), r"box_of: None gives .* there are 7 boxes; give the pair"),
+        (lambda: with_(BOX_OF + 2), r"box_of: expected pairs from 0 to 5, got 2 to 6"),
+        (lambda: with_(BOX_OF - 1), r"box_of: expected pairs from 0 to 5, got -1 to 3"),
+        (lambda: with_(BOX_OF[:3]), r"box_of: .* of shape \(7,\), got torch.int64 of shape \(3,"),
+        (lambda: with_(BOX_OF.float()), r"box_of: .* integers .* got torch.float32"),
+        (lambda: with_([2, 0]), r"box_of: .* integers of shape \(7,\), got list"),
+        (lambda: with_(targets=BOX_OF), r"targets: expected labels, integers of shape \(6,\)"),
+        (lambda: with_(targets=2), r"targets: expected labels, .* got int"),
+        (lambda: with_(image=points(5, D)), r"text\[i\] belongs to image\[i\]"),
+        (lambda: with_(box_text=points(5, D)), r"box_text\[k\] to box_image\[k\], got shapes"),
+        (lambda: with_(box_text=points(7, D + 1)), "expected one trailing size D"),
     ],
 )
 def test_errors_name_the_argument(call, message):

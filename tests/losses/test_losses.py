@@ -12,6 +12,7 @@ from pairwise_calls import points
 from lorentzkit.losses import (
     ATMGLoss,
     CLIPLoss,
+    HyCoCLIPLoss,
     MERULoss,
     centroid_loss,
     contrastive_loss,
@@ -26,6 +27,12 @@ OBJECTIVES = {
     "meru": MERULoss(),
     "atmg": ATMGLoss(centroid_weight=0.3, **RADII),
 }
+
+
+def called(objective, x, y, curv=0.7, scale=5.0, targets=None):
+    return objective(text=x, image=y, curv=curv, logit_scale=scale, targets=targets)
+
+
 # Every loss as a function of two clouds, and whether boosts, too, leave it alone.
 LOSSES = {
     **{
@@ -33,8 +40,8 @@ LOSSES = {
         for s in SIMILARITIES
     },
     "entailment": (lambda x, y: entailment_loss(x, y, 0.7), False),
-    "centroid": (lambda x, y: centroid_loss(x, y, 0.7, **RADII), False),
-    **{n: (lambda x, y, o=o: o(x, y, 0.7, 5.0)[0], False) for n, o in OBJECTIVES.items()},
+    "centroid": (lambda x, y: centroid_loss(text=x, image=y, curv=0.7, **RADII), False),
+    **{n: (lambda x, y, o=o: called(o, x, y)[0], False) for n, o in OBJECTIVES.items()},
 }
 every_loss = pytest.mark.parametrize(("loss", "boosts"), LOSSES.values(), ids=LOSSES)
 seeds = st.integers(0, 2**32 - 1)
@@ -149,7 +156,7 @@ def test_the_centroids_of_a_small_case():
             oracle.dist0(oracle.einstein_midpoint(mpf_points(z), weights, c), c) for z in (X, Y)
         ]
         exact = abs(radii[0] - mpmath.mpf(0.6)) + abs(radii[1] - mpmath.mpf(1.3))
-    loss = centroid_loss(in_float64(X), in_float64(Y), 0.7, **RADII)
+    loss = centroid_loss(text=in_float64(X), image=in_float64(Y), curv=0.7, **RADII)
     assert loss.item() == pytest.approx(float(exact), rel=1e-13)
 
 
@@ -162,7 +169,7 @@ def test_the_objectives_are_the_sums_of_their_papers():
         for s in ("cosine", "distance", "angle")
     )
     inside = entailment_loss(x, y, 0.7, min_radius=0.2, aperture_scale=0.9)
-    placed = centroid_loss(x, y, 0.7, **RADII)
+    placed = centroid_loss(text=x, image=y, curv=0.7, **RADII)
     meru = MERULoss(entailment_weight=0.4, min_radius=0.2, aperture_scale=0.9)
     atmg = ATMGLoss(centroid_weight=0.3, **RADII)
     for objective, total, parts in (
@@ -170,11 +177,11 @@ def test_the_objectives_are_the_sums_of_their_papers():
         (meru, distance + 0.4 * inside, {"contrastive": distance, "entailment": inside}),
         (atmg, angle + 0.3 * placed, {"contrastive": angle, "centroid": placed}),
     ):
-        torch.testing.assert_close(objective(x, y, 0.7, 5.0, labels), (total, parts))
+        torch.testing.assert_close(called(objective, x, y, targets=labels), (total, parts))
     x, y = x.float(), y.float()
     medium = contrastive_loss(x, y, 1.0, 5.0, similarity="cosine", precision="medium")
-    assert torch.equal(CLIPLoss(precision="medium")(x, y, 1.0, 5.0)[0], medium)
-    assert not torch.equal(CLIPLoss()(x, y, 1.0, 5.0)[0], medium)
+    assert torch.equal(called(CLIPLoss(precision="medium"), x, y)[0], medium)
+    assert not torch.equal(called(CLIPLoss(), x, y)[0], medium)
 
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
@@ -282,7 +289,7 @@ def test_mixed_precision(objective, dtype):
         with torch.autocast("cpu", dtype):
             features = model.text(text)
             *embedded, curv, scale = model(text, image)
-            total, parts = objective(*embedded, curv, scale)
+            total, parts = called(objective, *embedded, curv, scale)
         assert features.dtype == dtype
         assert {t.dtype for t in (*embedded, total, *parts.values())} == {torch.float32}
         optimizer.zero_grad()
@@ -299,6 +306,20 @@ def test_mixed_precision(objective, dtype):
 # --- Arguments ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("objective", [*OBJECTIVES.values(), HyCoCLIPLoss()], ids=repr)
+def test_texts_and_images_are_named(objective):
+    """In whichever order code has them; by place, an order could be wrong and train on."""
+    x, y = points(4, 20), points(4, 20, seed=1)
+    boxes = {"box_text": x, "box_image": y} if isinstance(objective, HyCoCLIPLoss) else {}
+    given = {"text": x, "image": y, "curv": 0.7, "logit_scale": 5.0} | boxes
+    backwards = dict(reversed(given.items()))
+    torch.testing.assert_close(objective(**given), objective(**backwards), rtol=0, atol=0)
+    with pytest.raises(TypeError, match="positional"):
+        objective(*given.values())
+    with pytest.raises(TypeError, match="positional"):
+        centroid_loss(x, y, 0.7, **RADII)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -307,7 +328,7 @@ def test_mixed_precision(objective, dtype):
         (lambda: MERULoss(min_radius=0.0), "min_radius: expected"),
         (lambda: MERULoss(aperture_scale=-1.0), "aperture_scale: expected"),
         (
-            lambda: MERULoss()(torch.ones(1, 2), torch.ones(3, 2), 1.0, 1.0, targets=2),
+            lambda: called(MERULoss(), torch.ones(1, 2), torch.ones(3, 2), targets=2),
             "as many of each",
         ),
         (lambda: ATMGLoss(centroid_weight=-1.0, **RADII), "centroid_weight: expected"),
@@ -317,18 +338,23 @@ def test_mixed_precision(objective, dtype):
         ),
         (
             lambda: centroid_loss(
-                torch.ones(2, 2), torch.ones(2, 2), text_radius=1.0, image_radius=1.0
+                text=torch.ones(2, 2), image=torch.ones(2, 2), text_radius=1.0, image_radius=1.0
             ),
             "0 < text_radius < image_radius",
         ),
         (
             lambda: centroid_loss(
-                torch.ones(2, 2), torch.ones(2, 2), text_radius=1.0, image_radius=float("inf")
+                text=torch.ones(2, 2),
+                image=torch.ones(2, 2),
+                text_radius=1.0,
+                image_radius=float("inf"),
             ),
             "0 < text_radius < image_radius",
         ),
         (
-            lambda: centroid_loss(torch.ones(2, 2), torch.ones(2, 2), torch.ones(2), **RADII),
+            lambda: centroid_loss(
+                text=torch.ones(2, 2), image=torch.ones(2, 2), curv=torch.ones(2), **RADII
+            ),
             "curv: expected one number",
         ),
         (lambda: entailment_loss(torch.ones(0, 2), torch.ones(0, 2)), "at least one pair"),

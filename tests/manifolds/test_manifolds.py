@@ -91,7 +91,7 @@ def test_a_step_has_the_derivatives_of_its_ops():
 def test_the_square_of_a_length_is_the_inner_product_with_itself(dtype):
     x, u = (t.to(dtype).requires_grad_() for t in far_points(2, 4))
     manifold = Lorentz(0.7, learnable=True)
-    leaves = [x, u, manifold.log_curv]
+    leaves = [x, u, manifold.curvature.log_curv]
     square, product = manifold.inner(x, u), manifold.inner(x, u, u.view_as(u))
     torch.testing.assert_close(square, product)
     torch.testing.assert_close(
@@ -181,6 +181,107 @@ def test_points_beyond_the_range_are_not_on_the_manifold(dtype):
     last = ops.expmap0(u, 0.7)  # at max_radius
     assert manifold.check_point_on_manifold(last)
     assert not manifold.check_point_on_manifold(1.01 * last)
+
+
+def test_an_op_is_a_method_but_for_inner():
+    """With geoopt's meaning where it has one, and at the curvature of the manifold."""
+    manifold, (x, y) = Lorentz(0.7), far_points(2, 3)
+    for op in set(ops.__all__) - {"inner", "max_radius", "drop_time"}:
+        assert callable(getattr(manifold, op))
+    assert torch.equal(manifold.exterior_angle(x, y), ops.exterior_angle(x, y, 0.7))
+    assert torch.equal(manifold.inner(x, y), ops.tangent_inner(x, y, y, 0.7))
+    points = torch.stack([x, y])
+    assert torch.equal(manifold.frechet_mean(points), ops.frechet_mean(points, curv=0.7))
+
+
+def test_scaled_inherited_ops():
+    """Lengths are scaled, what a scale does not change is not, and what would be wrong raises."""
+    manifold, points = Lorentz(0.7), far_points(4, 3)
+    scaled = geoopt.Scaled(manifold, 2.0)
+    torch.testing.assert_close(scaled.dist0(points), 2 * manifold.dist0(points))
+    torch.testing.assert_close(
+        scaled.pairwise_dist(points, points), 2 * manifold.pairwise_dist(points, points)
+    )
+    torch.testing.assert_close(scaled.expmap0(scaled.logmap0(points)), points)
+    assert torch.equal(scaled.frechet_mean(points), manifold.frechet_mean(points))
+    with pytest.raises(NotImplementedError):
+        scaled.pairwise_topk(points, points, k=1)
+
+
+@pytest.mark.parametrize("learnable", [False, True])
+def test_several_curvatures_are_refused(learnable):
+    with pytest.raises(ValueError, match=r"curv: expected one number, got shape \(2,\).*for each"):
+        Lorentz(torch.tensor([1.0, 2.0]), learnable)
+    assert Lorentz(torch.tensor([2.0]), learnable).curv.shape == ()
+
+
+def test_a_learned_curvature_stays_within_bounds():
+    manifold = Lorentz(2.0, learnable=True, bounds=(0.5, 3.0))
+    assert float(manifold.curv.detach()) == pytest.approx(2, rel=1e-15)
+    for log, bound in ((-9.0, 1.0), (9.0, 6.0)):
+        torch.nn.init.constant_(manifold.curvature.log_curv, log)
+        assert float(manifold.curv.detach()) == pytest.approx(bound)
+    fresh = Lorentz(learnable=True)
+    fresh.load_state_dict(manifold.state_dict())
+    assert float(fresh.curv.detach()) == pytest.approx(6)
+
+
+def test_checkpoints_of_0_1_are_loaded():
+    """Whose names were `_curv` and `log_curv`, without dimensions and without bounds."""
+    value = torch.tensor(3.0, dtype=F64)
+    for manifold, old in (
+        (Lorentz(), {"_curv": value}),
+        (Lorentz(learnable=True), {"log_curv": value.log()}),
+    ):
+        model = torch.nn.ModuleDict({"manifold": manifold})
+        model.load_state_dict({f"manifold.{name}": x for name, x in old.items()})
+        assert float(manifold.curv.detach()) == pytest.approx(3, rel=1e-15)
+    with pytest.raises(RuntimeError, match=r"log_curv: .*got that of 30.*bounds"):
+        Lorentz(learnable=True).load_state_dict({"log_curv": (10 * value).log()})
+
+
+def test_an_expanded_normal_is_the_same_for_each():
+    torch.manual_seed(0)
+    normal = WrappedNormal(Lorentz(0.7), far_points(4, 3), 0.5)
+    expanded = normal.expand((2, 4))
+    assert expanded.batch_shape == (2, 4)
+    assert expanded.event_shape == (3,)
+    x = expanded.rsample((7,))
+    assert x.shape == (7, 2, 4, 3)
+    assert torch.equal(expanded.log_prob(x), normal.log_prob(x))
+    assert torch.equal(expanded.mean[1], normal.mean)
+    independent = torch.distributions.Independent(normal, 1).expand((5,))
+    assert independent.log_prob(x[:, 0][:5]).shape == (5,)
+
+
+def test_the_mean_of_a_normal_is_the_frechet_mean_of_its_samples():
+    torch.manual_seed(0)
+    mean = far_points(1, 3)[0]
+    normal = WrappedNormal(Lorentz(0.7), mean, torch.tensor([0.2, 0.4, 0.6], dtype=F64))
+    assert torch.equal(normal.mean, mean)
+    n = 20_000
+    found = ops.frechet_mean(normal.sample((n,)), curv=0.7)
+    assert ops.dist(found, mean, 0.7) < 4 * math.sqrt(0.56 / n)
+
+
+def test_what_a_normal_does_not_have_says_so():
+    normal = WrappedNormal(Lorentz(), torch.zeros(3))
+    with pytest.raises(NotImplementedError, match=r"kl_divergence: .*no closed form.*log_prob"):
+        torch.distributions.kl_divergence(normal, normal)
+    with pytest.raises(NotImplementedError, match=r"variance: .*std"):
+        normal.stddev  # noqa: B018
+
+
+def test_samples_that_do_not_fit_are_not_moved_in_silence(recwarn):
+    """As of 2,048 dimensions in float32, whose vectors are 45 long."""
+    manifold = Lorentz(1.0)
+    for wide, how in ((2048, {"std": 2048**-0.5}), (2048, {"dtype": F64}), (3, {})):
+        manifold.random(200, wide, **how)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=r"std: 200 of 200 samples lay beyond max_radius.*= 40"):
+        manifold.random(200, 2048)
+    with pytest.warns(UserWarning, match="of 50 samples"):
+        WrappedNormal(Lorentz(4.0), torch.ones(30), 5.0).rsample((50,))
 
 
 def test_a_learnable_curvature_is_shown_without_a_warning(recwarn):

@@ -48,8 +48,9 @@ def test_copied_pickled_and_loaded_it_is_the_same(make, args):
 
 def test_the_state_dict_does_not_depend_on_what_is_learned():
     assert Curvature().state_dict().keys() == Curvature(learnable=False).state_dict().keys()
-    assert set(Curvature().state_dict()) == set(LogitScale().state_dict()) == {"log"}
-    assert set(Lift(3).state_dict()) == {"scale.log"}
+    assert set(Curvature().state_dict()) == {"log_curv", "_extra_state"}
+    assert set(LogitScale().state_dict()) == {"log_scale", "_extra_state"}
+    assert set(Lift(3).state_dict()) == {"scale.log_scale", "scale._extra_state"}
     assert set(LorentzMLR(3, 2).state_dict()) == {"weight", "offset"}
 
 
@@ -96,6 +97,85 @@ def test_compiled_and_functional(make, args):
             torch.testing.assert_close(gradients[name], by)
 
 
+@every_module
+def test_made_on_the_meta_device_and_reset(make, args):
+    """It is as made here: FSDP, transformers and accelerate do so with whole models."""
+    with torch.device("meta"):
+        module = make()
+    assert all(p.is_meta for p in module.parameters())
+    module = module.to_empty(device="cpu")
+    for parameter in module.parameters():
+        parameter.data.fill_(torch.nan)
+    torch.manual_seed(0)
+    module.reset_parameters()
+    torch.manual_seed(0)
+    expected = make()
+    for (name, a), (_, b) in zip(
+        module.named_parameters(), expected.named_parameters(), strict=True
+    ):
+        assert torch.equal(a, b), name
+        assert a.requires_grad == b.requires_grad
+    here = [torch.as_tensor(a) for a in args]
+    assert torch.equal(module(*here), expected(*here))
+
+
+# --- State ----------------------------------------------------------------------------------------
+
+
+def test_a_learned_number_is_loaded_with_its_bounds():
+    """One learned as 0.02 was loaded as 0.1, the least of a curvature that starts at 1."""
+    learned = Curvature(0.1)
+    learned.log_curv.data.fill_(0.02).log_()
+    loaded = Curvature()
+    loaded.load_state_dict(learned.state_dict())
+    assert loaded().item() == pytest.approx(0.02, rel=1e-6)
+    assert (loaded.lower, loaded.upper) == (learned.lower, learned.upper)
+    loaded.log_curv.data.fill_(99.0)
+    assert loaded() == learned.upper
+    scale = LogitScale()
+    scale.load_state_dict(LogitScale(500.0, max=1000.0).state_dict())
+    assert scale().item() == pytest.approx(500, rel=1e-6)
+
+
+def of_0_1(module):
+    """The state dict as lorentzkit 0.1 wrote it."""
+    return {
+        name.replace("log_curv", "log").replace("log_scale", "log"): value
+        for name, value in module.state_dict().items()
+        if not name.endswith("_extra_state")
+    }
+
+
+@every_module
+@pytest.mark.parametrize("assign", [False, True])
+def test_checkpoints_of_0_1_are_loaded(make, args, assign):
+    module, fresh = make(), torch.nn.ModuleDict({"part": make()})
+    for parameter in module.parameters():
+        parameter.data.sub_(0.3)
+    state = {f"part.{name}": value for name, value in of_0_1(module).items()}
+    fresh.load_state_dict(state, assign=assign)
+    assert torch.equal(fresh["part"](*args), module(*args))
+
+
+def test_a_checkpoint_of_0_1_from_other_bounds_is_refused():
+    """But not what momentum had carried a little beyond a bound, where the number is the bound."""
+    learned, loaded = Curvature(0.1), Curvature()
+    learned.log_curv.data.fill_(0.02).log_()
+    with pytest.raises(RuntimeError, match=r"log_curv: .*in \[0.1, 10\], got that of 0.02.*bounds"):
+        loaded.load_state_dict(of_0_1(learned))
+    with pytest.raises(RuntimeError, match=r"0.scale.log_scale: .* got that of 2"):
+        torch.nn.Sequential(Lift(4)).load_state_dict({"0.scale.log": torch.tensor([2.0]).log()})
+    learned.log_curv.data.fill_(0.097).log_()
+    loaded.load_state_dict(of_0_1(learned))
+    assert loaded().item() == pytest.approx(0.1)
+
+
+def test_what_is_missing_or_unknown_is_named():
+    report = Curvature().load_state_dict({"other": torch.zeros(1)}, strict=False)
+    assert report.missing_keys == ["log_curv"]
+    assert report.unexpected_keys == ["other"]
+
+
 # --- Positive numbers -----------------------------------------------------------------------------
 
 
@@ -110,17 +190,18 @@ def test_compiled_and_functional(make, args):
 )
 def test_within_bounds_and_back_inside(module, lower, upper):
     """A step that leads outside changes nothing, one that leads back inside does."""
+    (log,) = module.parameters()
     for bound, outward in ((lower, 1.0), (upper, -1.0)):
         if bound is None:
             continue
         with torch.no_grad():
-            module.log.fill_(bound).log_().sub_(outward)  # e-fold beyond
+            log.fill_(bound).log_().sub_(outward)  # e-fold beyond
         value = module()
         assert value.shape == ()
         assert value.item() == pytest.approx(bound, rel=1e-6)
-        (by,) = torch.autograd.grad(outward * module(), module.log)
+        (by,) = torch.autograd.grad(outward * module(), log)
         assert by.item() == 0
-        (by,) = torch.autograd.grad(-outward * module(), module.log)
+        (by,) = torch.autograd.grad(-outward * module(), log)
         assert by.item() * -outward > 0
 
 
@@ -129,19 +210,19 @@ def test_within_bounds_and_back_inside(module, lower, upper):
 def test_every_curvature_within_bounds_is_one_of_the_ops(init, log):
     """Though the logarithm of a bound is rounded, and points are of another dtype."""
     curvature = Curvature(init)
-    curvature.log.data.fill_(log)
+    curvature.log_curv.data.fill_(log)
     bounds = torch.tensor([curvature.lower, curvature.upper])
     assert bounds[0] <= curvature() <= bounds[1]
     for dtype in (torch.float32, torch.float64):
         assert ops.dist0(torch.ones(1, 2, dtype=dtype), curvature()).isfinite()
     scale = LogitScale(max=100.0)
-    scale.log.data.fill_(99.0)
+    scale.log_scale.data.fill_(99.0)
     assert scale() <= 100
 
 
 def test_at_the_bound_itself_nothing_leads_outside():
     scale = Lift(1).scale  # starts at its bound
-    assert [torch.autograd.grad(s * scale(), scale.log)[0].item() for s in (-1, 1)] == [0, 1]
+    assert [torch.autograd.grad(s * scale(), scale.log_scale)[0].item() for s in (-1, 1)] == [0, 1]
 
 
 def test_logits_of_no_points():
@@ -173,7 +254,7 @@ def test_lift_is_the_exponential_map_of_scaled_features():
     v = torch.randn(5, 64, dtype=torch.float64)
     lift = Lift(64).double()
     torch.testing.assert_close(lift(v, 0.7), ops.expmap0(v / 8, 0.7))
-    lift.scale.log.data.fill_(3.0)
+    lift.scale.log_scale.data.fill_(3.0)
     torch.testing.assert_close(lift(v, 0.7), ops.expmap0(v, 0.7))
 
 

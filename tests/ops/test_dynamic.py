@@ -34,7 +34,7 @@ def pair(count):
 
 
 def topk(x, y):
-    return ops.pairwise_topk(x, y, 3)[0]
+    return ops.pairwise_topk(x, y, k=3)[0]
 
 
 def loss(similarity):

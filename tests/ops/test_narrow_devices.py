@@ -5,6 +5,7 @@ calls frexp, raises. And where float32 numbers have no wider type, the ops are a
 """
 
 import sys
+from functools import partial
 
 import geoopt
 import pytest
@@ -100,7 +101,7 @@ def test_where_the_library_takes_the_device_for_another_it_raises(monkeypatch, c
     monkeypatch.setattr(special, "_get_current_dispatch_mode", lambda: None)
     function = {
         "elementwise": ops.dist,
-        "pairwise": lambda x, y: ops.pairwise_topk(x, y, 2)[0],
+        "pairwise": lambda x, y: ops.pairwise_topk(x, y, k=2)[0],
         "mean": lambda x, y: ops.einstein_midpoint(x) + ops.einstein_midpoint(y),
     }[call]
     x, y = points(), points(seed=1)
@@ -150,10 +151,15 @@ def test_all_pairs(narrow, impl, op, D, dtype):
     run(narrow, lambda x, y: pairwise(x, y, CURV, impl=impl), x, y)
 
 
-@pytest.mark.parametrize("score", ["dist", "exterior_angle", "inner"])
-def test_the_nearest(narrow, score):
+@pytest.mark.parametrize("similarity", ["distance", "angle", "inner"])
+def test_the_nearest(narrow, similarity):
     x, y, curv = points(), points(40, seed=1), torch.tensor(CURV, requires_grad=True)
-    run(narrow, lambda x, y, c: ops.pairwise_topk(x, y, 3, c, score=score), x, y, curv)
+    how = {"k": 3, "similarity": similarity}
+    run(narrow, lambda x, y, c: ops.pairwise_topk(x, y, c, **how), x, y, curv)
+
+
+def total(objective, x, y, c, s, **boxes):
+    return objective(text=x, image=y, curv=c, logit_scale=s, **boxes)[0]
 
 
 LOSSES = {
@@ -167,25 +173,26 @@ LOSSES = {
     "labels": lambda x, y, c, s: losses.contrastive_loss(
         x, y, c, s, targets=torch.tensor([0, 0, 1, 2, 2]), reduction="none"
     ),
-    "clip": lambda *args: losses.CLIPLoss()(*args)[0],
-    "meru": lambda *args: losses.MERULoss()(*args)[0],
-    "atmg": lambda *args: losses.ATMGLoss(text_radius=0.5, image_radius=1.0, centroid_weight=0.1)(
-        *args
-    )[0],
-    "hycoclip": lambda x, y, c, s: losses.HyCoCLIPLoss()(x, y, x.roll(1, 0), y.roll(1, 0), c, s)[0],
-    "hycoclip, boxes of some pairs": lambda x, y, c, s: losses.HyCoCLIPLoss()(
+    "clip": partial(total, losses.CLIPLoss()),
+    "meru": partial(total, losses.MERULoss()),
+    "atmg": partial(total, losses.ATMGLoss(text_radius=0.5, image_radius=1.0, centroid_weight=0.1)),
+    "hycoclip": lambda x, y, c, s: total(
+        losses.HyCoCLIPLoss(), x, y, c, s, box_text=x.roll(1, 0), box_image=y.roll(1, 0)
+    ),
+    "hycoclip, boxes of some pairs": lambda x, y, c, s: total(
+        losses.HyCoCLIPLoss(),
         x,
         y,
-        x[1:4],
-        y[1:4],
         c,
         s,
+        box_text=x[1:4],
+        box_image=y[1:4],
         box_of=torch.tensor([0, 0, 4]),
         targets=torch.tensor([0, 0, 1, 2, 2]),
-    )[0],
+    ),
     "entailment": lambda x, y, c, s: s * losses.entailment_loss(x, y, c),
     "centroid": lambda x, y, c, s: (
-        s * losses.centroid_loss(x, y, c, text_radius=0.5, image_radius=1.0)
+        s * losses.centroid_loss(text=x, image=y, curv=c, text_radius=0.5, image_radius=1.0)
     ),
 }
 
@@ -232,7 +239,7 @@ def test_the_manifold_moves_there(without_float64, learnable):
         model.to("cpu")
     assert model[0].curv.dtype == F32
     assert float(model[0].curv.detach()) == pytest.approx(0.7)
-    assert [name for name, _ in model.named_parameters()] == ["0.log_curv"] * learnable
+    assert [name for name, _ in model.named_parameters()] == ["0.curvature.log_curv"] * learnable
     model.load_state_dict(saved)
     assert float(model[0].curv.detach()) == pytest.approx(0.7)
 

@@ -7,7 +7,7 @@ import torch
 from condition import gradient_errors, value_error
 from hypothesis import assume, given, note
 from hypothesis import strategies as st
-from pairwise_calls import BOUND, PAIRWISE, Largest, in_a_crowd, measurable, points
+from pairwise_calls import BOUND, OP_OF, PAIRWISE, Largest, in_a_crowd, measurable, points
 from strategies import CASES
 
 from lorentzkit import ops
@@ -152,16 +152,16 @@ def test_lower_precision_is_that_of_points_moved_by_as_much(precision, bound):
 
 
 @pytest.mark.few(D=40)
-@pytest.mark.parametrize("score", ["dist", "exterior_angle", "inner"])
+@pytest.mark.parametrize("similarity", OP_OF)
 @pytest.mark.parametrize("largest", [False, True])
 @pytest.mark.parametrize("D", [3, 40])
-def test_topk_is_that_of_the_matrix(score, largest, D):
+def test_topk_is_that_of_the_matrix(similarity, largest, D):
     x, y = points(37, D), points(1500, D, seed=1)
-    matrix = PAIRWISE[score](x, y, 0.5)
+    matrix = PAIRWISE[OP_OF[similarity]](x, y, 0.5)
     expected = matrix.topk(10, largest=largest)
     for chunk in (None, 1, 7, 5000):
         values, indices = ops.pairwise_topk(
-            x, y, 10, 0.5, score=score, largest=largest, chunk=chunk
+            x, y, 0.5, k=10, similarity=similarity, largest=largest, chunk=chunk
         )
         torch.testing.assert_close(values, expected.values, rtol=1e-12, atol=1e-13)
         assert torch.equal(indices, expected.indices)
@@ -169,24 +169,22 @@ def test_topk_is_that_of_the_matrix(score, largest, D):
 
 def test_topk_of_all_and_of_ties():
     x = torch.zeros(2, 3)
-    values, indices = ops.pairwise_topk(x, torch.ones(4, 3), 4)
+    values, indices = ops.pairwise_topk(x, torch.ones(4, 3), k=4)
     torch.testing.assert_close(values, ops.dist(x[0], torch.ones(3)).expand(2, 4))
     assert all(row.sort().values.tolist() == [0, 1, 2, 3] for row in indices)
 
 
-@pytest.mark.parametrize("score", ["dist", "exterior_angle", "inner"])
+@pytest.mark.parametrize("similarity", OP_OF)
 @pytest.mark.parametrize("largest", [False, True])
-def test_topk_with_a_curvature_for_each_query(score, largest):
+def test_topk_with_a_curvature_for_each_query(similarity, largest):
     """Each row is that of its own curvature alone, gradients by equal curvatures apart."""
     x, y = points(12, 20), points(50, 20, seed=1)
     curv = torch.tensor([0.3, 1.0, 4.0], dtype=x.dtype)[torch.arange(12) % 3]
-    how = {"score": score, "largest": largest}
+    how = {"k": 4, "similarity": similarity, "largest": largest}
     every = [t.clone().requires_grad_() for t in (x, y, curv)]
-    values, indices = ops.pairwise_topk(*every[:2], 4, every[2], **how)
+    values, indices = ops.pairwise_topk(*every, **how)
     rows = [z.clone().requires_grad_() for z in (x, y, curv)]
-    alone = [
-        ops.pairwise_topk(rows[0][i : i + 1], rows[1], 4, rows[2][i], **how) for i in range(12)
-    ]
+    alone = [ops.pairwise_topk(rows[0][i : i + 1], rows[1], rows[2][i], **how) for i in range(12)]
     expected = torch.cat([v for v, _ in alone])
     torch.testing.assert_close(values, expected, rtol=1e-12, atol=1e-13)
     assert torch.equal(indices, torch.cat([i for _, i in alone]))
@@ -200,7 +198,7 @@ def test_topk_with_a_curvature_for_each_query(score, largest):
 def test_topk_of_no_queries():
     x, y, curv = (torch.ones(s, requires_grad=True) for s in ((0, 3), (5, 3), ()))
     for c in (curv, torch.ones(0, requires_grad=True)):
-        values, indices = ops.pairwise_topk(x, y, 2, c)
+        values, indices = ops.pairwise_topk(x, y, c, k=2)
         assert values.shape == indices.shape == (0, 2)
         assert values.dtype == x.dtype
         assert indices.dtype == torch.int64
@@ -211,9 +209,7 @@ def test_topk_of_no_queries():
 def test_topk_values_are_differentiable():
     x, y = points(3, 20).requires_grad_(), points(9, 20, seed=1).requires_grad_()
     curv = torch.tensor(0.7, dtype=x.dtype, requires_grad=True)
-    assert torch.autograd.gradcheck(
-        lambda *a: ops.pairwise_topk(a[0], a[1], 2, a[2])[0], (x, y, curv)
-    )
+    assert torch.autograd.gradcheck(lambda *a: ops.pairwise_topk(*a, k=2)[0], (x, y, curv))
 
 
 # --- Memory ---------------------------------------------------------------------------------------
@@ -324,7 +320,7 @@ def test_the_curvature_is_1_where_none_is_given():
     x, y = points(5, 40), points(6, 40, seed=1)
     for op in PAIRWISE.values():
         assert torch.equal(op(x, y), op(x, y, 1.0))
-    assert torch.equal(ops.pairwise_topk(x, y, 2)[0], ops.pairwise_topk(x, y, 2, 1.0)[0])
+    assert torch.equal(ops.pairwise_topk(x, y, k=2)[0], ops.pairwise_topk(x, y, 1.0, k=2)[0])
 
 
 def test_nan_is_propagated_and_only_where_it_is():
@@ -360,22 +356,25 @@ def test_points_beyond_the_largest_radius_are_those_at_it():
         (lambda x: ops.pairwise_dist(x, x[:, :2]), "trailing size"),
         (lambda x: ops.pairwise_dist(x, x, curv=-1.0), "curv: expected a positive number"),
         (lambda x: ops.pairwise_dist(x.expand(2, 4, 3), x, curv=torch.ones(3)), "do not broadcast"),
-        (lambda x: ops.pairwise_topk(x, x, 0), r"k: expected an int in \[1, 4\]"),
-        (lambda x: ops.pairwise_topk(x, x, 5), r"k: expected an int in \[1, 4\]"),
-        (lambda x: ops.pairwise_topk(x, x, 1, score="angle"), "score: expected one of"),
-        (lambda x: ops.pairwise_topk(x, x, 1, chunk=0), "chunk: expected a positive int"),
-        (lambda x: ops.pairwise_topk(x, x, 1, impl="reference"), "impl: expected 'auto'"),
-        (lambda x: ops.pairwise_topk(x[None], x, 1), r"x: expected points \(N, D\)"),
+        (lambda x: ops.pairwise_topk(x, x, k=0), r"k: expected an int in \[1, 4\]"),
+        (lambda x: ops.pairwise_topk(x, x, k=5), r"k: expected an int in \[1, 4\]"),
         (
-            lambda x: ops.pairwise_topk(x, x[:0], 1),
+            lambda x: ops.pairwise_topk(x, x, k=1, similarity="dist"),
+            "similarity: expected one of distance, angle, inner, got 'dist'",
+        ),
+        (lambda x: ops.pairwise_topk(x, x, k=1, chunk=0), "chunk: expected a positive int"),
+        (lambda x: ops.pairwise_topk(x, x, k=1, impl="reference"), "impl: expected 'auto'"),
+        (lambda x: ops.pairwise_topk(x[None], x, k=1), r"x: expected points \(N, D\)"),
+        (
+            lambda x: ops.pairwise_topk(x, x[:0], k=1),
             r"y: expected a gallery.*at least one.*\(0, 3\)",
         ),
         (
-            lambda x: ops.pairwise_topk(x, x, 1, torch.ones(3)),
+            lambda x: ops.pairwise_topk(x, x, torch.ones(3), k=1),
             r"curv: expected one number, or one for each query \(4,\), got shape \(3,\)",
         ),
         (
-            lambda x: ops.pairwise_topk(x, x, 1, torch.ones(4, 1)),
+            lambda x: ops.pairwise_topk(x, x, torch.ones(4, 1), k=1),
             r"curv: .*one for each query \(4,\), got shape \(4, 1\)",
         ),
         (
@@ -409,9 +408,7 @@ def test_compiled_and_eager_blocks_agree(monkeypatch):
 def test_a_compiled_search_finds_what_an_eager_one_does(monkeypatch):
     """Of more than one block, the last of which is smaller."""
     x, y = points(600, 40, torch.float32), points(1500, 40, torch.float32, seed=1)
-    eager = ops.pairwise_topk(x, y, 5, score="exterior_angle")
+    eager = ops.pairwise_topk(x, y, k=5, similarity="angle")
     monkeypatch.setattr(streaming, "_SEARCH_WORTH_COMPILING", 2**18)
-    for ours, expected in zip(
-        ops.pairwise_topk(x, y, 5, score="exterior_angle"), eager, strict=True
-    ):
+    for ours, expected in zip(ops.pairwise_topk(x, y, k=5, similarity="angle"), eager, strict=True):
         assert torch.equal(ours, expected)
