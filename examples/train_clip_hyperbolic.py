@@ -28,10 +28,11 @@ from clip_hyperbolic import checkpoint, emoji, report
 from clip_hyperbolic.boxes import objective_of
 from clip_hyperbolic.checkpoint import Checkpoint, write_atomically, write_json
 from clip_hyperbolic.config import Config, UserError, load, parse
-from clip_hyperbolic.data import Batches, expand, samples
+from clip_hyperbolic.data import Batches
 from clip_hyperbolic.evaluate import evaluate
 from clip_hyperbolic.model import Objective, TwoTowers, Words
 from clip_hyperbolic.published import Towers, towers
+from clip_hyperbolic.shards import expand, samples
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
@@ -247,7 +248,8 @@ def finish(config: Config, folder: Path, model: TwoTowers | Towers, words: Words
         name, pattern = named.split("=", 1) if "=" in named else (Path(named).stem, named)
         lost: list[str] = []
         stream = samples(expand([pattern]), lost.append)
-        results[name] = evaluate(model, words, config.objective, config.image_size, stream)
+        source = f"--eval-shards {named}"
+        results[name] = evaluate(model, words, config.objective, config.image_size, stream, source)
         for message in lost:
             console.print(f"skipped: {message}", markup=False)
     write_json(folder / "evaluation.json", results)

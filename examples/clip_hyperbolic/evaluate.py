@@ -13,16 +13,17 @@ from torch import Tensor
 from lorentzkit import ops
 
 from .config import UserError
-from .data import Sample, as_pixels, fitted
+from .images import as_pixels, fitted
 from .model import TwoTowers, Words
+from .schema import Sample, with_keywords
 
 DEPTH = 1000  # how far down a ranking is looked at
-# What stands for a concept: one text, or several of which each counts as much. Captions come last:
-# all other measures go on with them.
-TEXTS: dict[str, Callable[[Sample], tuple[str, ...]]] = {
-    "retrieval_midpoints": lambda sample: (sample.caption, *sample.keywords),
-    "retrieval_keywords": lambda sample: (sample.with_keywords(sample.keywords),),
-    "retrieval": lambda sample: (sample.caption,),
+# What stands for a concept, by each of its captions: one text, or several of which each counts as
+# much. Captions come last: all other measures go on with them.
+TEXTS: dict[str, Callable[[str, list[str]], tuple[str, ...]]] = {
+    "retrieval_midpoints": lambda caption, keywords: (caption, *keywords),
+    "retrieval_keywords": lambda caption, keywords: (with_keywords(caption, keywords),),
+    "retrieval": lambda caption, keywords: (caption,),
 }
 PROMPTS = ("{}", "a drawing of {}", "an icon of {}", "a picture of {}")
 
@@ -140,10 +141,10 @@ def hierarchy(predicted: list[list[str]], true: list[list[str]]) -> dict[str, fl
 
 def ancestors(samples: list[Sample]) -> list[list[str]]:
     """For every level, broadest first, the names of the ancestors at it, each once."""
-    depth = min((len(sample.ancestors) for sample in samples), default=0)
+    paths = dict.fromkeys(tuple(sample.ancestors) for sample in samples)
     return [
-        list(dict.fromkeys(tuple(sample.ancestors[: level + 1]) for sample in samples))
-        for level in range(depth)
+        list(dict.fromkeys(path[: level + 1] for path in paths if len(path) > level))
+        for level in range(max(map(len, paths), default=0))
     ]
 
 
@@ -184,19 +185,31 @@ def zero_shot(
 
 
 def evaluate(
-    model: TwoTowers, words: Words, objective: str, size: int, samples: Iterable[Sample]
+    model: TwoTowers,
+    words: Words,
+    objective: str,
+    size: int,
+    samples: Iterable[Sample],
+    source: str,
 ) -> dict[str, Any]:
-    """All measures on samples; retrieval also by keywords, in the two ways of `TEXTS`."""
+    """All measures on samples; retrieval also by keywords, in the two ways of `TEXTS`.
+
+    A caption finds its image, an image any of its captions. `source`: the flags that chose samples.
+    """
     model.eval()
     images, seen = embed_images(model, samples, size)
     result: dict[str, Any] = {"n_images": len(seen)}
     if not seen:
-        raise UserError("there is no pair of an image and a text to evaluate on; see --eval-shards")
+        raise UserError(f"{source}: no pair of an image and a text to evaluate on; give others")
     of_images = [sample.concept for sample in seen]
     paths = {sample.concept: [*sample.ancestors, sample.concept] for sample in seen}
     by_keywords = any(sample.keywords for sample in seen)
     for measured, texts_of in TEXTS.items() if by_keywords else [("retrieval", TEXTS["retrieval"])]:
-        pairs = dict.fromkeys((texts_of(sample), sample.concept) for sample in seen)
+        of_samples = [
+            [(texts_of(caption, sample.keywords), sample.concept) for caption in sample.captions]
+            for sample in seen
+        ]
+        pairs = dict.fromkeys(chain.from_iterable(of_samples))
         texts = midpoints(model, words, [some for some, _ in pairs])
         of_texts = [concept for _, concept in pairs]
         t2i = ranking(model, objective, texts, images, images_ask=False)
@@ -212,14 +225,19 @@ def evaluate(
             ("t2i", t2i, of_texts, of_images),
             ("i2t", i2t, of_images, of_texts),
         ):
-            predicted = [paths[gallery[best]] for best in found[:, 0].tolist()]
-            tree = hierarchy(predicted, [paths[concept] for concept in asked])
+            best = [
+                (paths[gallery[one]], paths[concept])
+                for one, concept in zip(found[:, 0].tolist(), asked, strict=True)
+                if len(paths[concept]) > 1  # those without ancestors have no place in the tree
+            ]
+            tree = hierarchy(*map(list, zip(*best, strict=True)))
             result["hierarchy"] |= {f"{way}_{name}": value for name, value in tree.items()}
     if model.hyperbolic:
         result["radius"] = radii(model, words, images, texts, seen)
-        place = {concept: i for i, concept in enumerate(of_texts)}
-        own = texts[[place[concept] for concept in of_images]]
+        place = {pair: i for i, pair in enumerate(pairs)}
+        own = [(place[pair], i) for i, some in enumerate(of_samples) for pair in some]
+        of_text, of_image = torch.tensor(own).T
         with torch.no_grad():
-            outside = ops.entailment_residual(own, images, model.curv().cpu())
+            outside = ops.entailment_residual(texts[of_text], images[of_image], model.curv().cpu())
         result["entailment_rate"] = (outside == 0).double().mean().item()
     return result

@@ -14,9 +14,10 @@ import traverse
 from clip_hyperbolic.boxes import objective_of
 from clip_hyperbolic.checkpoint import Checkpoint
 from clip_hyperbolic.config import Config
-from clip_hyperbolic.data import as_pixels, fitted, samples
+from clip_hyperbolic.images import as_pixels, fitted
 from clip_hyperbolic.model import VIT
 from clip_hyperbolic.published import towers
+from clip_hyperbolic.shards import samples
 from pictures import COLOURS, SMALL, shard
 from PIL import Image
 from published_clip import MEAN, STD
