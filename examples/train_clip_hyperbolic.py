@@ -244,11 +244,10 @@ def finish(config: Config, folder: Path, model: TwoTowers | Towers, words: Words
     if isinstance(model, Towers):
         model.save(folder / "model", words)
     results: dict[str, Any] = {}
-    for named in config.eval_shards:
-        name, pattern = named.split("=", 1) if "=" in named else (Path(named).stem, named)
+    for name, pattern in config.evaluated.items():
         lost: list[str] = []
         stream = samples(expand([pattern]), lost.append)
-        source = f"--eval-shards {named}"
+        source = f"--eval-shards {name}={pattern}"
         results[name] = evaluate(model, words, config.objective, config.image_size, stream, source)
         for message in lost:
             console.print(f"skipped: {message}", markup=False)
@@ -264,7 +263,9 @@ def run(argv: list[str] | None) -> None:
     begun, saved = time.perf_counter(), None
     if flags.resume:
         folder = Path(flags.resume)
-        config, saved = load(folder / "config.json"), Checkpoint.of(folder)
+        config = load(folder / "config.json")
+        if checkpoint.all_of(folder):  # else it was killed before its first: from the start
+            saved = Checkpoint.of(folder)
     else:
         prepare(config, accelerator)
         stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.objective}"
@@ -272,7 +273,8 @@ def run(argv: list[str] | None) -> None:
     if flags.dry_run:
         describe(config)
         return
-    if not saved and accelerator.is_main_process:
+    expand(config.evaluated.values())  # what is missing is missing before hours of training
+    if not flags.resume and accelerator.is_main_process:
         if (folder / "config.json").exists():
             raise UserError(
                 f"{folder} holds a run already: --resume {folder} goes on with it, or choose "

@@ -184,6 +184,28 @@ def zero_shot(
     }
 
 
+def in_tree(
+    found: Tensor, asked: list[str], gallery: list[str], samples: list[Sample]
+) -> dict[str, float]:
+    """`hierarchy` of the best of a ranking; concepts without ancestors are not asked for."""
+    by_depth = sorted(samples, key=lambda sample: len(sample.ancestors))  # the deepest counts
+    paths = {sample.concept: [*sample.ancestors, sample.concept] for sample in by_depth}
+    best = zip(found[:, 0].tolist(), asked, strict=True)
+    pairs = [(paths[gallery[i]], paths[of]) for i, of in best if len(paths[of]) > 1]
+    return hierarchy([predicted for predicted, _ in pairs], [true for _, true in pairs])
+
+
+@torch.no_grad()
+def entailment_rate(
+    model: TwoTowers, texts: Tensor, images: Tensor, of_images: list[list[int]]
+) -> float:
+    """How many pairs of an image and one of its texts have the image in the cone of the text."""
+    own = [(text, image) for image, some in enumerate(of_images) for text in some]
+    of_text, of_image = torch.tensor(own).T
+    outside = ops.entailment_residual(texts[of_text], images[of_image], model.curv().cpu())
+    return (outside == 0).double().mean().item()
+
+
 def evaluate(
     model: TwoTowers,
     words: Words,
@@ -202,7 +224,6 @@ def evaluate(
     if not seen:
         raise UserError(f"{source}: no pair of an image and a text to evaluate on; give others")
     of_images = [sample.concept for sample in seen]
-    paths = {sample.concept: [*sample.ancestors, sample.concept] for sample in seen}
     by_keywords = any(sample.keywords for sample in seen)
     for measured, texts_of in TEXTS.items() if by_keywords else [("retrieval", TEXTS["retrieval"])]:
         of_samples = [
@@ -225,19 +246,11 @@ def evaluate(
             ("t2i", t2i, of_texts, of_images),
             ("i2t", i2t, of_images, of_texts),
         ):
-            best = [
-                (paths[gallery[one]], paths[concept])
-                for one, concept in zip(found[:, 0].tolist(), asked, strict=True)
-                if len(paths[concept]) > 1  # those without ancestors have no place in the tree
-            ]
-            tree = hierarchy(*map(list, zip(*best, strict=True)))
+            tree = in_tree(found, asked, gallery, seen)
             result["hierarchy"] |= {f"{way}_{name}": value for name, value in tree.items()}
     if model.hyperbolic:
         result["radius"] = radii(model, words, images, texts, seen)
         place = {pair: i for i, pair in enumerate(pairs)}
-        own = [(place[pair], i) for i, some in enumerate(of_samples) for pair in some]
-        of_text, of_image = torch.tensor(own).T
-        with torch.no_grad():
-            outside = ops.entailment_residual(texts[of_text], images[of_image], model.curv().cpu())
-        result["entailment_rate"] = (outside == 0).double().mean().item()
+        own = [[place[pair] for pair in some] for some in of_samples]
+        result["entailment_rate"] = entailment_rate(model, texts, images, own)
     return result

@@ -207,7 +207,7 @@ def write(
     """The figures as files in `report/`, and `report/index.html` with all of them inside."""
     figures = {"Training": curves(metrics(folder))}
     if config.eval_shards:
-        view = View(config, model, words, [config.eval_shards[0].split("=", 1)[-1]])
+        view = View(config, model, words, [next(iter(config.evaluated.values()))])
         figures["Texts and their five best images"] = view.grid()
         if model.hyperbolic:
             figures["Distance from the origin, by level"] = view.radii()

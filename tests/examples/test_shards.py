@@ -6,6 +6,7 @@ import random
 import struct
 import tarfile
 import zlib
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from clip_hyperbolic import data, images, report, shards
 from clip_hyperbolic.config import Config, UserError
 from clip_hyperbolic.data import Batches, collate
-from clip_hyperbolic.evaluate import evaluate
+from clip_hyperbolic.evaluate import ancestors, evaluate, in_tree
 from clip_hyperbolic.model import TwoTowers, Words
 from clip_hyperbolic.schema import Box, Sample
 from clip_hyperbolic.shards import expand, samples
@@ -258,6 +259,21 @@ def test_all_of_several_captions_count_in_evaluation(
     assert result["retrieval"]["t2i"]["R@1"] == 5 / 20
 
 
+def test_the_tree_is_asked_for_concepts_in_it(tmp_path: Path) -> None:
+    """A sample without ancestors neither ends the measure nor takes part in it."""
+    files = {
+        "in": about(caption="red", concept="red"),
+        "same": about(caption="red", concept="red", ancestors=None),
+        "out": about(caption="blue", concept="blue", ancestors=[]),
+    }
+    both = [*samples([write(tmp_path / "some.tar", files)], pytest.fail)]
+    concepts = [one.concept for one in both]
+    found = in_tree(torch.tensor([[0], [0], [2]]), concepts, concepts, both)
+    assert found["right_level_1"] == 1.0
+    assert found["TIE"] == 0.0
+    assert ancestors(both) == [[("a",)], [("a", "b")]]
+
+
 # --- images ---------------------------------------------------------------------------------------
 
 
@@ -289,6 +305,14 @@ COLOUR = [[0, 0, 0], [0x8000, 0xFFFF, 1]]
         (deep_png(COLOUR, 2, [0x8000, 0xFFFF, 1]), [(0, 0, 0), (255, 255, 255)]),
         (deep_png([[0, 0xFFFF], [0, 0x8000], [0, 0]], 4), [(0,) * 3, (127,) * 3, (255,) * 3]),
         (deep_png([[0, 0, 0, 0xFFFF], [0, 0, 0, 0]], 6), [(0, 0, 0), (255, 255, 255)]),
+    ],
+    ids=[
+        "grey",
+        "grey and tRNS",
+        "colour",
+        "colour and tRNS",
+        "grey and alpha",
+        "colour and alpha",
     ],
 )
 def test_sixteen_bits_are_scaled(content: bytes, expected: list[tuple[int, ...]]) -> None:
@@ -439,3 +463,10 @@ def test_missing_shards_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.tar is missing"):
         expand([str(tmp_path / "none.tar")])
     assert shards.IMAGES == ("jpg", "jpeg", "png", "webp")
+
+
+def test_the_page_has_the_fields_as_they_are_declared() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text("utf-8")
+    for one in fields(Sample):
+        if one.metadata:
+            assert f"| `{one.metadata['called']}` | {one.metadata['expected']} |" in page

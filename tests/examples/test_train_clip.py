@@ -30,10 +30,9 @@ from clip_hyperbolic.schema import Box, Sample
 from clip_hyperbolic.shards import expand, samples
 from pictures import SMALL, add, png, shard
 from PIL import Image
+from runs import SCRIPT, assert_same_runs, flags, losses, start, train
 from torch.utils.data import DataLoader
 from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionModel
-
-SCRIPT = Path(train_clip_hyperbolic.__file__)
 
 
 @pytest.fixture
@@ -45,10 +44,6 @@ def shards(tmp_path: Path) -> str:
 
 def small(shards: str, **changes: Any) -> Config:
     return Config(**{"shards": [shards], **SMALL, **changes})
-
-
-def flags(config: dict[str, Any]) -> list[str]:
-    return [part for name, value in config.items() for part in (f"--{name}", str(value))]
 
 
 # --- data -----------------------------------------------------------------------------------------
@@ -359,6 +354,13 @@ def test_wrong_fields_are_named(capsys: pytest.CaptureFixture[str]) -> None:
         from_json('{"colour": 3}', Path("config.json"))
 
 
+def test_shards_to_evaluate_on_have_a_name_each() -> None:
+    found = Config(eval_shards=["one=a/{0..3}.tar", "b/lang=en/some.tar"]).evaluated
+    assert found == {"one": "a/{0..3}.tar", "some": "b/lang=en/some.tar"}
+    with pytest.raises(UserError, match="--eval-shards: each needs a name of its own"):
+        Config(eval_shards=["a/00000.tar", "b/00000.tar"])
+
+
 def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         parse("What it does.", ["--preset", "vit-b", "--help"])
@@ -372,29 +374,6 @@ def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 # --- runs -----------------------------------------------------------------------------------------
-
-
-def start(*argv: str, processes: int = 1, **how: Any) -> subprocess.Popen[str]:
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return subprocess.Popen(
-        [sys.executable, *(launch if processes > 1 else []), str(SCRIPT), *argv],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        **how,
-    )
-
-
-def train(*argv: str, **how: Any) -> str:
-    process = start(*argv, **how)
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    return said
-
-
-def losses(run: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.thorough
@@ -412,11 +391,7 @@ def test_a_killed_run_goes_on_bit_for_bit(shards: str, tmp_path: Path) -> None:
     assert 0 < before < SMALL["steps"]
 
     train("--resume", str(killed))
-    a, b = Checkpoint.of(whole), Checkpoint.of(killed)
-    assert a.state == b.state
-    assert a.tensors.keys() == b.tensors.keys()
-    assert all(torch.equal(a.tensors[name], b.tensors[name]) for name in a.tensors)
-    assert losses(whole) == losses(killed)
+    assert_same_runs(whole, killed)
 
     # Checkpoints are evaluated on shards with and without ancestors, and give ways to the root.
     out = tmp_path / "out.json"
@@ -432,7 +407,7 @@ def test_a_killed_run_goes_on_bit_for_bit(shards: str, tmp_path: Path) -> None:
     assert Image.open(tmp_path / "way.png").width > 1000
 
     # What is damaged is said to be, and the one before takes its place.
-    newest = a.file
+    newest = Checkpoint.of(whole).file
     newest.write_bytes(newest.read_bytes()[:5000])
     with pytest.raises(UserError, match=r"truncated, remove it"):
         Checkpoint.of(whole)
