@@ -1,6 +1,7 @@
 """Runs of the training example in processes of their own, and whether two of them are the same."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -35,6 +36,26 @@ def train(*argv: str, timeout: int = 300, **how: Any) -> str:
     said, _ = process.communicate(timeout=timeout)
     assert process.returncode == 0, said
     return said
+
+
+FORKS = multiprocessing.get_context("forkserver")  # which imports torch once for all of them
+FORKS.set_forkserver_preload(["runs"])
+
+
+def fork(said: Path, *argv: str) -> Any:
+    """A run that starts at once, first of its group of processes; what it says goes to a file."""
+    run = FORKS.Process(target=_main, args=(said, argv))
+    run.start()
+    return run
+
+
+def _main(said: Path, argv: tuple[str, ...]) -> None:
+    os.setsid()
+    with said.open("w", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    torch.set_num_threads(1)
+    sys.exit(train_clip_hyperbolic.main([*argv]))
 
 
 def losses(run: Path) -> list[float]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from clip_hyperbolic.checkpoint import all_of
 from pictures import SMALL, shard
-from runs import assert_same_runs, flags, losses, start, train
+from runs import assert_same_runs, flags, fork, losses, start, train
 
 pytestmark = pytest.mark.thorough
 
@@ -33,26 +33,32 @@ def test_ten_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
     changes = {"steps": 100, "save_every": 3, "in_memory": False, "workers": 1}
     argv = ["--shards", shards, *flags(SMALL | changes)]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    train(*argv, "--output_dir", str(whole))
+    said, log = tmp_path / "said", killed / "metrics.jsonl"
+    first = fork(said, *argv, "--output_dir", str(whole))
+    first.join()
+    assert first.exitcode == 0, said.read_text("utf-8")
 
-    rng, reached, log = random.Random(0), [], killed / "metrics.jsonl"
+    rng, reached = random.Random(0), []
     argv += ["--output_dir", str(killed)]
     for _ in range(10):
         begun, step = time.time(), newest(killed)
-        run = start(*argv, start_new_session=True)
+        run = fork(said, *argv)
         # until it has gone beyond where it began: what was logged beyond that is taken back first
         while not (
             log.exists()
             and log.stat().st_mtime > begun
             and log.read_text("utf-8").count("\n") > step
         ):
-            assert run.poll() is None, run.communicate()[0]
+            assert run.is_alive(), said.read_text("utf-8")
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.4))
-        kill(run)
+        os.killpg(run.pid, signal.SIGKILL)
+        run.join()
         argv = ["--resume", str(killed)]
         reached.append(newest(killed))
-    train(*argv)
+    last = fork(said, *argv)
+    last.join()
+    assert last.exitcode == 0, said.read_text("utf-8")
     assert reached == sorted(reached)
     assert 0 < reached[-1] < changes["steps"]
     assert_same_runs(whole, killed)
@@ -73,11 +79,11 @@ def test_a_production_preset_runs_on_several_processes_and_goes_on(tmp_path: Pat
         shard(tmp_path / f"{i:05d}.tar", 16 * i)
     changes = {
         "workers": 2,
-        "batch_size": 8,
-        "micro_batch": 2,
-        "steps": 6,
+        "batch_size": 4,
+        "micro_batch": 1,
+        "steps": 4,
         "warmup": 2,
-        "save_every": 2,
+        "save_every": 1,
         "log_every": 1,
         "keep": 1,
         "vocab_size": 600,
