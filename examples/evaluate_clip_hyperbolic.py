@@ -6,7 +6,7 @@
 The second is a model of lorentzkit.clip, such as lorentzkit.clip.convert writes.
 
 Retrieval both ways, zero-shot classes where the shards carry `class`, hierarchy measures where they
-carry `ancestors`, radii and the entailment rate. `clip_hyperbolic/data.py` has the layout.
+carry `ancestors`, radii and the entailment rate. `clip_hyperbolic/schema.py` has the fields.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 from clip_hyperbolic import report
 from clip_hyperbolic.checkpoint import read, write_json
 from clip_hyperbolic.config import UserError
-from clip_hyperbolic.data import expand, samples
 from clip_hyperbolic.evaluate import evaluate
+from clip_hyperbolic.shards import expand, samples
 from rich.console import Console
 
 
@@ -38,7 +38,10 @@ def main(argv: list[str] | None = None) -> int:
         every = samples(expand(chosen.shards), lost.append)
         some = (sample for sample in every if chosen.split in (None, sample.split))
         config = saved.config
-        result = evaluate(saved.model(), saved.words, config.objective, config.image_size, some)
+        source = f"--shards with --split {chosen.split}" if chosen.split else "--shards"
+        result = evaluate(
+            saved.model(), saved.words, config.objective, config.image_size, some, source
+        )
         console.print(report.table({Path(chosen.shards[0]).name: result}))
         if chosen.json:
             write_json(chosen.json, result)

@@ -20,14 +20,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from clip_hyperbolic import emoji, report
+from clip_hyperbolic import checkpoint, emoji, report
 from clip_hyperbolic.checkpoint import Checkpoint, write_json
 from clip_hyperbolic.config import Config, UserError, load, parse
-from clip_hyperbolic.data import expand, samples
 from clip_hyperbolic.evaluate import evaluate
 from clip_hyperbolic.model import Towers
 from clip_hyperbolic.objective import Objective
 from clip_hyperbolic.run import Log, Run, signals
+from clip_hyperbolic.shards import expand, samples
 from clip_hyperbolic.tokenizer import Words
 from rich.console import Console
 from rich.progress import Progress
@@ -130,11 +130,11 @@ def finish(config: Config, folder: Path, model: Towers, words: Words) -> None:
     """Saves the model for transformers, evaluates on all that was asked for, writes the report."""
     model.save(folder / "model", words, config.image_size)
     results: dict[str, Any] = {}
-    for named in config.eval_shards:
-        name, pattern = named.split("=", 1) if "=" in named else (Path(named).stem, named)
+    for name, pattern in config.evaluated.items():
         lost: list[str] = []
         stream = samples(expand([pattern]), lost.append)
-        results[name] = evaluate(model, words, config.objective, config.image_size, stream)
+        source = f"--eval-shards {name}={pattern}"
+        results[name] = evaluate(model, words, config.objective, config.image_size, stream, source)
         for message in lost:
             console.print(f"skipped: {message}", markup=False)
     write_json(folder / "evaluation.json", results)
@@ -149,7 +149,9 @@ def start(argv: list[str] | None) -> None:
     begun, saved = time.perf_counter(), None
     if flags.resume:
         folder = Path(flags.resume)
-        config, saved = load(folder / "config.json"), Checkpoint.of(folder)
+        config = load(folder / "config.json")
+        if checkpoint.all_of(folder):  # else it was killed before its first: from the start
+            saved = Checkpoint.of(folder)
     else:
         prepare(config, accelerator)
         stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.objective}"
@@ -157,7 +159,8 @@ def start(argv: list[str] | None) -> None:
     if flags.dry_run:
         describe(config)
         return
-    if not saved and accelerator.is_main_process:
+    expand(config.evaluated.values())  # what is missing is missing before hours of training
+    if not flags.resume and accelerator.is_main_process:
         if (folder / "config.json").exists():
             raise UserError(
                 f"{folder} holds a run already: --resume {folder} goes on with it, or choose "

@@ -107,6 +107,22 @@ class Config:
             raise UserError(
                 "--workers: with --in-memory there is nothing for them; set one of both"
             )
+        if len(self.evaluated) < len(self.eval_shards):
+            raise UserError(
+                f"--eval-shards: each needs a name of its own, as NAME=PATTERN, got "
+                f"{' '.join(self.eval_shards)}"
+            )
+
+    @property
+    def evaluated(self) -> dict[str, str]:
+        """The shards to evaluate on, by name: that of the file where none is given."""
+        found = {}
+        for named in self.eval_shards:
+            name, equals, pattern = named.partition("=")
+            if not equals or "/" in name:  # a path with an equals sign in it
+                name, pattern = Path(named).stem, named
+            found[name] = pattern
+        return found
 
     @property
     def loss_entailment_weight(self) -> float:

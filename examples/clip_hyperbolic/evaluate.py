@@ -13,17 +13,18 @@ from torch import Tensor
 from lorentzkit import ops
 
 from .config import UserError
-from .data import Sample, as_pixels, fitted
+from .images import as_pixels, fitted
 from .model import Towers
+from .schema import Sample, with_keywords
 from .tokenizer import Words
 
 DEPTH = 1000  # how far down a ranking is looked at
-# What stands for a concept: one text, or several of which each counts as much. Captions come last:
-# all other measures go on with them.
-TEXTS: dict[str, Callable[[Sample], tuple[str, ...]]] = {
-    "retrieval_midpoints": lambda sample: (sample.caption, *sample.keywords),
-    "retrieval_keywords": lambda sample: (sample.with_keywords(sample.keywords),),
-    "retrieval": lambda sample: (sample.caption,),
+# What stands for a concept, by each of its captions: one text, or several of which each counts as
+# much. Captions come last: all other measures go on with them.
+TEXTS: dict[str, Callable[[str, list[str]], tuple[str, ...]]] = {
+    "retrieval_midpoints": lambda caption, keywords: (caption, *keywords),
+    "retrieval_keywords": lambda caption, keywords: (with_keywords(caption, keywords),),
+    "retrieval": lambda caption, keywords: (caption,),
 }
 PROMPTS = ("{}", "a drawing of {}", "an icon of {}", "a picture of {}")
 
@@ -141,10 +142,10 @@ def hierarchy(predicted: list[list[str]], true: list[list[str]]) -> dict[str, fl
 
 def ancestors(samples: list[Sample]) -> list[list[str]]:
     """For every level, broadest first, the names of the ancestors at it, each once."""
-    depth = min((len(sample.ancestors) for sample in samples), default=0)
+    paths = dict.fromkeys(tuple(sample.ancestors) for sample in samples)
     return [
-        list(dict.fromkeys(tuple(sample.ancestors[: level + 1]) for sample in samples))
-        for level in range(depth)
+        list(dict.fromkeys(path[: level + 1] for path in paths if len(path) > level))
+        for level in range(max(map(len, paths), default=0))
     ]
 
 
@@ -184,20 +185,53 @@ def zero_shot(
     }
 
 
+def in_tree(
+    found: Tensor, asked: list[str], gallery: list[str], samples: list[Sample]
+) -> dict[str, float]:
+    """`hierarchy` of the best of a ranking; concepts without ancestors are not asked for."""
+    by_depth = sorted(samples, key=lambda sample: len(sample.ancestors))  # the deepest counts
+    paths = {sample.concept: [*sample.ancestors, sample.concept] for sample in by_depth}
+    best = zip(found[:, 0].tolist(), asked, strict=True)
+    pairs = [(paths[gallery[i]], paths[of]) for i, of in best if len(paths[of]) > 1]
+    return hierarchy([predicted for predicted, _ in pairs], [true for _, true in pairs])
+
+
+@torch.no_grad()
+def entailment_rate(
+    model: Towers, texts: Tensor, images: Tensor, of_images: list[list[int]]
+) -> float:
+    """How many pairs of an image and one of its texts have the image in the cone of the text."""
+    own = [(text, image) for image, some in enumerate(of_images) for text in some]
+    of_text, of_image = torch.tensor(own).T
+    outside = ops.entailment_residual(texts[of_text], images[of_image], model.curv().cpu())
+    return (outside == 0).double().mean().item()
+
+
 def evaluate(
-    model: Towers, words: Words, objective: str, size: int, samples: Iterable[Sample]
+    model: Towers,
+    words: Words,
+    objective: str,
+    size: int,
+    samples: Iterable[Sample],
+    source: str,
 ) -> dict[str, Any]:
-    """All measures on samples; retrieval also by keywords, in the two ways of `TEXTS`."""
+    """All measures on samples; retrieval also by keywords, in the two ways of `TEXTS`.
+
+    A caption finds its image, an image any of its captions. `source`: the flags that chose samples.
+    """
     model.eval()
     images, seen = embed_images(model, samples, size)
     result: dict[str, Any] = {"n_images": len(seen)}
     if not seen:
-        raise UserError("there is no pair of an image and a text to evaluate on; see --eval-shards")
+        raise UserError(f"{source}: no pair of an image and a text to evaluate on; give others")
     of_images = [sample.concept for sample in seen]
-    paths = {sample.concept: [*sample.ancestors, sample.concept] for sample in seen}
     by_keywords = any(sample.keywords for sample in seen)
     for measured, texts_of in TEXTS.items() if by_keywords else [("retrieval", TEXTS["retrieval"])]:
-        pairs = dict.fromkeys((texts_of(sample), sample.concept) for sample in seen)
+        of_samples = [
+            [(texts_of(caption, sample.keywords), sample.concept) for caption in sample.captions]
+            for sample in seen
+        ]
+        pairs = dict.fromkeys(chain.from_iterable(of_samples))
         texts = midpoints(model, words, [some for some, _ in pairs])
         of_texts = [concept for _, concept in pairs]
         t2i = ranking(model, objective, texts, images, images_ask=False)
@@ -213,14 +247,11 @@ def evaluate(
             ("t2i", t2i, of_texts, of_images),
             ("i2t", i2t, of_images, of_texts),
         ):
-            predicted = [paths[gallery[best]] for best in found[:, 0].tolist()]
-            tree = hierarchy(predicted, [paths[concept] for concept in asked])
+            tree = in_tree(found, asked, gallery, seen)
             result["hierarchy"] |= {f"{way}_{name}": value for name, value in tree.items()}
     if model.hyperbolic:
         result["radius"] = radii(model, words, images, texts, seen)
-        place = {concept: i for i, concept in enumerate(of_texts)}
-        own = texts[[place[concept] for concept in of_images]]
-        with torch.no_grad():
-            outside = ops.entailment_residual(own, images, model.curv().cpu())
-        result["entailment_rate"] = (outside == 0).double().mean().item()
+        place = {pair: i for i, pair in enumerate(pairs)}
+        own = [[place[pair] for pair in some] for some in of_samples]
+        result["entailment_rate"] = entailment_rate(model, texts, images, own)
     return result

@@ -6,11 +6,13 @@ import base64
 import html
 import io
 import json
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import torch
+from rich import box
 from rich.table import Table
 from torch import Tensor
 
@@ -18,9 +20,10 @@ from lorentzkit import ops
 
 from .checkpoint import write_atomically
 from .config import Config
-from .data import expand, fitted, samples
 from .evaluate import ancestors, embed_images, embed_texts, ranking
+from .images import fitted
 from .model import Towers
+from .shards import expand, samples
 from .tokenizer import Words
 
 matplotlib.use("Agg")  # figures go to files: no display is needed
@@ -75,10 +78,12 @@ def rows(results: dict[str, Any]) -> list[list[str]]:
 
 
 def table(results: dict[str, Any]) -> Table:
+    """For a terminal of 80 columns: names wrap, figures do not."""
     heading, *others = rows(results)
-    made = Table(heading[0], title="retrieval", title_justify="left")
+    made = Table(title="retrieval", title_justify="left", box=box.SIMPLE)
+    made.add_column(heading[0], overflow="fold")
     for name in heading[1:]:
-        made.add_column(name, justify="right")
+        made.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True)
     for row in others:
         made.add_row(*row)
     return made
@@ -93,7 +98,8 @@ class View:
         self.samples = list(samples(expand(shards), lambda message: None))
         self.pictures = [fitted(sample.image, 72) for sample in self.samples]
         self.images, _ = embed_images(model, self.samples, config.image_size)
-        self.captions = list(dict.fromkeys(sample.caption for sample in self.samples))
+        captions = chain.from_iterable(sample.captions for sample in self.samples)
+        self.captions = list(dict.fromkeys(captions))
         self.levels = {
             f"ancestors {i}": [path[-1] for path in paths]
             for i, paths in enumerate(ancestors(self.samples), 1)
@@ -202,7 +208,7 @@ def write(
     """The figures as files in `report/`, and `report/index.html` with all of them inside."""
     figures = {"Training": curves(metrics(folder))}
     if config.eval_shards:
-        view = View(config, model, words, [config.eval_shards[0].split("=", 1)[-1]])
+        view = View(config, model, words, [next(iter(config.evaluated.values()))])
         figures["Texts and their five best images"] = view.grid()
         if model.hyperbolic:
             figures["Distance from the origin, by level"] = view.radii()

@@ -25,9 +25,10 @@ from torch.utils.tensorboard import SummaryWriter
 from . import checkpoint, report
 from .checkpoint import Checkpoint, write_atomically, write_json
 from .config import Config, UserError
-from .data import Batches, expand, samples
+from .data import Batches
 from .model import Towers
 from .objective import objective_of
+from .shards import expand, samples
 from .tokenizer import Words
 
 

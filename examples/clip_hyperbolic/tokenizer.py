@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from .config import Config, UserError
-from .data import Sample
+from .schema import Sample
 
 SPECIAL = ("pad_token", "bos_token", "eos_token")
 
@@ -29,7 +29,7 @@ class Words:
         """The tokenizer asked for, or one made for the texts of samples."""
         if config.tokenizer:
             return cls(_from_folder(config.tokenizer), config.max_tokens)
-        texts = ((sample.caption, *sample.keywords, *sample.ancestors) for sample in samples)
+        texts = ((*sample.captions, *sample.keywords, *sample.ancestors) for sample in samples)
         bpe = Tokenizer(models.BPE())
         bpe.pre_tokenizer = pre_tokenizers.ByteLevel()
         ends = ["<start>", "<end>"]

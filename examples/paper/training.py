@@ -14,11 +14,14 @@ import common  # noqa: F401  (first: it lets the example be found)
 import torch
 from clip_hyperbolic import emoji
 from clip_hyperbolic.config import Config
-from clip_hyperbolic.data import Batches, Sample, as_pixels, expand, fitted, samples
+from clip_hyperbolic.data import Batches
 from clip_hyperbolic.evaluate import embed_texts, hierarchy, ranking, retrieval
+from clip_hyperbolic.images import as_pixels, fitted
 from clip_hyperbolic.model import Towers
 from clip_hyperbolic.objective import Objective
 from clip_hyperbolic.run import optimizer_of
+from clip_hyperbolic.schema import Sample
+from clip_hyperbolic.shards import expand, samples
 from clip_hyperbolic.tokenizer import Words
 from common import Case, Options, console, measured
 from torch import Tensor

@@ -13,9 +13,10 @@ import train_clip_hyperbolic
 import traverse_clip_hyperbolic
 from clip_hyperbolic.checkpoint import Checkpoint
 from clip_hyperbolic.config import Config
-from clip_hyperbolic.data import as_pixels, fitted, samples
+from clip_hyperbolic.images import as_pixels, fitted
 from clip_hyperbolic.model import VIT, Towers
 from clip_hyperbolic.objective import objective_of
+from clip_hyperbolic.shards import samples
 from pictures import COLOURS, SMALL, shard
 from PIL import Image
 from published_clip import MEAN, STD

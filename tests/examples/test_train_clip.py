@@ -22,18 +22,19 @@ from accelerate import Accelerator
 from clip_hyperbolic import emoji
 from clip_hyperbolic.checkpoint import Checkpoint, write_atomically
 from clip_hyperbolic.config import Config, UserError, from_json, parse
-from clip_hyperbolic.data import Batches, Box, Sample, collate, expand, samples
+from clip_hyperbolic.data import Batches, collate
 from clip_hyperbolic.evaluate import embed_texts, hierarchy, midpoints, retrieval
 from clip_hyperbolic.model import Towers
 from clip_hyperbolic.objective import objective_of
 from clip_hyperbolic.published import Published
+from clip_hyperbolic.schema import Box, Sample
+from clip_hyperbolic.shards import expand, samples
 from clip_hyperbolic.tokenizer import Words
 from pictures import SMALL, add, png, shard
 from PIL import Image
+from runs import SCRIPT, assert_same_runs, flags, losses, start, train
 from torch.utils.data import DataLoader
 from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionModel
-
-SCRIPT = Path(train_clip_hyperbolic.__file__)
 
 
 @pytest.fixture
@@ -45,10 +46,6 @@ def shards(tmp_path: Path) -> str:
 
 def small(shards: str, **changes: Any) -> Config:
     return Config(**{"shards": [shards], **SMALL, **changes})
-
-
-def flags(config: dict[str, Any]) -> list[str]:
-    return [part for name, value in config.items() for part in (f"--{name}", str(value))]
 
 
 # --- data -----------------------------------------------------------------------------------------
@@ -83,7 +80,7 @@ def test_batches_go_on_where_they_were(shards: str, how: dict[str, Any]) -> None
 def test_a_keyword_is_a_text_that_concepts_share() -> None:
     keywords = {"none": [], "a": ["shared"], "b": ["shared"], "c": ["x", "y"]}
     image = Image.new("RGB", (9, 9))
-    batch = [Sample(name, image, name, name, some) for name, some in keywords.items()]
+    batch = [Sample(name, image, [name], name, some) for name, some in keywords.items()]
     config = Config(keyword_level=True, keywords=0.0, ancestor_levels=0)
     seen = set()
     for seed in range(20):
@@ -101,11 +98,11 @@ def halves(key: str = "a") -> Sample:
     image = Image.new("RGB", (40, 32), "red")
     image.paste("blue", (20, 0, 40, 32))
     boxes = [Box((0, 0, 20, 32), "left"), Box((20, 0, 40, 32), "right")]
-    return Sample(key, image, key, key, boxes=boxes)
+    return Sample(key, image, [key], key, boxes=boxes)
 
 
 def test_one_box_of_each_sample_is_drawn_at_random() -> None:
-    without = Sample("b", Image.new("RGB", (40, 32), "lime"), "b", "b")
+    without = Sample("b", Image.new("RGB", (40, 32), "lime"), ["b"], "b")
     batch = [halves("a"), without, halves("c")]
     config = Config(objective="hycoclip", jitter=0.0, ancestor_levels=0)
     seen = set()
@@ -160,7 +157,10 @@ def test_broken_boxes_are_skipped_and_named(tmp_path: Path) -> None:
         *(f"boxes[{i}]" for i in range(1, 11)),
         "boxes",
     ]
-    assert "a: boxes[1]: expected a part of 40 x 32 pixels, got [0, 0, 41, 32]" in lost
+    assert lost[0] == (
+        "a: boxes[1]: expected a part of 40 x 32 pixels, got [0, 0, 41, 32] "
+        f"(in {tmp_path / 'one.tar'})"
+    )
     for in_memory in (True, False):  # a run counts them as well
         config = small(str(tmp_path / "one.tar"), batch_size=2, ancestor_levels=0)
         (batch,) = take(replace(config, in_memory=in_memory, objective="hycoclip"), 1)
@@ -208,17 +208,6 @@ def test_broken_members_are_skipped_and_named(
     lost.clear()
     assert [sample.key for sample in samples([str(half)], lost.append)]
     assert lost
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
-def test_images_of_any_mode(tmp_path: Path, mode: str) -> None:
-    with tarfile.open(tmp_path / "one.tar", "w") as tar:
-        add(tar, "a.png", png("white" if mode == "none" else "白い", (3, 500), mode))
-        add(tar, "a.txt", "белый".encode())
-    (sample,) = samples([str(tmp_path / "one.tar")], pytest.fail)
-    assert sample.image.mode == "RGB"
-    assert sample.image.getpixel((0, 0)) == (255, 255, 255)
-    assert sample.caption == "белый"
 
 
 def test_missing_and_empty_shards_say_what_to_do(shards: str, tmp_path: Path) -> None:
@@ -366,6 +355,13 @@ def test_wrong_fields_are_named(capsys: pytest.CaptureFixture[str]) -> None:
         from_json('{"colour": 3}', Path("config.json"))
 
 
+def test_shards_to_evaluate_on_have_a_name_each() -> None:
+    found = Config(eval_shards=["one=a/{0..3}.tar", "b/lang=en/some.tar"]).evaluated
+    assert found == {"one": "a/{0..3}.tar", "some": "b/lang=en/some.tar"}
+    with pytest.raises(UserError, match="--eval-shards: each needs a name of its own"):
+        Config(eval_shards=["a/00000.tar", "b/00000.tar"])
+
+
 def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         parse("What it does.", ["--preset", "vit-b", "--help"])
@@ -379,29 +375,6 @@ def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 # --- runs -----------------------------------------------------------------------------------------
-
-
-def start(*argv: str, processes: int = 1, **how: Any) -> subprocess.Popen[str]:
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return subprocess.Popen(
-        [sys.executable, *(launch if processes > 1 else []), str(SCRIPT), *argv],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        **how,
-    )
-
-
-def train(*argv: str, **how: Any) -> str:
-    process = start(*argv, **how)
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    return said
-
-
-def losses(run: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.thorough
@@ -419,11 +392,7 @@ def test_a_killed_run_goes_on_bit_for_bit(shards: str, tmp_path: Path) -> None:
     assert 0 < before < SMALL["steps"]
 
     train("--resume", str(killed))
-    a, b = Checkpoint.of(whole), Checkpoint.of(killed)
-    assert a.state == b.state
-    assert a.tensors.keys() == b.tensors.keys()
-    assert all(torch.equal(a.tensors[name], b.tensors[name]) for name in a.tensors)
-    assert losses(whole) == losses(killed)
+    assert_same_runs(whole, killed)
 
     # Checkpoints are evaluated on shards with and without ancestors, and give ways to the root.
     out = tmp_path / "out.json"
@@ -439,7 +408,7 @@ def test_a_killed_run_goes_on_bit_for_bit(shards: str, tmp_path: Path) -> None:
     assert Image.open(tmp_path / "way.png").width > 1000
 
     # What is damaged is said to be, and the one before takes its place.
-    newest = a.file
+    newest = Checkpoint.of(whole).file
     newest.write_bytes(newest.read_bytes()[:5000])
     with pytest.raises(UserError, match=r"truncated, remove it"):
         Checkpoint.of(whole)

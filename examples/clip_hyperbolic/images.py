@@ -1,0 +1,108 @@
+"""Images: out of a file, upright and on white; a random view for training, the middle for tests."""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, ImageOps
+from torch import Tensor
+
+from .config import Config
+from .schema import Box
+
+
+class Picture(NamedTuple):
+    """An upright image, and how the file had it: its size there, and EXIF's orientation."""
+
+    image: Image.Image
+    stored: tuple[int, int]
+    orientation: int
+
+    def turned(self, box: Box) -> Box:
+        """A box of the stored image, where it lies in the upright one."""
+        (x0, y0, x1, y1), (width, height) = box.edges, self.stored
+        if self.orientation in (2, 3, 7, 8):
+            x0, x1 = width - x1, width - x0
+        if self.orientation in (3, 4, 6, 7):
+            y0, y1 = height - y1, height - y0
+        edges = (y0, x0, y1, x1) if self.orientation >= 5 else (x0, y0, x1, y1)
+        return Box(edges, box.caption)
+
+
+def read(content: bytes) -> Picture:
+    """An image of any mode and orientation as RGB; what is transparent comes on white."""
+    with Image.open(io.BytesIO(content)) as opened:
+        depth = opened.tile[0].args if opened.tile else ""
+        opened.load()
+        clear = opened.info.get("transparency")
+        if depth == "RGB;16B" and clear is not None:  # Pillow drops the low bytes of pixels alone
+            opened.info["transparency"] = tuple(value >> 8 for value in clear)
+        try:
+            upright = ImageOps.exif_transpose(opened)
+            orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
+        except Exception:  # whatever damaged EXIF makes its reader raise: the image itself is whole
+            upright, orientation = opened, 1
+        return Picture(on_white(upright), opened.size, orientation)
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    see_through = image.has_transparency_data
+    if image.mode.startswith("I"):  # 16 bits, of which `convert` would cut off all above 255
+        grey = np.asarray(image)
+        clear = grey == image.info.get("transparency", -1)
+        image = Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
+        image.putalpha(Image.fromarray(np.where(clear, 0, 255).astype(np.uint8)))
+    image = image.convert("RGBA" if see_through else "RGB")
+    if see_through:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def fitted(image: Image.Image, size: int) -> Image.Image:
+    """The middle square of an image, at `size`: how images are evaluated."""
+    side = min(image.size)
+    left, top = ((length - side) / 2 for length in image.size)
+    return image.resize(
+        (size, size), Image.Resampling.BICUBIC, (left, top, left + side, top + side)
+    )
+
+
+def augmented(image: Image.Image, config: Config, rng: random.Random) -> Image.Image:
+    """A random crop of a slightly turned image, at the size of the tower."""
+    if config.rotate:
+        angle = rng.uniform(-config.rotate, config.rotate)
+        image = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor="white")
+    width, height = image.size
+    share = rng.uniform(config.crop, 1.0) * width * height
+    ratio = rng.uniform(0.85, 1.18)
+    w, h = min((share * ratio) ** 0.5, width), min((share / ratio) ** 0.5, height)
+    left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
+    size = (config.image_size, config.image_size)
+    return image.resize(size, Image.Resampling.BICUBIC, (left, top, left + w, top + h))
+
+
+def part(image: Image.Image, box: Box) -> Image.Image:
+    left, top, right, bottom = box.edges
+    return image.crop((math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)))
+
+
+def jittered(pixels: Tensor, config: Config, rngs: list[random.Random]) -> Tensor:
+    """Brightness, contrast and saturation of each image of a batch, in [0, 1], changed a little."""
+    if not config.jitter:
+        return pixels
+    factors = [[rng.uniform(1 - config.jitter, 1 + config.jitter) for _ in "bcs"] for rng in rngs]
+    brightness, contrast, saturation = torch.tensor(factors).T[:, :, None, None, None]
+    grey = pixels.mean(dim=1, keepdim=True)
+    pixels = grey + saturation * (pixels - grey)
+    mean = pixels.mean(dim=(1, 2, 3), keepdim=True)
+    return (brightness * (mean + contrast * (pixels - mean))).clamp(0, 1)
+
+
+def as_pixels(images: list[Image.Image]) -> Tensor:
+    """Images of one size as floats (N, 3, size, size) in [0, 1]."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255

@@ -1,0 +1,102 @@
+"""Runs survive kills at any moment, and the production presets run as they are, but smaller."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from clip_hyperbolic.checkpoint import all_of
+from pictures import SMALL, shard
+from runs import assert_same_runs, flags, fork, losses, start, train
+
+pytestmark = pytest.mark.thorough
+
+
+def kill(run: subprocess.Popen[str]) -> None:
+    """With all its processes, which get no chance to say anything."""
+    os.killpg(run.pid, signal.SIGKILL)
+    run.communicate()
+
+
+def newest(run: Path) -> int:
+    """The step that a run would go on from."""
+    return int(all_of(run)[-1].stem.removeprefix("step-")) if all_of(run) else 0
+
+
+def test_ten_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
+    """While it trains, and while it saves, which it does every three steps."""
+    shards = str(shard(tmp_path / "some.tar", count=40))
+    changes = {"steps": 100, "save_every": 3, "in_memory": False, "workers": 1}
+    argv = ["--shards", shards, *flags(SMALL | changes)]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    said, log = tmp_path / "said", killed / "metrics.jsonl"
+    first = fork(said, *argv, "--output_dir", str(whole))
+    first.join()
+    assert first.exitcode == 0, said.read_text("utf-8")
+
+    rng, reached = random.Random(0), []
+    argv += ["--output_dir", str(killed)]
+    for _ in range(10):
+        begun, step = time.time(), newest(killed)
+        run = fork(said, *argv)
+        # until it has gone beyond where it began: what was logged beyond that is taken back first
+        while not (
+            log.exists()
+            and log.stat().st_mtime > begun
+            and log.read_text("utf-8").count("\n") > step
+        ):
+            assert run.is_alive(), said.read_text("utf-8")
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.4))
+        os.killpg(run.pid, signal.SIGKILL)
+        run.join()
+        argv = ["--resume", str(killed)]
+        reached.append(newest(killed))
+    last = fork(said, *argv)
+    last.join()
+    assert last.exitcode == 0, said.read_text("utf-8")
+    assert reached == sorted(reached)
+    assert 0 < reached[-1] < changes["steps"]
+    assert_same_runs(whole, killed)
+
+
+def test_a_run_killed_before_its_first_checkpoint_goes_on_from_the_start(tmp_path: Path) -> None:
+    argv = ["--shards", str(shard(tmp_path / "some.tar")), *flags(SMALL)]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train(*argv, "--output_dir", str(whole))
+    shutil.copytree(whole, killed)
+    shutil.rmtree(killed / "checkpoints")
+    train("--resume", str(killed))
+    assert_same_runs(whole, killed)
+
+
+def test_a_production_preset_runs_on_several_processes_and_goes_on(tmp_path: Path) -> None:
+    for i in range(4):
+        shard(tmp_path / f"{i:05d}.tar", 16 * i)
+    changes = {
+        "workers": 2,
+        "batch_size": 4,
+        "micro_batch": 1,
+        "steps": 4,
+        "warmup": 2,
+        "save_every": 1,
+        "log_every": 1,
+        "keep": 1,
+        "vocab_size": 600,
+    }
+    argv = ["--preset", "vit-s", "--shards", f"{tmp_path}/{{00000..00003}}.tar", *flags(changes)]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train(*argv, "--output_dir", str(whole), processes=2, timeout=900)
+
+    run = start(*argv, "--output_dir", str(killed), processes=2, start_new_session=True)
+    while not all_of(killed):
+        assert run.poll() is None, run.communicate()[0]
+        time.sleep(0.1)
+    kill(run)
+    assert len(losses(killed)) < changes["steps"]
+    train("--resume", str(killed), processes=2, timeout=900)
+    assert_same_runs(whole, killed)
