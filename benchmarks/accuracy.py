@@ -3,11 +3,12 @@
     python benchmarks/accuracy.py                    # prints the table
     python benchmarks/accuracy.py --write README.md  # and puts it between the file's markers
 
-A row is a radius (`sqrt(curv) * distance to the origin`) and the angle between the two points, seen
-from there. Its figures are medians over seeded random pairs, 64 dimensions and curvatures 0.1 to
-10, of the error relative to the exact value at the same float32 inputs, computed in 150 digits.
-Rounding a result to float32 costs up to 6e-8. The last column is what rounding the inputs had cost
-before: an error below it is more exact than the points are.
+Each row is a radius (`sqrt(curv) * distance to the origin`) and the angle between the two points as
+seen from the origin. Its figures are medians over seeded random pairs in 64 dimensions, with
+curvatures from 0.1 to 10. The error is relative to the exact value, which is computed in 150 digits
+from the same float32 inputs. Rounding the result to float32 costs up to 6e-8. The last column is
+the error that rounding the inputs to float32 causes: a smaller error than this is more exact than
+the points themselves.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ from lorentzkit import ops
 
 DIMENSIONS = 64
 ROWS = [(1.0, 1.0), (1.0, 1e-2), (1.0, 1e-4), (1e-3, 1.0), (8.0, 1e-4), (11.0, 1e-4)]
-FARTHEST = 39.0  # of the second points: sinh of more, squared, is hardly a float32 number
+LARGEST_RADIUS = 39.0  # of a second point: beyond, sinh squared nears the end of float32
 MARKERS = "<!-- accuracy:begin -->", "<!-- accuracy:end -->"
 
-# --- What is true, in 150 digits --------------------------------------------------------------
+# --- Exact values, in 150 digits --------------------------------------------------------------
 
 
 def exact_dist(x: Tensor, y: Tensor, c: float) -> mpf:
@@ -53,66 +54,71 @@ def _exact(*vectors: Tensor) -> Iterator[list[mpf]]:
 
 
 def _exact_inner(u: list[mpf], v: list[mpf], c: mpf) -> mpf:
-    times = mp.sqrt(1 / c + mp.fdot(u, u)) * mp.sqrt(1 / c + mp.fdot(v, v))
-    return mp.fdot(u, v) - times
+    time_product = mp.sqrt(1 / c + mp.fdot(u, u)) * mp.sqrt(1 / c + mp.fdot(v, v))
+    return mp.fdot(u, v) - time_product
 
 
 # --- Measurements -----------------------------------------------------------------------------
 
 
 def pair(seed: int, radius: float, angle: float) -> tuple[Tensor, Tensor, float]:
-    """Two points at about this radius and angle, and a curvature that float32 holds exactly."""
+    """Two random points at this radius and angle, and a curvature that float32 holds exactly."""
     generator = torch.Generator().manual_seed(seed)
     u, w = torch.randn(2, DIMENSIONS, generator=generator, dtype=torch.float64)
     u = u / u.norm()
     w = w - u * (u @ w)
     v = math.cos(angle) * u + math.sin(angle) * w / w.norm()
     c = torch.tensor(10 ** torch.rand(1, generator=generator).mul(2).sub(1).item()).item()
-    # The second point a little farther out, so that the angle at the first is a generic one.
-    farther = min(radius * (1 + angle), max(radius, FARTHEST))
-    lengths = (math.sinh(a) / math.sqrt(c) for a in (radius, farther))
-    x, y = (length * w for length, w in zip(lengths, (u, v), strict=True))
+    # The second point lies a little farther out, so that the angle at the first is generic.
+    second_radius = min(radius * (1 + angle), max(radius, LARGEST_RADIUS))
+    norms = (math.sinh(a) / math.sqrt(c) for a in (radius, second_radius))
+    x, y = (norm * w for norm, w in zip(norms, (u, v), strict=True))
     return x.float(), y.float(), c
 
 
 def relative_errors(
     function: Callable[..., Tensor], exact: Callable[..., mpf], row: tuple[float, float], cases: int
 ) -> list[float]:
-    """Of so many pairs; infinite where the result is not finite."""
-    found = []
+    """The errors of `cases` random pairs; infinite where the result is not finite."""
+    errors = []
     for seed in range(cases):
         x, y, c = pair(seed, *row)
-        truth = exact(x, y, c)
-        got = function(x, y, c).item()
-        found.append(float(abs(mpf(got) - truth) / truth) if math.isfinite(got) else math.inf)
-    return found
+        errors.append(relative_error(function(x, y, c).item(), exact(x, y, c)))
+    return errors
 
 
-def rounding_shares(exact: Callable[..., mpf], row: tuple[float, float], cases: int) -> list[float]:
-    """What one more rounding of the points, at random, does to the exact result."""
-    moved = []
+def relative_error(value: float, expected: mpf) -> float:
+    return float(abs(mpf(value) - expected) / expected) if math.isfinite(value) else math.inf
+
+
+def rounding_errors(exact: Callable[..., mpf], row: tuple[float, float], cases: int) -> list[float]:
+    """The relative changes of the exact result when the points are rounded once more, at random."""
+    errors = []
     for seed in range(cases):
         x, y, c = pair(seed, *row)
         generator = torch.Generator().manual_seed(-1 - seed)
         signs = torch.randint(0, 2, (2, DIMENSIONS), generator=generator).double() * 2 - 1
         u, v = (p.double() * (1 + 2.0**-25 * s) for p, s in zip((x, y), signs, strict=True))
-        truth = exact(x, y, c)
-        moved.append(float(abs(exact(u, v, c) - truth) / truth))
-    return moved
+        expected = exact(x, y, c)
+        errors.append(float(abs(exact(u, v, c) - expected) / expected))
+    return errors
 
 
 def median_of(errors: list[float]) -> str:
-    """The median error, or how many of the results are not even finite."""
-    broken = sum(math.isinf(e) for e in errors)
-    middle = median(errors)
-    if math.isinf(middle):
+    """The median error as text, and how many of the results are not finite."""
+    not_finite = sum(math.isinf(e) for e in errors)
+    median_error = median(errors)
+    if math.isinf(median_error):
         return "not finite"
-    figure = f"{100 * middle:.0f} %" if middle > 0.1 else f"{middle:.0e}".replace("e-0", "e-")
-    return figure + (f" ({broken} of {len(errors)} not finite)" if broken else "")
+    if median_error > 0.1:
+        text = f"{100 * median_error:.0f} %"
+    else:
+        text = f"{median_error:.0e}".replace("e-0", "e-")
+    return text + (f" ({not_finite} of {len(errors)} not finite)" if not_finite else "")
 
 
 def at_equal_points(radius: float, cases: int) -> Iterator[list[str]]:
-    """Distance and angle of x and x, which are 0, and how many gradients are not finite."""
+    """Table rows for the distance and angle of x and x, exactly 0, and their NaN gradients."""
     for name, functions in (
         ("distance", [meru_dist, geoopt_dist, ops.dist]),
         ("exterior angle", [meru_angle, None, ops.exterior_angle]),
@@ -122,17 +128,17 @@ def at_equal_points(radius: float, cases: int) -> Iterator[list[str]]:
 
 
 def _at_equal_points(function: Callable[..., Tensor], radius: float, cases: int) -> str:
-    values, nans = [], 0
+    values, nan_gradients = [], 0
     for seed in range(cases):
         x, _, c = pair(seed, radius, 1.0)
         leaf = x.clone().requires_grad_()
         value = function(leaf, x, c)
         value.backward()
         values.append(value.item())
-        nans += not leaf.grad.isfinite().all()
-    known = [v for v in values if not math.isnan(v)]
-    values = "0" if not any(known) else f"{min(known):.2g} to {max(known):.2g}"
-    return f"{values}; {100 * nans / cases:.0f} %"
+        nan_gradients += not leaf.grad.isfinite().all()
+    numbers = [v for v in values if not math.isnan(v)]
+    value_range = "0" if not any(numbers) else f"{min(numbers):.2g} to {max(numbers):.2g}"
+    return f"{value_range}; {100 * nan_gradients / cases:.0f} %"
 
 
 def table(cases: int) -> str:
@@ -153,7 +159,7 @@ def table(cases: int) -> str:
                 median_of(relative_errors(f, exact, row, cases)) if f else "" for f in functions
             ]
             label = f"{name}, radius {row[0]:g}, angle {row[1]:g}"
-            rows.append([label, *cells, median_of(rounding_shares(exact, row, cases))])
+            rows.append([label, *cells, median_of(rounding_errors(exact, row, cases))])
     rows += [row for radius in (1.0, 8.0) for row in at_equal_points(radius, cases)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 

@@ -4,10 +4,11 @@
     python benchmarks/approximate.py --indexes /tmp/faiss # keeps the indexes there for the next run
     python benchmarks/approximate.py --size 20000 --results /tmp/results
 
-The nearest points by `dist` are searched as the largest inner products with `(y, y_0)`, and as the
-nearest Euclidean neighbours of `logmap0(y)`; the smallest exterior angles as the largest cosines.
-Recall@10 is that of the index's own first ten, and of its first 100 rescored, against
-`pairwise_topk`. Queries a second count search and rescoring, 1,000 queries at once.
+Points nearest by `dist` are searched as the largest inner products with `(y, y_0)`, and as the
+nearest Euclidean neighbours of `logmap0(y)`. The smallest exterior angles are searched as the
+largest cosines. Recall@10, against `pairwise_topk`, is that of the first ten of the index, and of
+the best ten of its first 100 after rescoring. Queries a second include search and rescoring, with
+1,000 queries at once.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch
 from measure import DEVICE, THREADS, environment
 from report import DOCS, RESULTS
 from report.markers import write
-from retrieval import ADDED
+from retrieval import CHUNK
 from suites import OP_OF
 from torch import Tensor
 
@@ -41,45 +42,45 @@ MARKERS = ("<!-- approximate:begin -->", "<!-- approximate:end -->")
 # --- Points ---------------------------------------------------------------------------------------
 
 
-class Gallery(NamedTuple):
+class Dataset(NamedTuple):
     kind: str
     """"images" at the radii of a trained CLIP, or a "tree" with radii from 1 to 6"""
     M: int
     D: int
 
     def points(self) -> tuple[Tensor, Tensor]:
-        """Queries and gallery: `CONCEPTS` clusters, of `LATENT` dimensions but for some noise."""
+        """Queries and gallery: `CONCEPTS` clusters in `LATENT` dimensions, and noise in all."""
         generator = torch.Generator().manual_seed(0)
         centres = torch.randn(CONCEPTS, LATENT, generator=generator)
         basis = torch.linalg.qr(torch.randn(self.D, LATENT, generator=generator))[0]
 
-        def drawn(N: int, radius: Callable[[Tensor], Tensor]) -> Tensor:
+        def draw_points(N: int, radius: Callable[[Tensor], Tensor]) -> Tensor:
             x = torch.empty(N, self.D)
-            for some in x.split(ADDED):
-                latent = centres[torch.randint(CONCEPTS, (len(some),), generator=generator)]
+            for chunk in x.split(CHUNK):
+                latent = centres[torch.randint(CONCEPTS, (len(chunk),), generator=generator)]
                 latent = latent + 0.6 * torch.randn(latent.shape, generator=generator)
-                noise = torch.randn(some.shape, generator=generator) / self.D**0.5
-                some[:] = torch.nn.functional.normalize(latent @ basis.T + 0.5 * noise, dim=1)
+                noise = torch.randn(chunk.shape, generator=generator) / self.D**0.5
+                chunk[:] = torch.nn.functional.normalize(latent @ basis.T + 0.5 * noise, dim=1)
                 # Radii are distances from the origin.
-                some *= radius(torch.rand(len(some), 1, generator=generator)).sinh()
+                chunk *= radius(torch.rand(len(chunk), 1, generator=generator)).sinh()
             return x
 
         if self.kind == "tree":
-            queries, gallery = (lambda u: 1 + 5 * u,) * 2
+            query_radius, gallery_radius = (lambda u: 1 + 5 * u,) * 2
         else:  # trained by the example: captions at 0.81, images at 1.02
-            queries, gallery = (lambda u: 0.71 + 0.2 * u), (lambda u: 0.82 + 0.4 * u)
-        stored = drawn(self.M, gallery)
-        return drawn(QUERIES, queries), stored
+            query_radius, gallery_radius = (lambda u: 0.71 + 0.2 * u), (lambda u: 0.82 + 0.4 * u)
+        gallery = draw_points(self.M, gallery_radius)
+        return draw_points(QUERIES, query_radius), gallery
 
 
 # --- Indexes --------------------------------------------------------------------------------------
 
 
 class Vectors(NamedTuple):
-    """What an index holds of a point, and is asked with of a query."""
+    """How points and queries become the vectors of an index, and how it compares them."""
 
-    stored: Callable[[Tensor], Tensor]
-    asked: Callable[[Tensor], Tensor]
+    encode_point: Callable[[Tensor], Tensor]
+    encode_query: Callable[[Tensor], Tensor]
     metric: int
 
 
@@ -98,13 +99,13 @@ VECTORS = {
         faiss.METRIC_INNER_PRODUCT,
     ),
 }
-SIMILARITIES = {  # the vectors by which each is searched
+SIMILARITIES = {  # by similarity: the vectors that can search by it
     "distance": ["(y, y_0), inner product", "logmap0(y), L2"],
     "angle": ["y / norm(y), inner product"],
 }
 
 
-def empty(name: str, D: int, M: int, metric: int) -> Any:
+def empty_index(name: str, D: int, M: int, metric: int) -> Any:
     if name == "flat":
         return faiss.IndexFlat(D, metric)
     if name == "IVF":
@@ -118,35 +119,39 @@ def empty(name: str, D: int, M: int, metric: int) -> Any:
     return index
 
 
-def filled(name: str, gallery: Tensor, of: Vectors, file: Path | None) -> tuple[Any, float | None]:
-    """The index, and the seconds of building it; one kept in the file is read."""
-    if file is not None and file.exists():
-        seconds = json.loads(file.with_suffix(".json").read_text("utf-8"))
-        return faiss.read_index(str(file)), seconds
+def built_index(
+    name: str, gallery: Tensor, vectors: Vectors, path: Path | None
+) -> tuple[Any, float | None]:
+    """The index and the seconds that building it took; read from the file if that exists."""
+    if path is not None and path.exists():
+        build_s = json.loads(path.with_suffix(".json").read_text("utf-8"))
+        return faiss.read_index(str(path)), build_s
     started = time.perf_counter()
-    index = empty(name, of.stored(gallery[:1]).shape[1], len(gallery), of.metric)
+    index = empty_index(
+        name, vectors.encode_point(gallery[:1]).shape[1], len(gallery), vectors.metric
+    )
     if not index.is_trained:
-        index.train(of.stored(gallery[:: max(1, len(gallery) // 200_000)]).numpy())
-    for some in gallery.split(ADDED):
-        index.add(of.stored(some).numpy())
-    seconds = time.perf_counter() - started
-    if file is not None:
-        faiss.write_index(index, str(file))
-        file.with_suffix(".json").write_text(json.dumps(seconds), "utf-8")
-    return index, seconds
+        index.train(vectors.encode_point(gallery[:: max(1, len(gallery) // 200_000)]).numpy())
+    for chunk in gallery.split(CHUNK):
+        index.add(vectors.encode_point(chunk).numpy())
+    build_s = time.perf_counter() - started
+    if path is not None:
+        faiss.write_index(index, str(path))
+        path.with_suffix(".json").write_text(json.dumps(build_s), "utf-8")
+    return index, build_s
 
 
 # --- Search ---------------------------------------------------------------------------------------
 
 
-def rescored(similarity: str, queries: Tensor, gallery: Tensor, candidates: Tensor) -> Tensor:
+def rescore(similarity: str, queries: Tensor, gallery: Tensor, candidates: Tensor) -> Tensor:
     """The first K of each query's candidates, by the similarity itself."""
     values = getattr(ops, OP_OF[similarity])(queries[:, None], gallery[candidates], CURV)
     return candidates.gather(1, values.topk(K, largest=False).indices)
 
 
-def recall(exact: Tensor, found: Tensor) -> float:
-    return (exact[:, :, None] == found[:, None, :K]).any(2).float().mean().item()
+def recall(exact: Tensor, neighbours: Tensor) -> float:
+    return (exact[:, :, None] == neighbours[:, None, :K]).any(2).float().mean().item()
 
 
 def rate(search: Callable[[], Tensor]) -> float:
@@ -160,45 +165,45 @@ def rate(search: Callable[[], Tensor]) -> float:
     return QUERIES / sorted(times)[ROUNDS // 2]
 
 
-def rows(gallery_of: Gallery, kept: Path | None) -> Iterator[dict[str, Any]]:
-    queries, gallery = gallery_of.points()
-    for similarity, searched_by in SIMILARITIES.items():
+def rows(dataset: Dataset, index_folder: Path | None) -> Iterator[dict[str, Any]]:
+    queries, gallery = dataset.points()
+    for similarity, vector_names in SIMILARITIES.items():
 
         def scan(similarity: str = similarity) -> Tensor:
             return ops.pairwise_topk(queries, gallery, CURV, k=K, similarity=similarity)[1]
 
         exact = scan()
-        place = gallery_of._asdict() | {"similarity": similarity}
-        yield place | {"index": "pairwise_topk", "recall": 1.0, "rescored": 1.0, "rate": rate(scan)}
-        for vectors in searched_by:
-            of = VECTORS[vectors]
+        row = dataset._asdict() | {"similarity": similarity}
+        yield row | {"index": "pairwise_topk", "recall": 1.0, "rescored": 1.0, "rate": rate(scan)}
+        for vectors_name in vector_names:
+            vectors = VECTORS[vectors_name]
             for name in ("flat", "IVF", "HNSW"):
-                file = _file(kept, gallery_of, vectors, name)
-                index, seconds = filled(name, gallery, of, file)
+                path = _index_path(index_folder, dataset, vectors_name, name)
+                index, build_s = built_index(name, gallery, vectors, path)
 
-                def candidates(index: Any = index, of: Vectors = of) -> Tensor:
-                    asked = of.asked(queries).contiguous().numpy()
-                    return torch.from_numpy(index.search(asked, CANDIDATES)[1]).clamp_min(0)
+                def candidates(index: Any = index, vectors: Vectors = vectors) -> Tensor:
+                    query_vectors = vectors.encode_query(queries).contiguous().numpy()
+                    return torch.from_numpy(index.search(query_vectors, CANDIDATES)[1]).clamp_min(0)
 
                 def search(similarity: str = similarity) -> Tensor:
-                    return rescored(similarity, queries, gallery, candidates())
+                    return rescore(similarity, queries, gallery, candidates())
 
-                yield place | {
-                    "vectors": vectors,
+                yield row | {
+                    "vectors": vectors_name,
                     "index": name,
-                    "seconds": seconds,
+                    "seconds": build_s,
                     "recall": recall(exact, candidates()),
                     "rescored": recall(exact, search()),
                     "rate": rate(search),
                 }
 
 
-def _file(kept: Path | None, of: Gallery, vectors: str, name: str) -> Path | None:
-    if kept is None or name == "flat":
+def _index_path(folder: Path | None, dataset: Dataset, vectors_name: str, name: str) -> Path | None:
+    if folder is None or name == "flat":
         return None
-    kept.mkdir(parents=True, exist_ok=True)
-    number = list(VECTORS).index(vectors)
-    return kept / f"{of.kind}-{of.M}-{of.D}-{number}-{name}.faiss"
+    folder.mkdir(parents=True, exist_ok=True)
+    number = list(VECTORS).index(vectors_name)
+    return folder / f"{dataset.kind}-{dataset.M}-{dataset.D}-{number}-{name}.faiss"
 
 
 # --- Table ----------------------------------------------------------------------------------------
@@ -216,15 +221,15 @@ COLUMNS = [
 
 
 def table(content: dict[str, Any]) -> str:
-    about = content["environment"]
+    metadata = content["environment"]
     lines = [
-        f"{about['machine']}, {about['threads']} threads, faiss {about['faiss-cpu']}:",
+        f"{metadata['machine']}, {metadata['threads']} threads, faiss {metadata['faiss-cpu']}:",
         "",
         f"| {' | '.join(COLUMNS)} |",
         "| --- " * 4 + "| ---: " * 4 + "|",
     ]
     for row in content["rows"]:
-        seconds = row.get("seconds")
+        build_s = row.get("seconds")
         cells = [
             f"{row['M']:,} x {row['D']}, {row['kind']}",
             f"`{row['similarity']}`",
@@ -233,22 +238,22 @@ def table(content: dict[str, Any]) -> str:
             f"{row['recall']:.3f}",
             f"{row['rescored']:.3f}",
             f"{row['rate']:,.0f}" if row["rate"] >= 10 else f"{row['rate']:.1f}",
-            "" if seconds is None else f"{seconds:,.0f}",
+            "" if build_s is None else f"{build_s:,.0f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def place_of(row: dict[str, Any]) -> list[Any]:
+def row_key(row: dict[str, Any]) -> list[Any]:
     return [row.get(key) for key in ("kind", "M", "D", "similarity", "vectors", "index")]
 
 
-def earlier(file: Path) -> dict[str, Any]:
-    """Results of this machine and these versions; beside others they do not belong."""
-    here = environment("faiss-cpu")
-    if file.exists() and (old := json.loads(file.read_text("utf-8")))["environment"] == here:
-        return old  # type: ignore[no-any-return]
-    return {"environment": here, "rows": []}
+def previous_results(path: Path) -> dict[str, Any]:
+    """The file's results if they are of this machine and these versions, else no rows."""
+    current = environment("faiss-cpu")
+    if path.exists() and (content := json.loads(path.read_text("utf-8")))["environment"] == current:
+        return content  # type: ignore[no-any-return]
+    return {"environment": current, "rows": []}
 
 
 def main() -> None:
@@ -262,12 +267,12 @@ def main() -> None:
     faiss.omp_set_num_threads(THREADS)
     out = args.results / f"approximate-{DEVICE}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    content = earlier(out)
+    content = previous_results(out)
     for kind, D in [("images", 64), ("images", 512), ("tree", 64)]:
-        for row in rows(Gallery(kind, args.size, D), args.indexes):
+        for row in rows(Dataset(kind, args.size, D), args.indexes):
             print(json.dumps(row), flush=True)
-            others = [old for old in content["rows"] if place_of(old) != place_of(row)]
-            content["rows"] = sorted([*others, row], key=lambda row: row["M"])
+            other_rows = [old for old in content["rows"] if row_key(old) != row_key(row)]
+            content["rows"] = sorted([*other_rows, row], key=lambda row: row["M"])
             out.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
     print(table(content))
     if args.page:

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from accuracy import DIMENSIONS, exact_dist, median_of, pair, relative_errors
+from accuracy import DIMENSIONS, exact_dist, median_of, pair, relative_error, relative_errors
 from geoopt.manifolds.lorentz import math as lorentz
 from hypll.manifolds.poincare_ball import Curvature, PoincareBall
 from hypll.tensors import ManifoldTensor, TangentTensor
@@ -37,7 +36,7 @@ N, D = 4096, 512
 BATCH = 8192  # of the loss
 MARKERS = "<!-- libraries:begin -->", "<!-- libraries:end -->"
 LIBRARIES = ("lorentzkit", "geoopt", "HypLL", "MERU's file")
-# What the libraries have, by their documentation.
+# Features, as the libraries' own documentation lists them.
 HAS = {
     "losses for image and text": ("CLIP, MERU, HyCoCLIP, ATMG; fused", "", "", "in MERU's model"),
     "search without the matrix": ("`pairwise_topk`", "", "", ""),
@@ -61,49 +60,52 @@ def hypll_dist(p: Tensor, q: Tensor, c: float | Tensor) -> Tensor:
 
 def exact_ball_dist(p: Tensor, q: Tensor, c: float) -> mpf:
     u, v = ([mpf(a) for a in point.tolist()] for point in (p, q))
-    apart = fsum((a - b) ** 2 for a, b in zip(u, v, strict=True))
-    inside = (1 - c * fsum(a * a for a in u)) * (1 - c * fsum(b * b for b in v))
-    return acosh(1 + 2 * c * apart / inside) / sqrt(mpf(c))
+    square_distance = fsum((a - b) ** 2 for a, b in zip(u, v, strict=True))
+    conformal = (1 - c * fsum(a * a for a in u)) * (1 - c * fsum(b * b for b in v))
+    return acosh(1 + 2 * c * square_distance / conformal) / sqrt(mpf(c))
 
 
 def hypll_errors(row: tuple[float, float], cases: int) -> list[float]:
-    """As `relative_errors`, at the points' coordinates in the ball."""
-    found = []
+    """Like `relative_errors`, at the points' coordinates in the ball."""
+    errors = []
     for seed in range(cases):
         x, y, c = pair(seed, *row)
         p, q = (ops.to_poincare(v.double(), c).float() for v in (x, y))
-        exact, got = exact_ball_dist(p, q, c), hypll_dist(p, q, c).item()
-        found.append(float(abs(mpf(got) - exact) / exact) if math.isfinite(got) else math.inf)
-    return found
+        errors.append(relative_error(hypll_dist(p, q, c).item(), exact_ball_dist(p, q, c)))
+    return errors
 
 
-def errors(row: tuple[float, float], cases: int) -> list[str]:
-    of = [relative_errors(f, exact_dist, row, cases) for f in (ops.dist, geoopt_dist)]
-    of += [hypll_errors(row, cases), relative_errors(meru_dist, exact_dist, row, cases)]
-    return [median_of(found) for found in of]
+def median_errors(row: tuple[float, float], cases: int) -> list[str]:
+    errors = {
+        "lorentzkit": relative_errors(ops.dist, exact_dist, row, cases),
+        "geoopt": relative_errors(geoopt_dist, exact_dist, row, cases),
+        "HypLL": hypll_errors(row, cases),
+        "MERU's file": relative_errors(meru_dist, exact_dist, row, cases),
+    }
+    return [median_of(errors[name]) for name in LIBRARIES]
 
 
 def gradients_at_x(cases: int) -> list[str]:
-    """How many gradients of the distance of x and x are finite."""
+    """Whether the gradients of the distance of x and x are finite, and the share that is NaN."""
     cells = []
     for function in (ops.dist, geoopt_dist, hypll_dist, meru_dist):
-        good = 0
+        finite = 0
         for seed in range(cases):
             x, _, c = pair(seed, 1.0, 1.0)
             x = ops.to_poincare(x, c) if function is hypll_dist else x
             leaf = x.clone().requires_grad_()
             function(leaf, x, c).backward()
-            good += int(leaf.grad.isfinite().all())
-        cells.append("finite" if good == cases else f"{100 * (1 - good / cases):.0f} % NaN")
+            finite += int(leaf.grad.isfinite().all())
+        cells.append("finite" if finite == cases else f"{100 * (1 - finite / cases):.0f} % NaN")
     return cells
 
 
 def farthest(cases: int = 200) -> list[str]:
-    """Up to which distance from the origin `expmap0` and the distance back agree to 1e-3."""
+    """The largest radius at which `expmap0` and the distance from the origin agree to 1e-3."""
     torch.manual_seed(0)
     u = torch.randn(cases, DIMENSIONS)
     u /= u.norm(dim=1, keepdim=True)
-    radii, one = torch.linspace(0.5, 60, 120), torch.ones(())
+    radii, unit_curv = torch.linspace(0.5, 60, 120), torch.ones(())
 
     def hypll(v: Tensor) -> Tensor:
         manifold = ball(1.0)
@@ -111,17 +113,17 @@ def farthest(cases: int = 200) -> list[str]:
         return hypll_dist(torch.zeros_like(v), x.tensor, 1.0)
 
     def geoopt(v: Tensor) -> Tensor:
-        full = torch.nn.functional.pad(v, (1, 0))
-        return lorentz.dist0(lorentz.expmap0(full, k=one), k=one)
+        with_time = torch.nn.functional.pad(v, (1, 0))
+        return lorentz.dist0(lorentz.expmap0(with_time, k=unit_curv), k=unit_curv)
 
     def meru(v: Tensor) -> Tensor:
-        return MERU["dist"](torch.zeros_like(v), MERU["expmap0"](v, one), one)
+        return MERU["dist"](torch.zeros_like(v), MERU["expmap0"](v, unit_curv), unit_curv)
 
     cells = []
-    for there in (lambda v: ops.dist0(ops.expmap0(v)), geoopt, hypll, meru):
-        good = [(there(r * u) / r - 1).abs().median().item() < 1e-3 for r in radii]
-        last = good.index(False) if False in good else len(radii)
-        cells.append(f"{radii[last - 1]:.0f}{' and more' * (last == len(radii))}")
+    for round_trip in (lambda v: ops.dist0(ops.expmap0(v)), geoopt, hypll, meru):
+        accurate = [(round_trip(r * u) / r - 1).abs().median().item() < 1e-3 for r in radii]
+        reached = accurate.index(False) if False in accurate else len(radii)
+        cells.append(f"{radii[reached - 1]:.0f}{' and more' * (reached == len(radii))}")
     return cells
 
 
@@ -131,28 +133,29 @@ def points(count: int) -> list[Tensor]:
     return [x.requires_grad_(), y.requires_grad_(), torch.ones((), requires_grad=True)]
 
 
-def times(seconds: float) -> list[str]:
+def times(budget_s: float) -> list[str]:
     x, y, c = points(N)
     p, q = (ops.to_poincare(v, c).detach().requires_grad_() for v in (x, y))
-    full = [v.detach().requires_grad_() for v in in_geoopt(["x", "y"], x, y, c)]
-    # HypLL's curvature is a parameter of its own: its gradient is not asked for.
+    with_time = [v.detach().requires_grad_() for v in in_geoopt(["x", "y"], x, y, c)]
+    # HypLL's curvature is a parameter of its own, whose gradient is not computed here.
     steps = {
         "lorentzkit": partial(earning, EARNED_AT["auto_later"], partial(step, ops.dist, [x, y, c])),
-        "geoopt": partial(step, GEOOPT["dist"], full),
+        "geoopt": partial(step, GEOOPT["dist"], with_time),
         "HypLL": partial(step, lambda a, b: hypll_dist(a, b, 1.0), [p, q]),
         "MERU's file": partial(step, meru_dist, [x, y, c]),
     }
-    return compared(in_turns(steps, seconds))
+    return relative_times(in_turns(steps, budget_s))
 
 
-def compared(found: dict[str, Any]) -> list[str]:
-    ours = found["lorentzkit"]["both"][1]
+def relative_times(quantiles: dict[str, Any]) -> list[str]:
+    """Table cells: the time of lorentzkit, and the others' times as multiples of it."""
+    ours = quantiles["lorentzkit"]["both"][1]
     cells = [f"{ours / 1e3:.1f} s" if ours >= 1e3 else f"{ours:.1f} ms"] + [""] * (
         len(LIBRARIES) - 1
     )
-    for name, of in found.items():
+    for name, parts in quantiles.items():
         if name != "lorentzkit":
-            cells[LIBRARIES.index(name)] = f"{of['both'][1] / ours:.1f} times"
+            cells[LIBRARIES.index(name)] = f"{parts['both'][1] / ours:.1f} times"
     return cells
 
 
@@ -161,9 +164,11 @@ def losses() -> dict[str, Callable[..., Tensor]]:
     return {"lorentzkit": ours, "MERU's file": partial(usual_loss, similarity="distance")}
 
 
-def loss_times(seconds: float) -> list[str]:
+def loss_times(budget_s: float) -> list[str]:
     inputs = [*points(BATCH), torch.tensor(14.0, requires_grad=True)]
-    return compared(in_turns({n: partial(step, f, inputs) for n, f in losses().items()}, seconds))
+    return relative_times(
+        in_turns({n: partial(step, f, inputs) for n, f in losses().items()}, budget_s)
+    )
 
 
 def memory(name: str) -> int:
@@ -175,28 +180,28 @@ def memory(name: str) -> int:
 
 
 def memories() -> list[str]:
-    found = {name: in_fresh_process(memory, name) for name in losses()}
-    return [f"{found[name]} MB" if name in found else "" for name in LIBRARIES]
+    peaks = {name: in_fresh_process(memory, name) for name in losses()}
+    return [f"{peaks[name]} MB" if name in peaks else "" for name in LIBRARIES]
 
 
-def measured(cases: int, seconds: float) -> dict[str, list[str]]:
+def measured(cases: int, budget_s: float) -> dict[str, list[str]]:
     mp.dps = 150
     keep_memory()
     torch.set_num_threads(THREADS)
     return {
-        "distance in float32, points 0.01 apart in angle": errors((1.0, 1e-2), cases),
-        "the same, 0.0001 apart": errors((1.0, 1e-4), cases),
+        "distance in float32, points 0.01 apart in angle": median_errors((1.0, 1e-2), cases),
+        "the same, 0.0001 apart": median_errors((1.0, 1e-4), cases),
         "gradient of the distance of x and x": gradients_at_x(cases),
         "farthest point in float32, curvature 1": farthest(),
-        f"`dist`, {N:,} x {D}, forward and backward": times(seconds),
-        f"contrastive loss by distances, {BATCH:,} x {D}": loss_times(seconds),
+        f"`dist`, {N:,} x {D}, forward and backward": times(budget_s),
+        f"contrastive loss by distances, {BATCH:,} x {D}": loss_times(budget_s),
         "memory that the loss adds": memories(),
     }
 
 
-def table(found: dict[str, Any]) -> str:
+def table(results: dict[str, Any]) -> str:
     lines = [f"| | {' | '.join(LIBRARIES)} |", f"| --- |{' --- |' * len(LIBRARIES)}"]
-    rows = {**found["rows"], **{name: list(cells) for name, cells in HAS.items()}}
+    rows = {**results["rows"], **{name: list(cells) for name, cells in HAS.items()}}
     return "\n".join([*lines, *(f"| {name} | {' | '.join(c)} |" for name, c in rows.items())])
 
 
@@ -209,11 +214,11 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)  # geoopt scripts with torch.jit
     file = RESULTS / "libraries.json"
     if not args.write:
-        found = {"environment": environment("hypll"), "rows": measured(args.cases, args.seconds)}
-        file.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
-    found = json.loads(file.read_text("utf-8"))
-    print(table(found))
-    write(DOCS.parent / "README.md", table(found), MARKERS)
+        results = {"environment": environment("hypll"), "rows": measured(args.cases, args.seconds)}
+        file.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+    results = json.loads(file.read_text("utf-8"))
+    print(table(results))
+    write(DOCS.parent / "README.md", table(results), MARKERS)
 
 
 if __name__ == "__main__":

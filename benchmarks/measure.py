@@ -61,7 +61,7 @@ def earning(work: float, run: Step) -> tuple[float, float]:
 
 
 def fresh_process(statement: str) -> tuple[float, float]:
-    """Seconds of an interpreter that runs it and ends."""
+    """Seconds that a new interpreter takes to run the statement and end."""
     started = time.perf_counter()
     subprocess.run([sys.executable, "-c", statement], check=True)
     return time.perf_counter() - started, 0.0
@@ -74,10 +74,10 @@ def now() -> float:
 
 
 def keep_memory() -> None:
-    """What a step frees, this process keeps for the next one, as far as glibc lets it.
+    """Lets this process keep the memory that a step frees, as far as glibc allows.
 
-    Else it is by chance whether a step gets its 8 MB anew, zeroed page by page, which takes longer
-    than the work on them: a row varied by a factor of four.
+    Otherwise it is chance whether a step reuses its 8 MB or gets new ones, zeroed page by page.
+    Zeroing takes longer than the work on them: the times of one row varied by a factor of four.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
@@ -85,14 +85,18 @@ def keep_memory() -> None:
         libc.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: more is refused
 
 
-def in_turns(steps: dict[str, Step], seconds: float) -> dict[str, dict[str, list[float]]]:
-    """Quantiles 20, 50, 80 of milliseconds, by competitor and by part, after a turn to warm up."""
-    for warm in steps.values():
-        warm()
+def in_turns(steps: dict[str, Step], budget_s: float) -> dict[str, dict[str, list[float]]]:
+    """Quantiles 20, 50, 80 of the milliseconds, by competitor and by part.
+
+    One turn of each warms up and is not counted. Turns go on for about `budget_s` seconds,
+    but there are at least LEAST_ROUNDS and at most MOST_ROUNDS of them.
+    """
+    for warm_up in steps.values():
+        warm_up()
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     started = time.perf_counter()
-    for done in range(MOST_ROUNDS):
-        if done >= LEAST_ROUNDS and time.perf_counter() - started > seconds:
+    for round_ in range(MOST_ROUNDS):
+        if round_ >= LEAST_ROUNDS and time.perf_counter() - started > budget_s:
             break
         for name, run in steps.items():
             times[name].append(run())
@@ -123,14 +127,14 @@ def in_fresh_process(function: Callable[..., T], *args: Any) -> T:
 
 
 def added_by(run: Callable[[], object]) -> int:
-    """MB that `run` adds to this process at most."""
+    """The most MB that `run` adds to this process."""
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         run()
         return (torch.cuda.max_memory_allocated() - before) >> 20
-    ctypes.CDLL(None).malloc_trim(0)  # what is free already would hide some of what is added
-    # The process's own peak from here on: that of `getrusage` is inherited from the parent.
+    ctypes.CDLL(None).malloc_trim(0)  # memory that is free already would hide a part of the peak
+    # Reset the process's own peak. That of `getrusage` would be inherited from the parent.
     Path("/proc/self/clear_refs").write_text("5")
     before = _resident("VmRSS")
     run()
@@ -138,10 +142,10 @@ def added_by(run: Callable[[], object]) -> int:
 
 
 def _resident(name: str) -> int:
-    """kB, by the kernel."""
-    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found
-    return int(found[1])
+    """A field of the process's status in kB, as the kernel reports it."""
+    match = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match
+    return int(match[1])
 
 
 # --- Where ----------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ travel in a file, from an environment with lorentzkit to one with the other libr
     python benchmarks/other_libraries.py geomstats numbers.npz
     python benchmarks/other_libraries.py hyperbolix numbers.npz
 
-The last two print the largest difference of every function, in float64, and fail where one is not
-the same function. (HypLL and geoopt are checked by the tests.)
+The last two print the largest difference of every function, in float64, and fail if one is not the
+same function. (The tests check HypLL and geoopt.)
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from typing import Any
 import numpy as np
 
 CURVATURES = (1.0, 0.25, 2.0)
-# Same function or not; what the libraries lose themselves is 7e-8 at worst (geomstats' mean).
+# Tells equal functions from different ones: the libraries' own errors are at most 7e-8 (geomstats'
+# mean).
 TOLERANCE = 1e-6
 Numbers = dict[str, np.ndarray]
 
 
 def numbers(curv: float) -> Numbers:
-    """Points and vectors in every layout, and what lorentzkit makes of them."""
+    """Points and vectors in the coordinates of every model, and lorentzkit's results for them."""
     import torch
 
     from lorentzkit import ops
@@ -38,34 +39,39 @@ def numbers(curv: float) -> Numbers:
     w = torch.rand(50, generator=generator, dtype=torch.float64)
 
     def pushed(model: Callable[..., torch.Tensor], point: torch.Tensor, v: torch.Tensor) -> Any:
-        """A tangent vector in the coordinates of another model: the derivative along it."""
+        """A tangent vector in another model's coordinates: the derivative of the map along it."""
         return torch.func.jvp(lambda z: model(z, curv), (point,), (v,))[1]
 
-    found = {"x": x, "y": y, "u": u, "w": w}
+    tensors = {"x": x, "y": y, "u": u, "w": w}
     models = {"full": ops.add_time, "ball": ops.to_poincare, "half": ops.to_halfspace}
     at_x = {"u": u, "log": ops.logmap(x, y, curv), "rgrad": ops.egrad2rgrad(x, u, curv)}
     points = {"exp": ops.expmap(x, u, curv), "exp0": ops.expmap0(u, curv)}
-    points |= {"way": ops.geodesic(0.3, x, y, curv)}
+    points |= {"geodesic": ops.geodesic(0.3, x, y, curv)}
     points |= {"midpoint": ops.einstein_midpoint(x, w, curv)}
     points |= {"mean": ops.frechet_mean(x, curv=curv)}
     at_origin = ops.logmap0(y, curv)
     points |= {"sum": ops.expmap(x, ops.transp0(x, at_origin, curv), curv)}
     points |= {"multiple": ops.expmap0(0.3 * at_origin, curv)}
     for name, model in models.items():
-        found |= {f"{name} {key}": model(z, curv) for key, z in ({"x": x, "y": y} | points).items()}
-        found |= {f"{name} {key}": pushed(model, x, v) for key, v in at_x.items()}
-        found[f"{name} transp"] = pushed(model, y, ops.transp(x, y, u, curv))
-        found[f"{name} transp0"] = pushed(model, y, ops.transp0(y, u, curv))
-    found |= {f"space {key}": z for key, z in (points | at_x).items()}
-    found["space transp"], found["space transp0"] = (
+        tensors |= {
+            f"{name} {key}": model(z, curv) for key, z in ({"x": x, "y": y} | points).items()
+        }
+        tensors |= {f"{name} {key}": pushed(model, x, v) for key, v in at_x.items()}
+        tensors[f"{name} transp"] = pushed(model, y, ops.transp(x, y, u, curv))
+        tensors[f"{name} transp0"] = pushed(model, y, ops.transp0(y, u, curv))
+    tensors |= {f"space {key}": z for key, z in (points | at_x).items()}
+    tensors["space transp"], tensors["space transp0"] = (
         ops.transp(x, y, u, curv),
         ops.transp0(y, u, curv),
     )
-    found["log0"], found["dist0"] = ops.logmap0(x, curv), ops.dist0(x, curv)
-    found["dist"], found["pairs"] = ops.dist(x, y, curv), ops.pairwise_dist(x, y, curv)
-    found["inner"], found["norm"] = ops.tangent_inner(x, u, u, curv), ops.tangent_norm(x, u, curv)
-    found["form"], found["density"] = ops.inner(x, y, curv), Lorentz(curv).log_prob(x, y, 0.7)
-    return {name: value.numpy() for name, value in found.items()}
+    tensors["log0"], tensors["dist0"] = ops.logmap0(x, curv), ops.dist0(x, curv)
+    tensors["dist"], tensors["pairs"] = ops.dist(x, y, curv), ops.pairwise_dist(x, y, curv)
+    tensors["inner"], tensors["norm"] = (
+        ops.tangent_inner(x, u, u, curv),
+        ops.tangent_norm(x, u, curv),
+    )
+    tensors["form"], tensors["density"] = ops.inner(x, y, curv), Lorentz(curv).log_prob(x, y, 0.7)
+    return {name: value.numpy() for name, value in tensors.items()}
 
 
 Checks = Iterator[tuple[str, Any, np.ndarray]]
@@ -90,8 +96,8 @@ def geomstats(n: Numbers, curv: float) -> Checks:
         yield f"{name}: log(y, x)", metric.log(y, x), n[f"{model} log"]
         yield f"{name}: inner_product(u, u, x)", metric.inner_product(u, u, x), n["inner"]
         yield f"{name}: norm(u, x)", metric.norm(u, x), n["norm"]
-        way = np.stack([metric.geodesic(a, b)(0.3)[0] for a, b in zip(x, y, strict=True)])
-        yield f"{name}: geodesic(x, y)(t)", way, n[f"{model} way"]
+        geodesic = np.stack([metric.geodesic(a, b)(0.3)[0] for a, b in zip(x, y, strict=True)])
+        yield f"{name}: geodesic(x, y)(t)", geodesic, n[f"{model} geodesic"]
     space, (x, y, u) = spaces["full"], (n[f"full {name}"] for name in "xyu")
     yield "intrinsic_to_extrinsic_coords", space.intrinsic_to_extrinsic_coords(n["x"]), x
     yield "extrinsic_to_intrinsic_coords", space.extrinsic_to_intrinsic_coords(x), n["x"]
@@ -161,22 +167,21 @@ def hyperbolix(n: Numbers, curv: float) -> Checks:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=["save", "geomstats", "hyperbolix"])
+    parser.add_argument("command", choices=["save", "geomstats", "hyperbolix"])
     parser.add_argument("file", help="the numbers, .npz")
     args = parser.parse_args()
-    if args.what == "save":
-        every = {f"{c} {k}": v for c in CURVATURES for k, v in numbers(c).items()}
-        np.savez(args.file, **every)
+    if args.command == "save":
+        arrays = {f"{c} {k}": v for c in CURVATURES for k, v in numbers(c).items()}
+        np.savez(args.file, **arrays)
         return
     stored = np.load(args.file)
+    checks = {"geomstats": geomstats, "hyperbolix": hyperbolix}[args.command]
     for curv in CURVATURES:
-        own = {k.partition(" ")[2]: stored[k] for k in stored if k.startswith(f"{curv} ")}
-        for what, theirs, ours in {"geomstats": geomstats, "hyperbolix": hyperbolix}[args.what](
-            own, curv
-        ):
-            apart = np.abs(np.asarray(theirs) - ours).max()
-            print(f"{apart:8.1e}  {curv:5g}  {what}")
-            assert apart < TOLERANCE, f"{what}, curvature -{curv:g}"
+        inputs = {k.partition(" ")[2]: stored[k] for k in stored if k.startswith(f"{curv} ")}
+        for name, theirs, ours in checks(inputs, curv):
+            difference = np.abs(np.asarray(theirs) - ours).max()
+            print(f"{difference:8.1e}  {curv:5g}  {name}")
+            assert difference < TOLERANCE, f"{name}, curvature -{curv:g}"
 
 
 if __name__ == "__main__":

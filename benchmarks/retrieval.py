@@ -3,10 +3,10 @@
     python benchmarks/retrieval.py                          # 1,000,000 x 512: 2 GB, and 4 more
     python benchmarks/retrieval.py --size 100000 --results /tmp/results
 
-Times are taken in turns in one process; memory is what one search adds to a fresh process that
-holds the gallery (for faiss: what the filled index does). Recall is that of the 10 nearest of
-faiss, and of its first 100 ordered by `ops.dist`, against `pairwise_topk`: every query has 50 close
-neighbours in the gallery, at distances of half to one and a half times a given one.
+Times are taken in turns in one process. Memory is what one search adds to a fresh process that
+holds the gallery (for faiss: what the filled index adds). Recall, against `pairwise_topk`, is that
+of the 10 nearest by faiss, and of its first 100 ordered by `ops.dist`. For this, every query
+has 50 close neighbours in the gallery, at 0.5 to 1.5 times a distance that is varied.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from lorentzkit import ops
 K, QUERIES, NEIGHBOURS, CANDIDATES = 10, 100, 50, 100
 SPREADS = [1.0, 1e-1, 1e-2, 1e-3, 1e-4]
 SIMILARITIES = ["distance", "angle"]
-SMALL = 4096  # of what is run first, to load and to compile
-ADDED = 2**16  # points that faiss is given at a time: it copies them
+SMALL = 4096  # gallery of the first run, which loads and compiles
+CHUNK = 2**16  # points added to faiss at a time: it copies them
 CURV = torch.tensor(1.0)
 
 
-class Searched(NamedTuple):
+class Search(NamedTuple):
     similarity: str
     M: int
     D: int
@@ -59,8 +59,8 @@ def nearest(queries: Tensor, gallery: Tensor, similarity: str = "distance") -> T
 
 def _points(N: int, D: int) -> Tensor:
     x = torch.randn(N, D)
-    for some in x.split(ADDED):
-        some *= 2 * torch.rand(len(some), 1) / some.norm(dim=1, keepdim=True)
+    for chunk in x.split(CHUNK):
+        chunk *= 2 * torch.rand(len(chunk), 1) / chunk.norm(dim=1, keepdim=True)
     return x
 
 
@@ -68,16 +68,16 @@ def _points(N: int, D: int) -> Tensor:
 
 
 def index_of(gallery: Tensor) -> Any:
-    """`(y, y_0)` of every y: of these, faiss finds the largest products with `(x, -x_0)`."""
+    """Holds `(y, y_0)` of every y, of which faiss finds the largest products with `(x, -x_0)`."""
     index = faiss.IndexFlatIP(gallery.shape[1] + 1)
-    for some in gallery.split(ADDED):
-        index.add(torch.cat([some, ops.time(some, CURV)[:, None]], 1).numpy())
+    for chunk in gallery.split(CHUNK):
+        index.add(torch.cat([chunk, ops.time(chunk, CURV)[:, None]], 1).numpy())
     return index
 
 
 def by_product(index: Any, queries: Tensor, k: int = K) -> Tensor:
-    asked = torch.cat([queries, -ops.time(queries, CURV)[:, None]], 1)
-    return torch.from_numpy(index.search(asked.numpy(), k)[1])
+    query_vectors = torch.cat([queries, -ops.time(queries, CURV)[:, None]], 1)
+    return torch.from_numpy(index.search(query_vectors.numpy(), k)[1])
 
 
 def reranked(index: Any, queries: Tensor, gallery: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ def reranked(index: Any, queries: Tensor, gallery: Tensor) -> Tensor:
 # --- Measurements ---------------------------------------------------------------------------------
 
 
-def peak(row: Searched, name: str) -> int:
+def peak(row: Search, name: str) -> int:
     torch.set_num_threads(THREADS)
     queries, gallery = row.points()
     if name == "faiss":
@@ -99,39 +99,41 @@ def peak(row: Searched, name: str) -> int:
     return added_by(row.searches(queries, gallery)[name])
 
 
-def measured(row: Searched, seconds: float) -> dict[str, Any]:
+def measured(row: Search, budget_s: float) -> dict[str, Any]:
     queries, gallery = row.points()
     searches = row.searches(queries, gallery)
     if row.similarity == "distance":
         searches["faiss"] = partial(by_product, index_of(gallery), queries)
     steps = {name: partial(step, search, []) for name, search in searches.items()}
-    about = {"kind": row.similarity, "N": row.M, "D": row.D, "ms": in_turns(steps, seconds)}
+    result = {"kind": row.similarity, "N": row.M, "D": row.D, "ms": in_turns(steps, budget_s)}
     del searches, steps, gallery  # the processes that measure memory make their own
-    return about | {"peak_mb": {n: in_fresh_process(peak, row, n) for n in about["ms"]}}
+    return result | {"peak_mb": {n: in_fresh_process(peak, row, n) for n in result["ms"]}}
 
 
 def recalls(M: int, D: int) -> Iterator[dict[str, float]]:
-    queries, gallery = Searched("distance", M, D).points()
+    queries, gallery = Search("distance", M, D).points()
     for spread in SPREADS:
-        gallery[: QUERIES * NEIGHBOURS] = _around(queries, spread).flatten(0, 1)
+        gallery[: QUERIES * NEIGHBOURS] = _neighbours(queries, spread).flatten(0, 1)
         exact, index = nearest(queries, gallery), index_of(gallery)
-        found = {
+        results = {
             "faiss": by_product(index, queries),
             "reranked": reranked(index, queries, gallery),
         }
-        yield {"spread": spread} | {name: _share(exact, of) for name, of in found.items()}
+        yield {"spread": spread} | {
+            name: _recall(exact, neighbours) for name, neighbours in results.items()
+        }
 
 
-def _around(queries: Tensor, spread: float) -> Tensor:
+def _neighbours(queries: Tensor, spread: float) -> Tensor:
     """Neighbours ``(QUERIES, NEIGHBOURS, D)``, by geodesics in all directions."""
     base = queries[:, None].expand(-1, NEIGHBOURS, -1)
-    step = torch.randn_like(base)
-    length = spread * (0.5 + torch.rand(QUERIES, NEIGHBOURS, 1))
-    return ops.expmap(base, step * (length / ops.tangent_norm(base, step)[..., None]))
+    direction = torch.randn_like(base)
+    distance = spread * (0.5 + torch.rand(QUERIES, NEIGHBOURS, 1))
+    return ops.expmap(base, direction * (distance / ops.tangent_norm(base, direction)[..., None]))
 
 
-def _share(exact: Tensor, found: Tensor) -> float:
-    return (exact[:, :, None] == found[:, None]).any(2).float().mean().item()
+def _recall(exact: Tensor, neighbours: Tensor) -> float:
+    return (exact[:, :, None] == neighbours[:, None]).any(2).float().mean().item()
 
 
 def main() -> None:
@@ -145,7 +147,7 @@ def main() -> None:
     faiss.omp_set_num_threads(THREADS)
     rows = {}
     for similarity in SIMILARITIES:
-        row = measured(Searched(similarity, args.size, args.dimensions), args.seconds)
+        row = measured(Search(similarity, args.size, args.dimensions), args.seconds)
         rows[f"{similarity} {args.size} {args.dimensions}"] = row
         print(tables.line("retrieval", row), flush=True)
     # A tenth of the gallery: a query's neighbours are as close in any.

@@ -1,8 +1,8 @@
 """What lorentzkit is measured against: the usual formulas, geoopt, and the floor.
 
-`meru_*` are the formulas of MERU (Desai et al. 2023) for points side by side, with their clamps;
-`usual_*` those and ATMG's (Ramasinghe et al. 2024) on whole matrices, written plainly. accuracy.py
-measures how wrong they are in float32, run.py how fast.
+`meru_*` are the formulas of MERU (Desai et al. 2023), with their clamps, for points side by side.
+`usual_*` are the same formulas, and those of ATMG (Ramasinghe et al. 2024), on whole matrices,
+written plainly. accuracy.py measures their errors in float32, run.py their speed.
 """
 
 from __future__ import annotations
@@ -96,21 +96,21 @@ GEOOPT: dict[str, Function] = {
 
 
 def in_geoopt(names: list[str], *args: Tensor) -> list[Tensor]:
-    """Arguments of an op, with the time components that geoopt's functions take."""
-    *given, c = args
-    x = given[0] if names[0] == "x" else None
+    """The arguments of an op, with the time components that geoopt's functions expect."""
+    *inputs, c = args
+    x = inputs[0] if names[0] == "x" else None
 
-    def full(name: str, v: Tensor) -> Tensor:
+    def with_time(name: str, v: Tensor) -> Tensor:
         if name in ("x", "y"):
             return ops.add_time(v, c)
         if name == "p":
             return v
-        # A tangent vector at x is orthogonal to it; a gradient, and what is at the origin, has 0.
-        here = x is not None and name in ("u", "v")
-        time = (x * v).sum(-1, keepdim=True) / ops.time(x, c)[..., None] if here else v[..., :1] * 0
+        # A tangent vector at x is orthogonal to x. At the origin, and of a gradient, the time is 0.
+        at_x = x is not None and name in ("u", "v")
+        time = (x * v).sum(-1, keepdim=True) / ops.time(x, c)[..., None] if at_x else v[..., :1] * 0
         return torch.cat([time, v], -1)
 
-    return [*(full(name, v) for name, v in zip(names, given, strict=True)), c]
+    return [*(with_time(name, v) for name, v in zip(names, inputs, strict=True)), c]
 
 
 def usual_midpoint(x: Tensor, c: Tensor) -> Tensor:
@@ -137,9 +137,9 @@ def usual_dist(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
 
 def usual_angle(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
     c_xy = c * usual_inner(x, y, c)
-    over = _time(y, c).mT + _time(x, c) * c_xy
-    under = x.norm(dim=-1, keepdim=True) * (c_xy.square() - 1).clamp_min(EPS).sqrt() + EPS
-    return torch.acos((over / under).clamp(-1 + 1e-6, 1 - 1e-6))
+    numerator = _time(y, c).mT + _time(x, c) * c_xy
+    denominator = x.norm(dim=-1, keepdim=True) * (c_xy.square() - 1).clamp_min(EPS).sqrt() + EPS
+    return torch.acos((numerator / denominator).clamp(-1 + 1e-6, 1 - 1e-6))
 
 
 def usual_loss(x: Tensor, y: Tensor, c: Tensor, scale: Tensor, similarity: str) -> Tensor:
@@ -151,8 +151,8 @@ def usual_loss(x: Tensor, y: Tensor, c: Tensor, scale: Tensor, similarity: str) 
     else:
         rows = normalize(x, dim=-1) @ normalize(y, dim=-1).mT
         columns = rows.mT
-    of = torch.arange(len(x), device=x.device)
-    return (cross_entropy(scale * rows, of) + cross_entropy(scale * columns, of)) / 2
+    targets = torch.arange(len(x), device=x.device)
+    return (cross_entropy(scale * rows, targets) + cross_entropy(scale * columns, targets)) / 2
 
 
 def _time(x: Tensor, c: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ USUAL = {"inner": usual_inner, "dist": usual_dist, "exterior_angle": usual_angle
 
 
 def pairwise_geoopt_dist(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
-    """By broadcasting: it has no pairwise form."""
+    """By broadcasting, as geoopt has no pairwise form."""
     return geoopt_dist(x[:, None], y[None], c)
 
 
@@ -171,7 +171,7 @@ def pairwise_geoopt_dist(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
 
 
 class Adam:
-    """Steps of geoopt's RiemannianAdam on one parameter, whose gradient stays as it is."""
+    """Steps of geoopt's RiemannianAdam on one parameter, always with the same gradient."""
 
     def __init__(self, manifold: Any, x: Tensor, gradient: Tensor) -> None:
         self.x = geoopt.ManifoldParameter(x.clone(), manifold=manifold.to(x.device))
@@ -185,35 +185,38 @@ class Adam:
 
 
 def adams(x: Tensor, gradient: Tensor) -> dict[str, Adam]:
-    """On our manifold, twice, and on geoopt's: the same points, and gradients without a time."""
+    """The same points and gradients on our manifold, twice, and on geoopt's with a time of 0."""
     c = torch.ones((), dtype=x.dtype, device=x.device)
-    full = ops.add_time(x, c), torch.cat([gradient[:, :1] * 0, gradient], -1)
-    found = {name: Adam(Lorentz(), x, gradient) for name in ("auto", "auto_later")}
-    return found | {"geoopt": Adam(geoopt.Lorentz(), *full)}
+    with_time = ops.add_time(x, c), torch.cat([gradient[:, :1] * 0, gradient], -1)
+    optimisers = {name: Adam(Lorentz(), x, gradient) for name in ("auto", "auto_later")}
+    return optimisers | {"geoopt": Adam(geoopt.Lorentz(), *with_time)}
 
 
 # --- Floors ---------------------------------------------------------------------------------------
 
 
 class Floor:
-    """The unavoidable products alone: one N x M x D forward; backward that again, and two more."""
+    """The unavoidable products: one of N x M x D forward, and two backward.
 
-    def __init__(self, x: Tensor, y: Tensor, *, again: bool) -> None:
-        self.x, self.y, self.again = x.detach(), y.detach(), again
+    With `recompute`, backward needs the one of forward once more.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, *, recompute: bool) -> None:
+        self.x, self.y, self.recompute = x.detach(), y.detach(), recompute
         self.out = torch.empty(len(x), len(y), device=x.device)
 
     def forward(self) -> None:
         torch.mm(self.x, self.y.mT, out=self.out)
 
     def backward(self) -> None:
-        if self.again:
+        if self.recompute:
             self.forward()
         torch.mm(self.out, self.y)
         torch.mm(self.out.mT, self.x)
 
 
 class Copies:
-    """Every argument read, and as much written: forward, and again for its gradients."""
+    """Reads every argument and writes as much: forward, and again for the gradients."""
 
     def __init__(self, tensors: list[Tensor]) -> None:
         self.tensors = [t.detach() for t in tensors]

@@ -8,14 +8,14 @@
     python benchmarks/run.py loss --sizes 512 --compare            # with the results that are there
     python benchmarks/run.py page          # docs/benchmarks.md, of all results; measures nothing
 
-All competitors of a row run in one process, in turns, after one turn for warming up; figures are
-quantiles over the turns, and forward and backward are timed apart. "floor" is the time of the row's
-matrix products alone; of elementwise ops, means and optimisers, that of copying what they are
-given. An op compiles its rows, and the loss a batch, once that has been enough work: "auto" are
-calls before that, "auto_later" calls after it. Imports are timed in
-processes of their own, in turns as well. Peak memory is what one step adds to a fresh process. A
-competitor whose matrices would not fit is left out. Rows replace those of the same name in the file
-of results, and all rows of another machine or version.
+All competitors of a row run in one process, in turns, after one turn to warm up. Figures are
+quantiles over the turns; forward and backward are timed apart. "floor" is the time of the row's
+matrix products alone, or, for elementwise ops, means and optimisers, of copying their inputs. An op
+compiles its rows, and the loss a batch, once they have been enough work: "auto" are calls before
+that, "auto_later" calls after it. Imports are timed in processes of their own, in turns as well.
+Peak memory is what one step adds to a fresh process. A competitor whose matrices would not fit is
+left out. Rows replace those of the same name in the file of results, and all rows of another
+machine or version.
 
 `--compare` measures the rows that the file has, writes nothing, and ends with status 1 if one of
 ours is clearly slower: see report/compare.py.
@@ -37,12 +37,12 @@ from report.compare import Times
 from suites import (
     ALSO,
     DIMENSIONS,
+    FLOAT64_SIZES,
     KINDS,
     PAIRED,
     SIZES,
     USUAL_DIMENSIONS,
     USUAL_SIZES,
-    WIDE_SIZES,
     WITH_RIVALS,
     Row,
 )
@@ -50,64 +50,66 @@ from suites import (
 from lorentzkit import ops
 
 
-def measured(row: Row, seconds: float, without: list[str]) -> dict[str, Any]:
-    about: dict[str, Any] = {"kind": row.kind, "N": row.N, "D": row.D, "dtype": row.dtype}
+def measured(row: Row, budget_s: float, excluded: list[str]) -> dict[str, Any]:
+    result: dict[str, Any] = {"kind": row.kind, "N": row.N, "D": row.D, "dtype": row.dtype}
     if row.suite == "memory":
-        return about | {"peak_mb": row.peaks()["auto"]}
-    about |= {"ms": timed(row, seconds, without)}
+        return result | {"peak_mb": row.peaks()["auto"]}
+    result |= {"ms": timed(row, budget_s, excluded)}
     if row.suite in PAIRED:
         x = row.inputs()[0]
-        about |= {"impl": ops.pairwise_impl(x, x)}
-    return about | ({"peak_mb": row.peaks()} if row.suite in (*PAIRED, "means") else {})
+        result |= {"impl": ops.pairwise_impl(x, x)}
+    return result | ({"peak_mb": row.peaks()} if row.suite in (*PAIRED, "means") else {})
 
 
-def timed(row: Row, seconds: float, without: list[str]) -> Times:
-    # What was compiled for another row counts against a limit. A batch takes minutes to compile.
+def timed(row: Row, budget_s: float, excluded: list[str]) -> Times:
+    # Reset, as functions compiled for other rows count against a limit. Not for batches, which take
+    # minutes to compile.
     if "torch._dynamo" in sys.modules and row.suite != "batches":
         torch.compiler.reset()
     keep_memory()
-    return in_turns(row.steps(without), seconds)
+    return in_turns(row.steps(excluded), budget_s)
 
 
 def rows(args: argparse.Namespace) -> Iterator[Row]:
-    wide = args.dtype == "float64"
-    sizes = WIDE_SIZES if wide else SIZES.get(args.suite, USUAL_SIZES)
-    for kind in args.kinds or (WITH_RIVALS if wide else KINDS[args.suite]):
+    float64 = args.dtype == "float64"
+    sizes = FLOAT64_SIZES if float64 else SIZES.get(args.suite, USUAL_SIZES)
+    for kind in args.kinds or (WITH_RIVALS if float64 else KINDS[args.suite]):
         for N in args.sizes or sizes:
             for D in args.dimensions or DIMENSIONS.get(args.suite, USUAL_DIMENSIONS):
                 yield Row(args.suite, kind, N, D, args.dtype)
-        if not args.sizes and not wide:
+        if not args.sizes and not float64:
             for N, D in ALSO.get((args.suite, kind), []):
                 yield Row(args.suite, kind, N, D)
 
 
 def run(args: argparse.Namespace) -> int:
     out = args.results / f"{args.suite}-{DEVICE}.json"
-    old = json.loads(out.read_text("utf-8")) if out.exists() else {}
+    previous = json.loads(out.read_text("utf-8")) if out.exists() else {}
     if args.compare:
-        return compared(args, old)
-    # Rows of another machine, or of other versions, do not belong beside these.
-    kept: dict[str, Any] = old["rows"] if old.get("environment") == environment() else {}
+        return compare_rows(args, previous)
+    # Rows of another machine or of other versions are dropped: they cannot stand beside these.
+    comparable = previous.get("environment") == environment()
+    stored_rows: dict[str, Any] = previous["rows"] if comparable else {}
     for row in rows(args):
-        kept[row.key] = measured(row, args.seconds, args.without)
-        print(tables.line(args.suite, kept[row.key]), flush=True)
+        stored_rows[row.key] = measured(row, args.seconds, args.without)
+        print(tables.line(args.suite, stored_rows[row.key]), flush=True)
         out.parent.mkdir(parents=True, exist_ok=True)
-        content = {"environment": environment(), "rows": kept}
+        content = {"environment": environment(), "rows": stored_rows}
         out.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
     return 0
 
 
-def compared(args: argparse.Namespace, old: dict[str, Any]) -> int:
-    if not old or args.suite == "memory":
+def compare_rows(args: argparse.Namespace, previous: dict[str, Any]) -> int:
+    if not previous or args.suite == "memory":
         raise SystemExit("--compare: no times to compare with")
-    differs = compare.differences(environment(), old["environment"])
-    if differs:
-        print(f"measured elsewhere ({differs}): of the times, only the ratios are compared")
+    differences = compare.differences(environment(), previous["environment"])
+    if differences:
+        print(f"measured elsewhere ({differences}): of the times, only the ratios are compared")
     verdicts = []
     for row in rows(args):
-        if row.key in old["rows"]:
-            fresh, earlier = timed(row, args.seconds, args.without), old["rows"][row.key]["ms"]
-            for name, verdict in compare.verdicts(fresh, earlier, ratios=bool(differs)):
+        if row.key in previous["rows"]:
+            fresh, earlier = timed(row, args.seconds, args.without), previous["rows"][row.key]["ms"]
+            for name, verdict in compare.verdicts(fresh, earlier, ratios=bool(differences)):
                 print(f"{row.key}, {name}: {verdict}", flush=True)
                 verdicts.append(verdict)
     if not verdicts:

@@ -1,4 +1,4 @@
-"""What is measured: the rows of each suite, and who competes in them."""
+"""What is measured: the rows of each suite, and the competitors of each row."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ KINDS = {
     "import": ["import"],
 }
 PAIRED = ("loss", "memory", "pairwise", "topk")  # of N x N pairs
-SIZES = {  # and otherwise
+SIZES = {  # where other than USUAL_SIZES
     "elementwise": [64, 4096],
     "batches": [32, 64, 128, 256, 512, 1024, 2048, 4096],
     "means": [],
@@ -65,7 +65,7 @@ SIZES = {  # and otherwise
     "import": [0],
 }
 USUAL_SIZES = [512, 2048, 4096]
-DIMENSIONS = {"batches": [64, 512, 1024], "import": [0]}  # and otherwise
+DIMENSIONS = {"batches": [64, 512, 1024], "import": [0]}  # where other than the usual
 USUAL_DIMENSIONS = [512]
 LOSSES = ("loss", "batches", "memory")
 ALSO = {
@@ -76,7 +76,7 @@ ALSO = {
     ("optimiser", "RiemannianAdam"): [(100_000, 10)],
 }
 WITH_RIVALS = sorted({*MERU, *GEOOPT})  # elementwise ops measured in float64
-WIDE_SIZES = [4096]
+FLOAT64_SIZES = [4096]
 IMPORTS = {
     "python": "pass",
     "torch": "import torch",
@@ -134,12 +134,12 @@ class Row(NamedTuple):
         if self.suite != "elementwise":
             return [name for name in (*self.functions(), "floor") if self.fits(name)]
         rivals = {"auto": True, "usual": self.kind in MERU, "geoopt": self.kind in GEOOPT}
-        there = [name for name, exists in rivals.items() if exists]
+        names = [name for name, exists in rivals.items() if exists]
         if self.also_compiled and self.kind != NOT_COMPILED:
-            there += [COMPILED[name] for name in there]
+            names += [COMPILED[name] for name in names]
         if self.earns:
-            there.append("auto_later")
-        return [*there, "floor"]
+            names.append("auto_later")
+        return [*names, "floor"]
 
     def calls(self) -> dict[str, Call]:
         """By competitor: a function and its inputs."""
@@ -175,11 +175,11 @@ class Row(NamedTuple):
             return MEANS[self.kind]
         else:
             usual, ours = USUAL[self.kind], getattr(ops, f"pairwise_{self.kind}")
-        every = {name: partial(ours, impl=name) for name in IMPLEMENTATIONS}
-        every |= {"usual": usual, "compiled": Compiled(usual)}
+        functions = {name: partial(ours, impl=name) for name in IMPLEMENTATIONS}
+        functions |= {"usual": usual, "compiled": Compiled(usual)}
         if self.kind == "dist":
-            every["geoopt"] = pairwise_geoopt_dist
-        return every
+            functions["geoopt"] = pairwise_geoopt_dist
+        return functions
 
     def fits(self, name: str) -> bool:
         if self.suite not in PAIRED:
@@ -188,17 +188,17 @@ class Row(NamedTuple):
             return 0.7 * installed_memory() > self.N * self.N * self.D * 4 * 8
         return self.N * self.N * 4 * MATRICES.get(name, 0) < 0.7 * installed_memory()
 
-    def steps(self, without: list[str]) -> dict[str, Step]:
+    def steps(self, excluded: list[str]) -> dict[str, Step]:
         return {
             name: partial(earning, EARNED_AT[name], run) if name in EARNED_AT else run
             for name, run in self._every_step().items()
-            if name not in without
+            if name not in excluded
         }
 
     def _every_step(self) -> dict[str, Step]:
         if self.suite == "import":
-            each = IMPORTS.items()
-            return {name: partial(fresh_process, statement) for name, statement in each}
+            statements = IMPORTS.items()
+            return {name: partial(fresh_process, statement) for name, statement in statements}
         if self.suite == "optimiser":
             return _optimiser(self)
         calls = self.calls()
@@ -208,7 +208,7 @@ class Row(NamedTuple):
             return steps
         if self.suite not in PAIRED:
             return steps | {"floor": partial(floor_step, Copies(inputs), True)}
-        floor = Floor(*inputs[:2], again=self.suite == "loss")
+        floor = Floor(*inputs[:2], recompute=self.suite == "loss")
         return steps | {"floor": partial(floor_step, floor, self.suite != "topk")}
 
     def peaks(self) -> dict[str, int]:
@@ -257,9 +257,9 @@ MEANS: dict[str, dict[str, Callable[..., Tensor]]] = {
 
 def _optimiser(row: Row) -> dict[str, Step]:
     x, gradient = (v.detach() for v in row.inputs()[:2])
-    found = adams(x, gradient)
+    optimisers = adams(x, gradient)
     floor = Copies([x, gradient, x, x])  # the point, its gradient, two moments
-    steps: dict[str, Step] = {name: adam.step for name, adam in found.items()}
+    steps: dict[str, Step] = {name: adam.step for name, adam in optimisers.items()}
     return steps | {"floor": partial(floor_step, floor, False)}
 
 
@@ -271,21 +271,21 @@ def _elementwise(row: Row) -> dict[str, Call]:
         if name in "uvg":
             tensor /= D**0.5
     inputs = [t.to(DEVICE).requires_grad_() for t in (*inputs, torch.ones((), dtype=dtype))]
-    found: dict[str, Call] = {"auto": (partial(ours, op), inputs)}
+    calls: dict[str, Call] = {"auto": (partial(ours, op), inputs)}
     if op in MERU:
-        found["usual"] = MERU[op], inputs
+        calls["usual"] = MERU[op], inputs
     if op in GEOOPT:
         theirs = in_geoopt(SIGNATURES[op], *inputs)
-        found["geoopt"] = GEOOPT[op], [t.detach().requires_grad_() for t in theirs]
+        calls["geoopt"] = GEOOPT[op], [t.detach().requires_grad_() for t in theirs]
     if row.also_compiled and op != NOT_COMPILED:
-        found |= {COMPILED[n]: (Compiled(f), args) for n, (f, args) in [*found.items()]}
+        calls |= {COMPILED[n]: (Compiled(f), args) for n, (f, args) in [*calls.items()]}
     if row.earns:
-        found["auto_later"] = found["auto"]
-    return found
+        calls["auto_later"] = calls["auto"]
+    return calls
 
 
 class Compiled:
-    """Compiled when it is first called: who is left out costs nothing."""
+    """Compiles the function at its first call: a competitor that is left out costs nothing."""
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
         self.function = function

@@ -1,8 +1,8 @@
 """Results of training runs as a table in the documents: `benchmarks/training_table.py RUN...`
 
-Keeps what each RUN measured in results/training/, and writes the means over the seeds of all
-that is there, with the half-range where there are several, into docs/training.md, and a row for
-each objective into README.md.
+Copies the measurements of each RUN into results/training/. Then writes the means over the seeds of
+all results there into docs/training.md, with the half-range where there are several seeds, and a
+row for each objective into README.md.
 """
 
 from __future__ import annotations
@@ -52,19 +52,19 @@ def keep(run: Path) -> None:
 
 
 def results() -> dict[tuple[str, str, int, str], list[dict[str, Any]]]:
-    """By test, vendor, steps and objective what each seed reached."""
+    """The evaluations of every seed, by test, vendor, steps and objective."""
     groups: dict[tuple[str, str, int, str], list[dict[str, Any]]] = defaultdict(list)
     for file in sorted(TRAINING.glob("*.json")):
-        found = json.loads(file.read_text("utf-8"))
-        config = found["config"]
+        content = json.loads(file.read_text("utf-8"))
+        config = content["config"]
         test = "unseen concepts" if config["unseen_concepts"] else "unseen style"
-        for vendor, result in sorted(found["evaluation"].items()):
+        for vendor, result in sorted(content["evaluation"].items()):
             groups[test, vendor, config["steps"], config["objective"]].append(result)
     return dict(sorted(groups.items()))
 
 
 def values(group: list[dict[str, Any]], column: str) -> list[float]:
-    """A measure of every seed."""
+    """One measure of every seed."""
     return [reduce(lambda part, key: part[key], COLUMNS[column], result) for result in group]
 
 
@@ -77,10 +77,10 @@ def table() -> str:
     for (test, vendor, steps, objective), group in results().items():
         cells = []
         for column in COLUMNS:
-            of = values(group, column)
-            cell = f"{mean(of):.3f}"
-            if len(of) > 1:  # with a space that does not break between the sign and its number
-                cell += f" ±\N{NO-BREAK SPACE}{(max(of) - min(of)) / 2:.3f}"
+            scores = values(group, column)
+            cell = f"{mean(scores):.3f}"
+            if len(scores) > 1:  # with a space that does not break between the sign and its number
+                cell += f" ±\N{NO-BREAK SPACE}{(max(scores) - min(scores)) / 2:.3f}"
             cells.append(cell)
         lines.append(
             f"| {test}, {vendor} | {objective} | {steps} | {len(group)} | {' | '.join(cells)} |"
@@ -98,12 +98,12 @@ def overview() -> str:
     for objective in sorted({objective for *_, objective in groups}):
         cells = []
         for test, column in OVERVIEW:
-            of = [
+            means = [
                 mean(values(group, column))
-                for (where, _, _, what), group in groups.items()
-                if (where, what) == (test, objective)
+                for (row_test, _, _, row_objective), group in groups.items()
+                if (row_test, row_objective) == (test, objective)
             ]
-            cells.append(f"{mean(of):.2f}")
+            cells.append(f"{mean(means):.2f}")
         lines.append(f"| `{objective}` | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -49,7 +49,7 @@ def best_of(results: Iterable[dict[str, Any]]) -> dict[tuple[str, int], dict[str
 
 
 def merit(result: dict[str, Any]) -> tuple[bool, float]:
-    """Orders results: those that came to their end first, then by MAP."""
+    """A sort key of results: finished runs are better than diverged ones, then a larger MAP is."""
     return result["diverged_at"] is None, result["map"]
 
 
@@ -93,41 +93,41 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="one short run per geometry in 2 dimensions: a try-out"
     )
-    chosen = parser.parse_args(argv)
-    if min([*chosen.dims, chosen.steps, chosen.jobs]) < 1:
+    args = parser.parse_args(argv)
+    if min([*args.dims, args.steps, args.jobs]) < 1:
         parser.error("--dims, --steps and --jobs take numbers of at least 1")
-    return chosen
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
-    chosen = arguments(argv)
+    args = arguments(argv)
     console = Console()
     try:
-        if chosen.edges is not None:
-            tree = edge_list_tree(chosen.edges)
+        if args.edges is not None:
+            tree = edge_list_tree(args.edges)
         else:
-            tree = emoji_tree() if chosen.dataset == "emoji" else wordnet_tree()
+            tree = emoji_tree() if args.dataset == "emoji" else wordnet_tree()
     except TreeError as error:
         console.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 2
-    folder = chosen.out or Path("runs", "embed_tree", tree.name)
+    folder = args.out or Path("runs", "embed_tree", tree.name)
     console.print(
         f"{tree.name}: {len(tree)} nodes, {len(tree.closure)} pairs of a node and an ancestor",
         markup=False,
     )
 
-    grid = LEARNING_RATES[chosen.optimizer]
-    dims, steps = sorted(set(chosen.dims)), chosen.steps
-    if chosen.quick:
-        grid, dims, steps = grid[1:2], [2], min(steps, 200)
+    learning_rates = LEARNING_RATES[args.optimizer]
+    dims, steps = sorted(set(args.dims)), args.steps
+    if args.quick:
+        learning_rates, dims, steps = learning_rates[1:2], [2], min(steps, 200)
     runs = [
-        Run(tree.digest, geometry, dim, chosen.dtype, lr, chosen.optimizer, steps, seed=chosen.seed)
+        Run(tree.digest, geometry, dim, args.dtype, lr, args.optimizer, steps, seed=args.seed)
         for dim in dims
         for geometry in GEOMETRIES
-        for lr in grid
+        for lr in learning_rates
     ]
     try:
-        results = perform_all(runs, tree, folder, chosen.jobs, console)
+        results = perform_all(runs, tree, folder, args.jobs, console)
     except KeyboardInterrupt:
         console.print(
             f"interrupted; finished runs stay in {folder}, the same command goes on there"
@@ -137,13 +137,13 @@ def main(argv: list[str] | None = None) -> int:
     write_json(folder / "results.json", {"tree": tree.name, "best": list(best.values())})
     console.print(table_of(best, f"reconstruction of {tree.name}"), markup=False)
 
-    planar = best.get(("lorentzkit", 2))
-    if planar is not None:
-        shown = Run(**planar["run"])
-        points = torch.from_numpy(np.load(folder / f"{shown.name}.npy"))
+    planar_result = best.get(("lorentzkit", 2))
+    if planar_result is not None:
+        planar_run = Run(**planar_result["run"])
+        points = torch.from_numpy(np.load(folder / f"{planar_run.name}.npy"))
         picture = folder / "disk.png"
         write_atomically(picture, lambda file: draw(tree, points, file))
-        console.print(f"picture of {shown.name}: {picture}", soft_wrap=True)
+        console.print(f"picture of {planar_run.name}: {picture}", soft_wrap=True)
     console.print(f"embeddings and results: {folder}", soft_wrap=True)
     return 0
 

@@ -1,4 +1,4 @@
-"""A figure for each suite: what the others take, compared to lorentzkit."""
+"""A figure for each suite: the times of the others, over that of lorentzkit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from . import tables
 
-# Okabe and Ito 2008: told apart whatever colours the eye takes in; markers tell apart in print.
+# Okabe and Ito 2008: colours that the colour-blind can tell apart; in print, markers do.
 BLACK, ORANGE, GREEN, SKY = "#000000", "#E69F00", "#009E73", "#56B4E9"
 BLUE, RED, PINK = "#0072B2", "#D55E00", "#CC79A7"
 STYLES = {
@@ -30,8 +30,8 @@ STYLES = {
     "auto_compiled": (BLUE, "P", "lorentzkit, compiled"),
 }
 D = 512  # of the figures over N
-AXIS = "time / lorentzkit's"
-FIRST = "time / that of lorentzkit's first calls"
+RATIO_LABEL = "time / lorentzkit's"
+FIRST_CALLS_LABEL = "time / that of lorentzkit's first calls"
 Result = dict[str, Any]
 
 
@@ -42,22 +42,23 @@ def ratio(row: Result, name: str) -> float:
 def over_sizes(suite: str, results: Result) -> Figure:
     kinds = KINDS[suite]
     fig, axes = plt.subplots(1, len(kinds), figsize=(9, 3.2), sharey=True, layout="constrained")
-    shown: dict[str, Any] = {}
+    handles: dict[str, Any] = {}
     for kind, ax in zip(kinds, axes, strict=True):
         rows = [r for r in results["rows"].values() if r["kind"] == kind and r["D"] == D]
         rows.sort(key=lambda r: r["N"])
         for name, (colour, marker, label) in STYLES.items():
-            with_it = [r for r in rows if name in r["ms"]]
-            if with_it:
-                at, of = [r["N"] for r in with_it], [ratio(r, name) for r in with_it]
-                (shown[label],) = ax.plot(at, of, marker + "-", color=colour, markersize=5)
+            timed = [r for r in rows if name in r["ms"]]
+            if timed:
+                counts, ratios = [r["N"] for r in timed], [ratio(r, name) for r in timed]
+                (line,) = ax.plot(counts, ratios, marker + "-", color=colour, markersize=5)
+                handles[label] = line
         ax.set(title=kind.replace("_", " "), xlabel=f"N = M (D = {D})", xscale="log", yscale="log")
         sizes = sorted({r["N"] for r in rows})
         ax.set_xticks(sizes, [f"{n:,}" for n in sizes], rotation=30)
         ax.minorticks_off()
         _parity(ax.axhline, ax.yaxis)
-    axes[0].set_ylabel(AXIS)
-    fig.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=5, frameon=False)
+    axes[0].set_ylabel(RATIO_LABEL)
+    fig.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=5, frameon=False)
     return fig
 
 
@@ -71,28 +72,29 @@ def over_ops(results: Result) -> Figure:
     fig, axes = plt.subplots(
         1, len(dtypes), figsize=(8, height), sharey=True, squeeze=False, layout="constrained"
     )
-    shown: dict[str, Any] = {}
+    handles: dict[str, Any] = {}
     for dtype, ax in zip(dtypes, axes[0], strict=True):
-        of = {r["kind"]: r for r in rows if tables.dtype_of(r) == dtype}
-        ax.set(title=f"{dtype}, N = {size[0]:,}, D = {size[1]}", xlabel=FIRST, xscale="log")
-        shown = _ops_panel(ax, ops, of) | shown
-    fig.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=3, frameon=False)
+        rows_by_op = {r["kind"]: r for r in rows if tables.dtype_of(r) == dtype}
+        ax.set(title=f"{dtype}, N = {size[0]:,}, D = {size[1]}")
+        ax.set(xlabel=FIRST_CALLS_LABEL, xscale="log")
+        handles = _ops_panel(ax, ops, rows_by_op) | handles
+    fig.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3, frameon=False)
     return fig
 
 
 def _ops_panel(ax: Any, ops: list[str], rows: dict[str, Result]) -> dict[str, Any]:
-    """What is drawn, by its label."""
-    shown = {}
+    """The handles of the legend, by label."""
+    handles = {}
     for name, (colour, marker, label) in STYLES.items():
-        at = [i for i, op in enumerate(ops) if op in rows and name in rows[op]["ms"]]
-        if at:
-            of = [ratio(rows[ops[i]], name) for i in at]
-            (shown[label],) = ax.plot(of, at, marker, color=colour, markersize=6)
+        positions = [i for i, op in enumerate(ops) if op in rows and name in rows[op]["ms"]]
+        if positions:
+            ratios = [ratio(rows[ops[i]], name) for i in positions]
+            (handles[label],) = ax.plot(ratios, positions, marker, color=colour, markersize=6)
     ax.set_yticks(range(len(ops)), ops)
     ax.grid(axis="y", color="0.9")
     ax.set_axisbelow(True)
     _parity(ax.axvline, ax.xaxis)
-    return shown
+    return handles
 
 
 def imports(results: Result) -> Figure:
@@ -111,13 +113,13 @@ def imports(results: Result) -> Figure:
 
 
 def recall(results: Result) -> Figure:
-    cases = results["recall"]
+    rows = results["recall"]
     fig, ax = plt.subplots(figsize=(6, 3), layout="constrained")
-    spreads = [case["spread"] for case in cases]
-    of = [case["reranked"] for case in cases]
-    ax.plot(spreads, of, "o-", color=BLUE, label="its first 100, ordered by ops.dist")
-    of = [case["faiss"] for case in cases]
-    ax.plot(spreads, of, "s-", color=RED, label="faiss, IndexFlatIP")
+    spreads = [row["spread"] for row in rows]
+    reranked = [row["reranked"] for row in rows]
+    ax.plot(spreads, reranked, "o-", color=BLUE, label="its first 100, ordered by ops.dist")
+    by_faiss = [row["faiss"] for row in rows]
+    ax.plot(spreads, by_faiss, "s-", color=RED, label="faiss, IndexFlatIP")
     ax.set(xscale="log", ylim=(0, 1.05), xlabel="distances of the neighbours, about")
     ax.set(ylabel="recall at 10")
     ax.legend(frameon=False)
@@ -131,7 +133,7 @@ def _parity(line: Callable[..., Any], axis: Any) -> None:
     axis.set_minor_locator(matplotlib.ticker.NullLocator())
 
 
-DRAWN: dict[str, Callable[[Result], Figure]] = {
+FIGURES: dict[str, Callable[[Result], Figure]] = {
     "elementwise": over_ops,
     **{s: (lambda r, s=s: over_sizes(s, r)) for s in ("loss", "pairwise", "topk")},
     "import": imports,
@@ -142,8 +144,8 @@ DRAWN: dict[str, Callable[[Result], Figure]] = {
 def draw(results: Path, docs: Path) -> None:
     folder = docs / "images" / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
-    for suite, drawn in DRAWN.items():
+    for suite, figure_of in FIGURES.items():
         for file in tables.files(suite, results)[:1]:
-            fig = drawn(json.loads(file.read_text("utf-8")))
+            fig = figure_of(json.loads(file.read_text("utf-8")))
             fig.savefig(folder / f"{suite}.png", dpi=110)
             plt.close(fig)

@@ -60,8 +60,8 @@ SUMMARY_HEADS = [
 ]
 
 
-def figure(number: float) -> str:
-    """Two digits, or all before the point."""
+def rounded(number: float) -> str:
+    """Two digits, or all those before the point."""
     return f"{number:.0f}" if number >= 10 else f"{number:.2g}" if number < 1 else f"{number:.1f}"
 
 
@@ -69,13 +69,13 @@ def median(times: dict[str, list[float]], part: str = "both") -> float:
     return times.get(part, [0.0, 0.0, 0.0])[1]
 
 
-def slower(ms: dict[str, Any], names: dict[str, str]) -> list[str]:
-    """What ours takes of the floor, and the others of ours."""
-    time_of = {name: median(parts) for name, parts in ms.items()}
-    auto = time_of["auto"]
-    ratios = {n: auto / t if n == "floor" else t / auto for n, t in time_of.items()}
+def ratio_cells(ms: dict[str, Any], names: dict[str, str]) -> list[str]:
+    """The time of ours over the floor's, and the times of the others over ours."""
+    times = {name: median(parts) for name, parts in ms.items()}
+    auto = times["auto"]
+    ratios = {n: auto / t if n == "floor" else t / auto for n, t in times.items()}
     return [
-        "" if n not in ratios else f"{ratios[n]:.2f}" if n == "floor" else f"{figure(ratios[n])}x"
+        "" if n not in ratios else f"{ratios[n]:.2f}" if n == "floor" else f"{rounded(ratios[n])}x"
         for n in names
     ]
 
@@ -92,19 +92,19 @@ def _line(cells: list[str]) -> str:
 
 
 def cells(suite: str, row: Result) -> list[str]:
-    about = [row["kind"], f"{row['N']:,}", str(row["D"])]
+    row_cells = [row["kind"], f"{row['N']:,}", str(row["D"])]
     if suite == "memory":
-        return [*about, f"{row['peak_mb']} MB"]
+        return [*row_cells, f"{row['peak_mb']} MB"]
     if suite == "retrieval":
-        return [*about, *_searches(row)]
+        return [*row_cells, *_searches(row)]
     auto = row["ms"]["auto"]
     parts = ("forward", "backward") if suite == "elementwise" else ("both",)
     names = {"elementwise": ELEMENTWISE, "means": MEANS, "optimiser": OPTIMISER}.get(suite, PAIRS)
-    about += [figure(median(auto, part)) for part in parts]
-    about += slower(row["ms"], names)
+    row_cells += [rounded(median(auto, part)) for part in parts]
+    row_cells += ratio_cells(row["ms"], names)
     if "peak_mb" in row:
-        about += [str(row["peak_mb"].get(name, "")) for name in ("auto", "usual")]
-    return about
+        row_cells += [str(row["peak_mb"].get(name, "")) for name in ("auto", "usual")]
+    return row_cells
 
 
 def _imports(ms: dict[str, Any]) -> Iterator[str]:
@@ -121,7 +121,7 @@ def _searches(row: Result) -> list[str]:
         for n in ("usual", "faiss")
     ]
     return [
-        figure(ours),
+        rounded(ours),
         *ratios,
         *(str(row["peak_mb"].get(n, "")) for n in ("auto", "usual", "faiss")),
     ]
@@ -149,13 +149,14 @@ def table(suite: str, results: Result) -> Iterator[str]:
 
 
 def _batches(rows: list[Result]) -> Iterator[str]:
-    """What the usual formulas take by what ours take, all similarities of a size in one line."""
+    """The time of the usual formulas over ours: a line for each size, with all similarities."""
     ms = {(r["D"], r["N"], r["kind"]): r["ms"] for r in rows}
     kinds = sorted({kind for *_, kind in ms})
-    yield from _head(["pairs", "D", *(f"{kind}, {of} calls" for kind in kinds for of in LATER)])
+    heads = [f"{kind}, {calls} calls" for kind in kinds for calls in LATER]
+    yield from _head(["pairs", "D", *heads])
     for D, N in sorted({(D, N) for D, N, _ in ms}):
-        each = (ms.get((D, N, kind), {}) for kind in kinds)
-        ratios = (_ratio(of, "usual", name) for of in each for name in LATER.values())
+        ms_of_kinds = (ms.get((D, N, kind), {}) for kind in kinds)
+        ratios = (_ratio(times, "usual", name) for times in ms_of_kinds for name in LATER.values())
         yield _line([f"{N:,}", str(D), *ratios])
 
 
@@ -171,16 +172,16 @@ def _head(heads: list[str]) -> Iterator[str]:
 
 
 def _by_dtype(rows: list[Result]) -> Iterator[str]:
-    """A table for each, without the columns that nothing fills."""
+    """A table for each dtype, without its empty columns."""
     for dtype in ("float32", "float64"):
         lines = [cells("elementwise", row) for row in rows if dtype_of(row) == dtype]
         if dtype == "float64" and lines:
             yield from ("", "In float64:", "")
         heads = HEADS["elementwise"]
-        filled_ = [i for i in range(len(heads)) if any(line[i] for line in lines)]
+        columns = [i for i in range(len(heads)) if any(line[i] for line in lines)]
         if lines:
-            yield from _head([heads[i] for i in filled_])
-        yield from (_line([line[i] for i in filled_]) for line in lines)
+            yield from _head([heads[i] for i in columns])
+        yield from (_line([line[i] for i in columns]) for line in lines)
 
 
 def dtype_of(row: Result) -> str:
@@ -188,12 +189,12 @@ def dtype_of(row: Result) -> str:
 
 
 def largest(results: Result) -> tuple[int, int]:
-    """N and D that all ops have, the larger of them; a few ops have larger ones besides."""
+    """The largest N and D that all ops are measured at. A few ops have larger sizes besides."""
     return max((r["N"], r["D"]) for r in results["rows"].values() if r["D"] > 32)
 
 
 def summary(results: Result) -> Iterator[str]:
-    """What the usual formulas take by what ours take, each against each."""
+    """The times of the rivals over ours: first calls, later calls, and both compiled."""
     N, D = largest(results)
     rows = {
         (r["kind"], r["N"], dtype_of(r)): r["ms"] for r in results["rows"].values() if r["D"] == D
@@ -203,26 +204,26 @@ def summary(results: Result) -> Iterator[str]:
     heads = [f"{calls} calls, {small:,} x {D}" for calls in ("first", "later")]
     yield from _head([f"op, {N:,} x {D}", *SUMMARY_HEADS, *heads])
     for op in sorted({kind for kind, *_ in rows}):
-        narrow, wide, few = (
-            rows.get((op, *of), {}) for of in [(N, "float32"), (N, "float64"), (small, "float32")]
+        float32, float64, float32_small = (
+            rows.get((op, *key), {}) for key in [(N, "float32"), (N, "float64"), (small, "float32")]
         )
         for rival, (label, compiled) in RIVALS.items():
             ratios = [
-                _ratio(narrow, rival, "auto"),
-                _ratio(narrow, rival, "auto_later"),
-                _ratio(narrow, compiled, "auto_compiled"),
-                _ratio(wide, rival, "auto"),
-                _ratio(wide, rival, "auto_later"),
-                _ratio(few, rival, "auto"),
-                _ratio(few, rival, "auto_later"),
+                _ratio(float32, rival, "auto"),
+                _ratio(float32, rival, "auto_later"),
+                _ratio(float32, compiled, "auto_compiled"),
+                _ratio(float64, rival, "auto"),
+                _ratio(float64, rival, "auto_later"),
+                _ratio(float32_small, rival, "auto"),
+                _ratio(float32_small, rival, "auto_later"),
             ]
             if any(ratios):
                 yield _line([op, label, *ratios])
 
 
 def _ratio(ms: Result, theirs: str, ours: str) -> str:
-    there = theirs in ms and ours in ms
-    return f"{figure(median(ms[theirs]) / median(ms[ours]))}x" if there else ""
+    both_timed = theirs in ms and ours in ms
+    return f"{rounded(median(ms[theirs]) / median(ms[ours]))}x" if both_timed else ""
 
 
 def _recalls(cases: list[Result]) -> Iterator[str]:
@@ -237,31 +238,33 @@ def files(suite: str, results: Path) -> list[Path]:
 
 
 def text(suite: str, results: Path) -> str:
-    """All that was measured of a suite, on every kind of device."""
-    found = [
+    """The tables of a suite, one for every kind of device."""
+    contents = [
         json.loads(file.read_text("utf-8"))
         for file in files("elementwise" if suite == SUMMARY else suite, results)
     ]
-    tables_ = [
-        "\n".join(summary(each) if suite == SUMMARY else table(suite, each)) for each in found
+    tables = [
+        "\n".join(summary(content) if suite == SUMMARY else table(suite, content))
+        for content in contents
     ]
-    return "\n\n".join(tables_) or "Not measured yet."
+    return "\n\n".join(tables) or "Not measured yet."
 
 
 def write_pages(results: Path, docs: Path) -> None:
     page = docs / PAGE
-    written = page.read_text("utf-8")
+    page_text = page.read_text("utf-8")
     for suite in (SUMMARY, *SUITES):
-        if marks(suite)[0] not in written and not files(suite, results):
-            continue  # no place for what was never measured
+        if marks(suite)[0] not in page_text and not files(suite, results):
+            continue  # the page has no place for a suite that was never measured
         picture = f"images/benchmarks/{suite}.png"
-        shown = f"![{ALT[suite]}]({picture})\n\n" if (docs / picture).exists() else ""
-        written = filled(written, shown + text(suite, results), marks(suite), page)
-    page.write_text(written, "utf-8")
+        image = f"![{ALT[suite]}]({picture})\n\n" if (docs / picture).exists() else ""
+        page_text = filled(page_text, image + text(suite, results), marks(suite), page)
+    page.write_text(page_text, "utf-8")
     for suite, name in ALSO.items():
-        other = docs / name
-        content = filled(other.read_text("utf-8"), text(suite, results), marks(suite), other)
-        other.write_text(content, "utf-8")
+        other_page = docs / name
+        page_text = other_page.read_text("utf-8")
+        page_text = filled(page_text, text(suite, results), marks(suite), other_page)
+        other_page.write_text(page_text, "utf-8")
 
 
 def marks(suite: str) -> tuple[str, str]:

@@ -36,8 +36,8 @@ def memory() -> Figure:
     size, layers = 1.7, 7
     ax.text(1.75, 3.75, "usual: whole matrices", ha="center", va="top", weight="bold")
     for layer in reversed(range(layers)):
-        corner = 0.5 + 0.13 * layer, 0.55 + 0.13 * layer
-        square(ax, *corner, size, size, PASS)
+        layer_corner = 0.5 + 0.13 * layer, 0.55 + 0.13 * layer
+        square(ax, *layer_corner, size, size, PASS)
     ax.text(0.5 + size / 2, 0.55 + size / 2, "inner\nproducts,\nN × M", ha="center", va="center")
     ax.text(1.75, 0.4, "one more for every step\nfrom there to the loss", ha="center", va="top")
 
@@ -48,14 +48,15 @@ def memory() -> Figure:
     square(ax, left, bottom + whole + 0.1, whole, 0.3, PRODUCT)
     square(ax, left + whole + 0.1, bottom, 0.15, whole, SUMS)
     square(ax, left, bottom - 0.25, whole, 0.15, SUMS)
-    at = left + 2 * block, bottom + whole - 2 * block
+    corner = left + 2 * block, bottom + whole - 2 * block
     for line in (1, 2, 3):
         ax.plot([left + line * block] * 2, [bottom, bottom + whole], ":", color="gray", lw=0.8)
         ax.plot(
             [left, left + whole], [bottom + whole - line * block] * 2, ":", color="gray", lw=0.8
         )
-    square(ax, *at, block, block, PASS)
-    ax.text(at[0] + block / 2, at[1] + block / 2, "block", ha="center", va="center", size=11)
+    square(ax, *corner, block, block, PASS)
+    centre = corner[0] + block / 2, corner[1] + block / 2
+    ax.text(*centre, "block", ha="center", va="center", size=11)
     ax.text(left - 0.25, bottom + whole / 2, "x: N × D", rotation=90, ha="center", va="center")
     ax.text(left + whole / 2, bottom + whole + 0.25, "y: M × D", ha="center", va="center")
     ax.text(left + whole + 0.35, bottom + whole / 2, "sums", rotation=90, ha="left", va="center")

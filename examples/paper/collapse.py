@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from statistics import mean
 
 from common import OBJECTIVES, options, publish, spread
-from dynamics import all_objectives, at_end, curves
+from dynamics import all_objectives, curves, final_values
 from matplotlib.figure import Figure
 
 SHOWN = {
@@ -22,28 +22,28 @@ SHOWN = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    begun, chosen = time.perf_counter(), options(__doc__ or "", argv)
-    cases = all_objectives(chosen)
+    started, args = time.perf_counter(), options(__doc__ or "", argv)
+    cases = all_objectives(args)
     names = ["distance", "distance, of others'", "angle", "angle, of others'", "rank", "t2i R@1"]
     rows = [
-        [objective, *(spread(at_end(cases, objective, name)) for name in names)]
+        [objective, *(spread(final_values(cases, objective, name)) for name in names)]
         for objective in OBJECTIVES
     ]
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     for axes, (name, label) in zip(figure.subplots(1, 3), SHOWN.items(), strict=True):
         for objective, (colour, marker) in OBJECTIVES.items():
             for i, (steps, values) in enumerate(curves(cases, objective, name)):
-                called = None if i else objective
-                axes.plot(steps, values, color=colour, marker=marker, ms=4, label=called)
+                legend_label = None if i else objective
+                axes.plot(steps, values, color=colour, marker=marker, ms=4, label=legend_label)
         axes.set(xlabel="training steps", ylabel=label)
     figure.axes[0].legend(frameon=False)
-    ends = {o: at_end(cases, o, "distance, of others'") for o in OBJECTIVES}
-    told = ", ".join(f"{o} {mean(found):.2f}" for o, found in ends.items())
+    final_distances = {o: final_values(cases, o, "distance, of others'") for o in OBJECTIVES}
+    summary = ", ".join(f"{o} {mean(values):.2f}" for o, values in final_distances.items())
     figure.suptitle(
-        f"Drawings of one concept, over those of different ones, end at a distance of: {told}"
+        f"Drawings of one concept, over those of different ones, end at a distance of: {summary}"
     )
     heading = ["objective", *names]
-    publish("collapse", chosen, begun, heading, rows, figure, cases=cases)
+    publish("collapse", args, started, heading, rows, figure, cases=cases)
 
 
 if __name__ == "__main__":

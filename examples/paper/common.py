@@ -1,4 +1,4 @@
-"""What the scripts share: sizes and seeds, cases worked on side by side, figures and numbers."""
+"""What the scripts share: sizes and seeds, cases measured in parallel, figures and numbers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ sys.path.append(str(Path(__file__).parents[1]))  # clip_hyperbolic, and the scri
 
 T = TypeVar("T")
 Case = dict[str, Any]
-# Okabe and Ito 2008: told apart whatever colours the eye takes in; markers tell apart in print.
+# Okabe and Ito 2008: colours that the colour-blind can tell apart; in print, markers do.
 BLACK, ORANGE, GREEN = "#000000", "#E69F00", "#009E73"
 BLUE, RED, PINK = "#0072B2", "#D55E00", "#CC79A7"
 OBJECTIVES = {"clip": (BLACK, "s"), "meru": (ORANGE, "^"), "atmg": (BLUE, "o")}
@@ -52,33 +52,33 @@ class Options:
         return {"smoke": smoke, "default": default, "full": full}[self.size]
 
 
-def options(about: str, argv: Sequence[str] | None = None) -> Options:
+def options(description: str, argv: Sequence[str] | None = None) -> Options:
     parser = argparse.ArgumentParser(
-        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--smoke", action="store_true", help="seconds: whether it runs at all")
     size.add_argument("--full", action="store_true", help="three seeds: what docs/paper.md shows")
     parser.add_argument("--seeds", type=int, help="how many; default 1, with --full 3")
     parser.add_argument("--out", type=Path, default=Path("runs/paper"), help="default %(default)s")
-    got = parser.parse_args(argv)
-    seeds = got.seeds if got.seeds is not None else 3 if got.full else 1
+    parsed = parser.parse_args(argv)
+    seeds = parsed.seeds if parsed.seeds is not None else 3 if parsed.full else 1
     if seeds < 1:
         parser.error(f"--seeds: expected at least 1, got {seeds}")
-    size = "smoke" if got.smoke else "full" if got.full else "default"
-    return Options(size, list(range(seeds)), got.out)
+    size = "smoke" if parsed.smoke else "full" if parsed.full else "default"
+    return Options(size, list(range(seeds)), parsed.out)
 
 
 def measured(
-    name: str, function: Callable[..., Case], cases: Iterable[Case], to: Path
+    name: str, function: Callable[..., Case], cases: Iterable[Case], out: Path
 ) -> list[Case]:
-    """Each case with what `function(**case)` found in it, one process a core, in order.
+    """Each case together with the results of `function(**case)`, in order; one process a core.
 
-    What is found is kept in TO/NAME, a file a case, and not worked out again: an interrupted script
-    goes on where it was.
+    Results are kept in OUT/NAME, one file a case, and are not computed again: an interrupted script
+    goes on where it stopped.
     """
     cases = list(cases)
-    folder = to / name
+    folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"{_digest(case)}.json" for case in cases]
     missing = [(c, f) for c, f in zip(cases, files, strict=True) if not f.exists()]
@@ -88,17 +88,17 @@ def measured(
             f"{folder} to measure them anew"
         )
     columns = (TextColumn(name), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
-    spawned = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
+    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
     with (
         Progress(*columns, console=console) as bar,
-        ProcessPoolExecutor(os.cpu_count(), spawned, torch.set_num_threads, (1,)) as pool,
+        ProcessPoolExecutor(os.cpu_count(), context, torch.set_num_threads, (1,)) as pool,
     ):
         task = bar.add_task("", total=len(cases), completed=len(cases) - len(missing))
-        running = {pool.submit(function, **case): (case, file) for case, file in missing}
-        for done in as_completed(running):
-            case, file = running[done]
+        cases_of_futures = {pool.submit(function, **case): (case, file) for case, file in missing}
+        for future in as_completed(cases_of_futures):
+            case, file = cases_of_futures[future]
             unfinished = file.with_suffix(".part")
-            unfinished.write_text(json.dumps(case | done.result()), "utf-8")
+            unfinished.write_text(json.dumps(case | future.result()), "utf-8")
             unfinished.rename(file)
             bar.advance(task)
     return [json.loads(file.read_text("utf-8")) for file in files]
@@ -109,7 +109,7 @@ def _digest(case: Case) -> str:
 
 
 def over_seeds(cases: list[Case], *keys: str) -> dict[tuple[Any, ...], list[Case]]:
-    """The cases that differ in nothing of `keys`: those of all seeds together."""
+    """Groups of the cases with equal values of `keys`: those of all seeds together."""
     groups: dict[tuple[Any, ...], list[Case]] = {}
     for case in cases:
         groups.setdefault(tuple(case[key] for key in keys), []).append(case)
@@ -140,21 +140,21 @@ def environment() -> dict[str, Any]:
 def publish(
     name: str,
     options: Options,
-    begun: float,
+    started: float,
     heading: list[str],
     rows: list[list[str]],
     figure: Figure,
     **numbers: Any,
 ) -> None:
     """Prints the table, and writes OUT/NAME.json with it and the numbers, and OUT/NAME.png."""
-    about = {"size": options.size, "seeds": options.seeds, "environment": environment()}
+    metadata = {"size": options.size, "seeds": options.seeds, "environment": environment()}
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / f"{name}.json"
-    content = about | {"table": [heading, *rows]} | numbers
+    content = metadata | {"table": [heading, *rows]} | numbers
     file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
     figure.savefig(file.with_suffix(".png"), dpi=110)
     table = Table(*heading)
     for row in rows:
         table.add_row(*row)
     Console().print(table)
-    console.print(f"{file} and {file.with_suffix('.png')}, {time.perf_counter() - begun:.0f} s")
+    console.print(f"{file} and {file.with_suffix('.png')}, {time.perf_counter() - started:.0f} s")

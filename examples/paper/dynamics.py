@@ -16,68 +16,71 @@ from training import UNSEEN, Drawings, Points, configuration, train, trained
 
 from lorentzkit import ops
 
-AT = (0, 10, 20, 40, 70, 100, 150, 200, 250, 300)
+PROBE_STEPS = (0, 10, 20, 40, 70, 100, 150, 200, 250, 300)
 
 
-def all_objectives(chosen: Options) -> list[Case]:
-    cases = [{"objective": o, "seed": seed} for seed in chosen.seeds for o in OBJECTIVES]
-    return trained("dynamics", follow, cases, chosen, chosen.pick(3, 200, 300))
+def all_objectives(args: Options) -> list[Case]:
+    cases = [{"objective": o, "seed": seed} for seed in args.seeds for o in OBJECTIVES]
+    return trained("dynamics", train_and_measure, cases, args, args.pick(3, 200, 300))
 
 
-def follow(objective: str, seed: int, steps: int, smoke: bool) -> Case:
-    """One training, with what is measured on the way."""
+def train_and_measure(objective: str, seed: int, steps: int, smoke: bool) -> Case:
+    """Trains once, and measures the points at each of the probe steps."""
     config = configuration(smoke, objective=objective, seed=seed, steps=steps)
-    drawings, found = Drawings(config), []
+    drawings, records = Drawings(config), []
 
-    def look(step: int, model: Towers, words: Words) -> None:
+    def measure(step: int, model: Towers, words: Words) -> None:
         points, curv = drawings.points(model, words), model.curv().detach()
-        found.append(
+        records.append(
             {"step": step}
             | drawings.scores(points, model, objective)
-            | spread(points.images.transpose(0, 1), curv, model.hyperbolic)
+            | spread_within_concepts(points.images.transpose(0, 1), curv, model.hyperbolic)
             | gap(points, curv, model.hyperbolic)
         )
 
-    _, _, taken = train(config, at={at for at in AT if at <= steps} | {steps}, probe=look)
-    return {"taken": taken, "found": found}
+    probe_steps = {step for step in PROBE_STEPS if step <= steps} | {steps}
+    _, _, steps_taken = train(config, probe_steps=probe_steps, probe=measure)
+    return {"taken": steps_taken, "found": records}
 
 
 def distance(x: Tensor, y: Tensor, curv: Tensor, hyperbolic: bool) -> Tensor:
-    """Of points, in the geometry that their model trains in."""
+    """The distance of points in the geometry that their model trains in."""
     return ops.dist(x, y, curv) if hyperbolic else (x - y).norm(dim=-1)
 
 
-def flat(x: Tensor, curv: Tensor, hyperbolic: bool) -> Tensor:
-    """Points as vectors: by their distance and direction from the origin."""
+def as_vectors(x: Tensor, curv: Tensor, hyperbolic: bool) -> Tensor:
+    """Points as vectors that have their distance and direction from the origin."""
     return ops.logmap0(x, curv) if hyperbolic else x
 
 
-def spread(images: Tensor, curv: Tensor, hyperbolic: bool) -> dict[str, float]:
+def spread_within_concepts(images: Tensor, curv: Tensor, hyperbolic: bool) -> dict[str, float]:
     """How far the drawings (concepts, vendors, D) of one concept lie apart.
 
     `distance` and `angle` (at the origin) are means over the pairs of one concept, and as shares of
-    those of different concepts: what shrinks with the whole cloud does not count. `rank` is the
-    effective rank of the drawings around their midpoint: as many directions as they spread in.
+    those of different concepts, which do not change when the whole cloud shrinks. `rank` is the
+    effective rank of the drawings around their midpoint: the number of directions they spread in.
     """
     first, second = torch.combinations(torch.arange(images.shape[1])).T
-    x, y, other = images[:, first], images[:, second], images.roll(1, dims=0)[:, second]
-    within, between = (distance(x, z, curv, hyperbolic).mean().item() for z in (y, other))
+    x, y, other_concepts = images[:, first], images[:, second], images.roll(1, dims=0)[:, second]
+    distance_within, distance_between = (
+        distance(x, z, curv, hyperbolic).mean().item() for z in (y, other_concepts)
+    )
     unit = normalize(images, dim=-1)
-    angle, apart = (
+    angle_within, angle_between = (
         torch.acos((unit[:, first] * z[:, second]).sum(-1).clamp(-1, 1)).mean().rad2deg().item()
         for z in (unit, unit.roll(1, dims=0))
     )
     if hyperbolic:
         midpoint = ops.einstein_midpoint(images, curv=curv)[:, None]
-        around = ops.transp0back(midpoint, ops.logmap(midpoint, images, curv), curv)
+        deviations = ops.transp0back(midpoint, ops.logmap(midpoint, images, curv), curv)
     else:
-        around = images - images.mean(1, keepdim=True)
+        deviations = images - images.mean(1, keepdim=True)
     return {
-        "distance": within,
-        "distance, of others'": within / between,
-        "angle": angle,
-        "angle, of others'": angle / apart,
-        "rank": effective_rank(around).mean().item(),
+        "distance": distance_within,
+        "distance, of others'": distance_within / distance_between,
+        "angle": angle_within,
+        "angle, of others'": angle_within / angle_between,
+        "rank": effective_rank(deviations).mean().item(),
     }
 
 
@@ -96,14 +99,14 @@ def gap(points: Points, curv: Tensor, hyperbolic: bool) -> dict[str, float]:
         centres = [ops.einstein_midpoint(x.flatten(0, 1), curv=curv) for x in (texts, images)]
     else:
         centres = [x.flatten(0, 1).mean(0) for x in (texts, images)]
-    apart = distance(*centres, curv, hyperbolic).item()
-    pairs = distance(texts, images, curv, hyperbolic).mean().item()
-    others = distance(texts, images.roll(1, dims=1), curv, hyperbolic).mean().item()
-    vectors = [flat(x[0], curv, hyperbolic) for x in (texts, images)]
+    centroid_distance = distance(*centres, curv, hyperbolic).item()
+    matching = distance(texts, images, curv, hyperbolic).mean().item()
+    not_matching = distance(texts, images.roll(1, dims=1), curv, hyperbolic).mean().item()
+    vectors = [as_vectors(x[0], curv, hyperbolic) for x in (texts, images)]
     return {
-        "gap": apart,
-        "gap, of pairs'": apart / pairs,
-        "pairs, of others'": pairs / others,
+        "gap": centroid_distance,
+        "gap, of pairs'": centroid_distance / matching,
+        "pairs, of others'": matching / not_matching,
         "separable": separability(*vectors),
         "separable by direction": separability(*(normalize(x, dim=-1) for x in vectors)),
     }
@@ -121,11 +124,11 @@ def separability(texts: Tensor, images: Tensor) -> float:
     return ((x[tested] @ plane).sign() == side[tested].sign()).double().mean().item()
 
 
-def at_end(cases: list[Case], objective: str, name: str) -> list[float]:
+def final_values(cases: list[Case], objective: str, name: str) -> list[float]:
     return [case["found"][-1][name] for case in cases if case["objective"] == objective]
 
 
 def curves(cases: list[Case], objective: str, name: str) -> list[tuple[list[int], list[float]]]:
-    """Of each seed, the steps and what was found there."""
-    found: list[Any] = [case["found"] for case in cases if case["objective"] == objective]
-    return [([one["step"] for one in run], [one[name] for one in run]) for run in found]
+    """For each seed, the steps and the values measured there."""
+    runs: list[Any] = [case["found"] for case in cases if case["objective"] == objective]
+    return [([record["step"] for record in run], [record[name] for record in run]) for run in runs]

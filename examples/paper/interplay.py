@@ -28,11 +28,11 @@ from training import configuration, train, trained
 from lorentzkit.losses import contrastive_loss, entailment_loss
 from lorentzkit.manifolds import Lorentz
 
-AT = (1, 5, 10, 20, 30, 50, 75, 100, 150, 200, 250, 300)
+PROBE_STEPS = (1, 5, 10, 20, 30, 50, 75, 100, 150, 200, 250, 300)
 TERMS = {"meru": ("contrast", "entailment"), "atmg": ("text apex", "image apex")}
-OTHERS = ["opposed", "outward, first", "outward, second", "length, second / first"]
+COLUMNS = ["opposed", "outward, first", "outward, second", "length, second / first"]
 TOWERS = ("vision_model", "text_model", "visual_projection", "text_projection")
-WHERE = {"images": BLUE, "texts": ORANGE, "parameters": GREEN}
+PLACES = {"images": BLUE, "texts": ORANGE, "parameters": GREEN}
 
 
 def terms(
@@ -40,32 +40,34 @@ def terms(
 ) -> tuple[Tensor, Tensor]:
     """The two terms, weighted as in the loss."""
     if objective == "meru":
-        near = contrastive_loss(texts, images, curv, scale, similarity="distance", targets=labels)
-        assert isinstance(near, Tensor)
-        return near, 0.2 * entailment_loss(texts, images, curv)
-    of_texts, of_images = contrastive_loss(
+        contrast = contrastive_loss(
+            texts, images, curv, scale, similarity="distance", targets=labels
+        )
+        assert isinstance(contrast, Tensor)
+        return contrast, 0.2 * entailment_loss(texts, images, curv)
+    text_apex_losses, image_apex_losses = contrastive_loss(
         texts, images, curv, scale, similarity="angle", targets=labels, reduction="none"
     )
-    return of_texts.mean() / 2, of_images.mean() / 2
+    return text_apex_losses.mean() / 2, image_apex_losses.mean() / 2
 
 
-def at_points(x: Tensor, curv: Tensor, *gradients: Tensor) -> dict[str, float]:
-    """How two gradients at points (N, D) agree, where both are there; how far each goes outward."""
+def gradient_agreement(x: Tensor, curv: Tensor, *gradients: Tensor) -> dict[str, float]:
+    """How far two gradients at points (N, D) agree where both are nonzero, and point outward."""
     manifold = Lorentz(float(curv))
     first, second = (manifold.egrad2rgrad(x, g) for g in gradients)
     lengths = manifold.norm(x, first), manifold.norm(x, second)
-    both = (lengths[0] > 0) & (lengths[1] > 0)
+    both_nonzero = (lengths[0] > 0) & (lengths[1] > 0)
     cosine = manifold.inner(x, first, second) / (lengths[0] * lengths[1])
-    away = -manifold.logmap(x, torch.zeros_like(x))
-    away = away / manifold.norm(x, away)[:, None]
+    away_from_origin = -manifold.logmap(x, torch.zeros_like(x))
+    away_from_origin = away_from_origin / manifold.norm(x, away_from_origin)[:, None]
     outward = [
-        (-manifold.inner(x, g, away) / length)[both].mean().item()
+        (-manifold.inner(x, g, away_from_origin) / length)[both_nonzero].mean().item()
         for g, length in zip((first, second), lengths, strict=True)
     ]
     return {
-        "cosine": cosine[both].mean().item(),
-        "opposed": (cosine[both] < 0).double().mean().item(),
-        "both": both.double().mean().item(),
+        "cosine": cosine[both_nonzero].mean().item(),
+        "opposed": (cosine[both_nonzero] < 0).double().mean().item(),
+        "both": both_nonzero.double().mean().item(),
         "outward, first": outward[0],
         "outward, second": outward[1],
         "length, second / first": (lengths[1].sum() / lengths[0].sum()).item(),
@@ -76,88 +78,96 @@ def compare(objective: str, model: Towers, words: Words, batch: Case) -> Case:
     labels, index = batch["labels"][0], batch["index"][0]
     images, texts, curv, scale = model(batch["pixels"], *words(batch["texts"]))
     texts = texts[index]
-    towers = [p for name, p in model.model.named_parameters() if name.startswith(TOWERS)]
-    both = terms(objective, texts, images, curv, scale, labels)
-    at = [torch.autograd.grad(term, [texts, images], retain_graph=True) for term in both]
-    of_towers = [
-        torch.cat(
-            [
-                g.flatten()
-                for g in torch.autograd.grad(
-                    term, towers, retain_graph=True, materialize_grads=True, allow_unused=True
-                )
-            ]
-        )
-        for term in both
+    tower_parameters = [p for name, p in model.model.named_parameters() if name.startswith(TOWERS)]
+    losses = terms(objective, texts, images, curv, scale, labels)
+    point_gradients = [
+        torch.autograd.grad(loss, [texts, images], retain_graph=True) for loss in losses
     ]
+    tower_gradients = [flat_gradient(loss, tower_parameters) for loss in losses]
     curv, points = curv.detach(), (texts.detach(), images.detach())
-    found: Case = {
-        name: at_points(x.double(), curv.double(), *(g[i].double() for g in at))
+    agreement: Case = {
+        name: gradient_agreement(
+            x.double(), curv.double(), *(g[i].double() for g in point_gradients)
+        )
         for i, (name, x) in enumerate(zip(("texts", "images"), points, strict=True))
     }
-    cosine = torch.nn.functional.cosine_similarity(*of_towers, dim=0).item()
-    return found | {"parameters": {"cosine": cosine}}
+    cosine = torch.nn.functional.cosine_similarity(*tower_gradients, dim=0).item()
+    return agreement | {"parameters": {"cosine": cosine}}
 
 
-def follow(objective: str, seed: int, steps: int, smoke: bool) -> Case:
+def flat_gradient(loss: Tensor, parameters: list[Tensor]) -> Tensor:
+    """The gradient of all parameters as one vector, 0 for those that the loss does not use."""
+    gradients = torch.autograd.grad(
+        loss, parameters, retain_graph=True, materialize_grads=True, allow_unused=True
+    )
+    return torch.cat([g.flatten() for g in gradients])
+
+
+def train_and_compare(objective: str, seed: int, steps: int, smoke: bool) -> Case:
     config = configuration(smoke, objective=objective, seed=seed, steps=steps)
-    batch, found = next(iter(Batches(replace(config, seed=seed + 1000)))), []
+    batch, records = next(iter(Batches(replace(config, seed=seed + 1000)))), []
 
-    def look(step: int, model: Towers, words: Words) -> None:
-        found.append({"step": step} | compare(objective, model, words, batch))
+    def probe(step: int, model: Towers, words: Words) -> None:
+        records.append({"step": step} | compare(objective, model, words, batch))
 
-    train(config, at={at for at in AT if at <= steps} | {steps}, probe=look)
-    return {"found": found}
+    probe_steps = {step for step in PROBE_STEPS if step <= steps} | {steps}
+    train(config, probe_steps=probe_steps, probe=probe)
+    return {"found": records}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    begun, chosen = time.perf_counter(), options(__doc__ or "", argv)
-    cases = [{"objective": o, "seed": seed} for seed in chosen.seeds for o in TERMS]
-    cases = trained("interplay", follow, cases, chosen, chosen.pick(3, 200, 300))
-    cut = max(1, cases[0]["steps"] // 10)  # the learning rate has reached its height
+    started, args = time.perf_counter(), options(__doc__ or "", argv)
+    cases = [{"objective": o, "seed": seed} for seed in args.seeds for o in TERMS]
+    cases = trained("interplay", train_and_compare, cases, args, args.pick(3, 200, 300))
+    warmup_steps = max(1, cases[0]["steps"] // 10)  # then the learning rate is at its peak
     rows = []
     figure = Figure(figsize=(12, 8), layout="constrained")
-    for panels, (objective, called) in zip(figure.subplots(2, 2).T, TERMS.items(), strict=True):
+    for panels, (objective, term_names) in zip(figure.subplots(2, 2).T, TERMS.items(), strict=True):
         runs = [case["found"] for case in cases if case["objective"] == objective]
-        draw(panels, runs, called)
-        spans = ((0, cut), (cut,))
+        draw(panels, runs, term_names)
+        spans = ((0, warmup_steps), (warmup_steps,))
         cosines = {
-            where: [[over(run, where, "cosine", *span) for run in runs] for span in spans]
-            for where in WHERE
+            place: [
+                [mean_over_steps(run, place, "cosine", *span) for run in runs] for span in spans
+            ]
+            for place in PLACES
         }
         early, late = map(mean, cosines["images"])
         panels[0].set_title(
-            f"{objective}: {' and '.join(called)}: cosine at images\n"
-            f"{early:+.2f} in the first {cut} steps, then {late:+.2f}"
+            f"{objective}: {' and '.join(term_names)}: cosine at images\n"
+            f"{early:+.2f} in the first {warmup_steps} steps, then {late:+.2f}"
         )
-        for where in WHERE:
-            row = [f"{objective}: {', '.join(called)}", where]
-            row += [spread(values, 2) for values in cosines[where]]
-            for name in OTHERS:
-                values = [over(run, where, name, cut) for run in runs]
-                row.append(spread(values, 2) if where != "parameters" else "")
+        for place in PLACES:
+            row = [f"{objective}: {', '.join(term_names)}", place]
+            row += [spread(values, 2) for values in cosines[place]]
+            for name in COLUMNS:
+                values = [mean_over_steps(run, place, name, warmup_steps) for run in runs]
+                row.append(spread(values, 2) if place != "parameters" else "")
             rows.append(row)
-    heading = ["objective: terms", "gradients at", f"cosine, to step {cut}", "cosine, later"]
-    publish("interplay", chosen, begun, [*heading, *OTHERS], rows, figure, cases=cases)
+    heading = ["objective: terms", "gradients at", f"cosine, to step {warmup_steps}"]
+    heading += ["cosine, later", *COLUMNS]
+    publish("interplay", args, started, heading, rows, figure, cases=cases)
 
 
-def over(run: list[Case], where: str, name: str, after: int, to: float = math.inf) -> float:
-    """The mean of what was found after a step, up to another."""
-    return mean(one[where].get(name, 0.0) for one in run if after < one["step"] <= to)
+def mean_over_steps(
+    run: list[Case], place: str, name: str, after: int, up_to: float = math.inf
+) -> float:
+    """The mean of the values measured after one step, up to another."""
+    return mean(record[place].get(name, 0.0) for record in run if after < record["step"] <= up_to)
 
 
-def draw(panels: Any, runs: list[list[Case]], called: Sequence[str]) -> None:
+def draw(panels: Any, runs: list[list[Case]], term_names: Sequence[str]) -> None:
     upper, lower = panels
-    steps = [one["step"] for one in runs[0]]
+    steps = [record["step"] for record in runs[0]]
     for i, run in enumerate(runs):
-        for where, colour in WHERE.items():
-            cosines = [one[where]["cosine"] for one in run]
-            upper.plot(steps, cosines, "o-", color=colour, ms=4, label=None if i else where)
-        for term, name, style in zip(("first", "second"), called, ("o-", "s--"), strict=True):
-            for where in ("images", "texts"):
-                outward = [one[where][f"outward, {term}"] for one in run]
-                label = None if i else f"{name}, at {where}"
-                lower.plot(steps, outward, style, color=WHERE[where], ms=4, label=label)
+        for place, colour in PLACES.items():
+            cosines = [record[place]["cosine"] for record in run]
+            upper.plot(steps, cosines, "o-", color=colour, ms=4, label=None if i else place)
+        for term, name, style in zip(("first", "second"), term_names, ("o-", "s--"), strict=True):
+            for place in ("images", "texts"):
+                outward = [record[place][f"outward, {term}"] for record in run]
+                label = None if i else f"{name}, at {place}"
+                lower.plot(steps, outward, style, color=PLACES[place], ms=4, label=label)
     upper.set(ylabel="cosine of the two gradients", ylim=(-1.05, 1.05))
     lower.set(xlabel="training steps", ylabel="outward share of a step", ylim=(-1.05, 1.05))
     for axes in panels:

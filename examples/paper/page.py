@@ -1,4 +1,4 @@
-"""Brings what the scripts found into docs/paper.md: `python examples/paper/page.py runs/paper`
+"""Brings the results of the scripts into docs/paper.md: `python examples/paper/page.py runs/paper`
 
 Copies each NAME.json and NAME.png beside the document, and writes the table of NAME between its
 marks there.
@@ -21,17 +21,17 @@ RESULTS = report.RESULTS / "paper"
 
 
 def table(file: Path) -> str:
-    """The table of a result as markdown, and how it was made."""
-    found = json.loads(file.read_text("utf-8"))
-    heading, *rows = found["table"]
-    seeds, machine = len(found["seeds"]), found["environment"]
-    made = (
+    """The table of a result as markdown, with its script, seeds and machine."""
+    content = json.loads(file.read_text("utf-8"))
+    heading, *rows = content["table"]
+    seeds, environment = len(content["seeds"]), content["environment"]
+    source = (
         f"{seeds} seed{'s' * (seeds > 1)}, ± half of their range; `{file.stem}.py --full`, torch "
-        f"{machine['torch']}, {machine['machine']}"
+        f"{environment['torch']}, {environment['machine']}"
     )
     cells = [heading, ["---"] * len(heading), *rows]
     lines = [" | ".join(cell.replace("|", "\\|") for cell in line) for line in cells]
-    return "".join(f"| {line} |\n" for line in lines) + f"\n{made}."
+    return "".join(f"| {line} |\n" for line in lines) + f"\n{source}."
 
 
 def written(page: str) -> str:

@@ -44,7 +44,7 @@ STYLES = {
     0.4: (ORANGE, "s", "-."),
     0.49: (RED, "D", ":"),
 }
-USUAL, SHOWN = 0, 1  # the places of the cones in the table and in the disk
+USUAL_CONE, SHOWN_CONE = 0, 1  # indices into STYLES: the cone of the table, and of the disk
 SETTING = ("dim", "n", "norm", "reach", "curv")
 
 
@@ -54,7 +54,7 @@ def at_distance(x: Tensor, u: Tensor, reach: float, curv: float) -> Tensor:
 
 
 def total_distance(y: Tensor, curv: float) -> Tensor:
-    """The sum over all pairs of each set `(..., n, D)`."""
+    """The sum of the distances of all pairs of each set `(..., n, D)`."""
     # Sets are small: plain PyTorch is faster than blocks.
     return ops.pairwise_dist(y, y, curv, impl="reference").sum((-2, -1)) / 2
 
@@ -63,21 +63,21 @@ def spread_out(x: Tensor, y: Tensor, reach: float, curv: float, steps: int) -> T
     """Sets y `(starts, n, D)` moved at distance `reach` from x until their sums are largest."""
     points = ManifoldParameter(y, manifold=Lorentz(curv))
     # A step along a geodesic at distance r turns by at most 1/sinh(r): far out it has to be long.
-    rate = min(2.0, math.sinh(math.sqrt(curv) * reach) / 2) / math.sqrt(curv)
-    optimizer = RiemannianAdam([points], lr=rate)
-    decay = LambdaLR(optimizer, lambda step: 0.01 ** max(0.0, 2 * step / steps - 1))
+    lr = min(2.0, math.sinh(math.sqrt(curv) * reach) / 2) / math.sqrt(curv)
+    optimizer = RiemannianAdam([points], lr=lr)
+    scheduler = LambdaLR(optimizer, lambda step: 0.01 ** max(0.0, 2 * step / steps - 1))
     for _ in range(steps):
         optimizer.zero_grad()
-        # Put back inside of the function too: its gradient then has no part that leads away from x.
-        back = at_distance(x, ops.logmap(x, points, curv), reach, curv)
-        total_distance(back, curv).sum().neg().backward()
+        # Projecting inside the function too removes the gradient's part that leads away from x.
+        projected = at_distance(x, ops.logmap(x, points, curv), reach, curv)
+        total_distance(projected, curv).sum().neg().backward()
         optimizer.step()
-        decay.step()
+        scheduler.step()
         with torch.no_grad():
-            back = at_distance(x, ops.logmap(x, points, curv), reach, curv)
+            projected = at_distance(x, ops.logmap(x, points, curv), reach, curv)
             momentum = optimizer.state[points]["exp_avg"]  # is tangent where the step has led to
-            momentum.copy_(ops.transp(points, back, momentum, curv))
-            points.copy_(back)
+            momentum.copy_(ops.transp(points, projected, momentum, curv))
+            points.copy_(projected)
     return points.detach()
 
 
@@ -90,8 +90,8 @@ def largest_total(dim: int, n: int, reach: float, curv: float) -> float | None:
     by that square is completely monotone: Cohn and Kumar (2007) prove the cross-polytope best.
     """
 
-    def distance(square: float) -> float:  # of sin(theta / 2)
-        return 2 * math.asinh(math.sinh(root * reach) * math.sqrt(square)) / root
+    def distance(squared_sine: float) -> float:  # of theta / 2
+        return 2 * math.asinh(math.sinh(root * reach) * math.sqrt(squared_sine)) / root
 
     root, pairs = math.sqrt(curv), n * (n - 1) / 2
     if n <= dim + 1:
@@ -102,29 +102,30 @@ def largest_total(dim: int, n: int, reach: float, curv: float) -> float | None:
 
 
 def fewest_outside(dim: int, n: int, aperture: float) -> int | None:
-    """Of such a set in the worst turn about x: no turn changes a distance.
+    """The fewest points outside the cone, of all rotations of the set about x.
 
-    Where dim is above 2, of cones narrower than a half-space.
+    Rotations change no distance. Where dim is above 2, the cone has to be narrower than a
+    half-space.
     """
-    square = math.cos(aperture) ** 2
+    squared_cosine = math.cos(aperture) ** 2
     if dim == 2:
-        most = n * aperture / math.pi + 1
-    elif n <= dim + 1:  # k corners of a simplex need a cap of square (n - k) / (k (n - 1))
-        most = n / (1 + (n - 1) * square)
-    elif n == 2 * dim:  # k corners of a cross-polytope, no two opposite, one of square 1 / k
-        most = min(dim, 1 / square)
+        most_inside = n * aperture / math.pi + 1
+    elif n <= dim + 1:  # k corners of a simplex fit if cos^2 <= (n - k) / (k (n - 1))
+        most_inside = n / (1 + (n - 1) * squared_cosine)
+    elif n == 2 * dim:  # k corners of a cross-polytope, no two opposite, fit if cos^2 <= 1 / k
+        most_inside = min(dim, 1 / squared_cosine)
     else:
         return None
-    return n - math.floor(most + 1e-9)
+    return n - math.floor(most_inside + 1e-9)
 
 
 def share_inside(dim: int, aperture: float) -> float:
-    """Of all directions in dim dimensions, those that make no larger angle with a given one."""
+    """The share of all directions in dim dimensions that lie within an angle of a given one."""
     return float(betainc((dim - 1) / 2, 0.5, math.sin(aperture) ** 2)) / 2
 
 
 def count_outside(x: Tensor, y: Tensor, curv: float) -> list[Tensor]:
-    """How many of each set are outside the cone of x, for every K."""
+    """How many points of each set are outside the cone of x, for every K."""
     angles = ops.exterior_angle(x, y, curv)
     return [(angles > ops.half_aperture(x, curv, min_radius=k)).sum(-1) for k in STYLES]
 
@@ -150,57 +151,58 @@ def measure(
         "share": [counts.double().mean().item() / n for counts in outside],
         "predicted": [1 - share_inside(dim, a) for a in apertures],
         "fewest": [fewest_outside(dim, n, a) for a in apertures],
-        "example": y[outside[SHOWN].argmin()].tolist() if dim == 2 else None,
+        "example": y[outside[SHOWN_CONE].argmin()].tolist() if dim == 2 else None,
     }
 
 
 def row(setting: tuple[float, ...], cases: list[Case]) -> list[str]:
-    known, predicted = cases[0]["fewest"][USUAL], cases[0]["predicted"][USUAL]
+    fewest, predicted = cases[0]["fewest"][USUAL_CONE], cases[0]["predicted"][USUAL_CONE]
     gap = f"{max(case['gap'] for case in cases):.0e}"
     return [
         *(f"{value:g}" for value in setting),
-        spread([case["share"][USUAL] for case in cases]),
+        spread([case["share"][USUAL_CONE] for case in cases]),
         f"{predicted:.3f}",
-        str(min(min(case["outside"][USUAL]) for case in cases)),
-        "" if known is None else str(known),
-        f"({gap})" if known is None else gap,
+        str(min(min(case["outside"][USUAL_CONE]) for case in cases)),
+        "" if fewest is None else str(fewest),
+        f"({gap})" if fewest is None else gap,
     ]
 
 
 def draw_disk(axes: Axes, case: Case) -> None:
     x = torch.tensor([case["norm"], 0.0], dtype=torch.float64)
-    y, k, curv = torch.tensor(case["example"], dtype=torch.float64), [*STYLES][SHOWN], case["curv"]
-    out = ops.exterior_angle(x, y, curv) > ops.half_aperture(x, curv, min_radius=k)
-    turn = torch.linspace(0, 2 * torch.pi, 200, dtype=torch.float64)
-    circle = at_distance(x, torch.stack([turn.cos(), turn.sin()], -1), case["reach"], curv)
+    y = torch.tensor(case["example"], dtype=torch.float64)
+    k, curv = [*STYLES][SHOWN_CONE], case["curv"]
+    outside = ops.exterior_angle(x, y, curv) > ops.half_aperture(x, curv, min_radius=k)
+    angles = torch.linspace(0, 2 * torch.pi, 200, dtype=torch.float64)
+    circle = at_distance(x, torch.stack([angles.cos(), angles.sin()], -1), case["reach"], curv)
     viz.poincare_disk(axes)
     viz.cones(x, curv, min_radius=k, ax=axes, color=GREEN)
     axes.plot(*viz.coordinates(circle, curv).T, color="#b9bfc6", linewidth=0.8, linestyle="--")
     viz.geodesics(x, y, curv, ax=axes, color="#777777", linewidth=0.8)
     viz.points(x, curv, ax=axes, color=BLACK, s=50, marker="*", label="x")
-    viz.points(y[~out], curv, ax=axes, color=GREEN, s=50, marker="o", label="inside its cone")
-    viz.points(y[out], curv, ax=axes, color=RED, s=50, marker="X", label="outside")
+    viz.points(y[~outside], curv, ax=axes, color=GREEN, s=50, marker="o", label="inside its cone")
+    viz.points(y[outside], curv, ax=axes, color=RED, s=50, marker="X", label="outside")
     viz.points(0 * x, curv, ax=axes, color="#777777", s=50, marker="+", label="origin")
     axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4)
-    axes.set_title(f"n = {len(y)}, |x|/K = {case['norm'] / k:g}: {int(out.sum())} outside")
+    axes.set_title(f"n = {len(y)}, |x|/K = {case['norm'] / k:g}: {int(outside.sum())} outside")
 
 
 def draw_shares(axes: Axes, groups: dict[float, list[Case]], inside: bool = False) -> None:
-    """Shares with two standard errors over the starts, against what is varied, and predictions."""
-    for place, (k, (colour, marker, line)) in enumerate(STYLES.items()):
-        found = [
-            torch.tensor([count for case in group for count in case["outside"][place]]).double()
+    """Shares, with two standard errors over the starts, and predictions, by the varied value."""
+    for index, (k, (colour, marker, line)) in enumerate(STYLES.items()):
+        set_shares = [
+            torch.tensor([count for case in group for count in case["outside"][index]]).double()
             / group[0]["n"]
             for group in groups.values()
         ]
-        found = [1 - share if inside else share for share in found]
-        known = [abs(inside - group[0]["predicted"][place]) for group in groups.values()]
-        axes.plot([*groups], known, color=colour, linestyle=line, linewidth=1.2)
-        errors = [2 * share.std().item() / math.sqrt(len(share)) for share in found]
+        set_shares = [1 - share if inside else share for share in set_shares]
+        predicted = [abs(inside - group[0]["predicted"][index]) for group in groups.values()]
+        axes.plot([*groups], predicted, color=colour, linestyle=line, linewidth=1.2)
+        errors = [2 * share.std().item() / math.sqrt(len(share)) for share in set_shares]
         style = {"color": colour, "marker": marker, "linestyle": "", "capsize": 3, "markersize": 5}
-        shares = [share.mean().item() for share in found]
-        beside = [value * 1.03 ** (place - 1.5) for value in groups]
-        axes.errorbar(beside, shares, errors, label=f"|x|/K = {1 / k:.3g}", **style)
+        means = [share.mean().item() for share in set_shares]
+        offset_values = [value * 1.03 ** (index - 1.5) for value in groups]
+        axes.errorbar(offset_values, means, errors, label=f"|x|/K = {1 / k:.3g}", **style)
     axes.set_xscale("log", base=2)
     axes.set_xticks([*groups], [f"{value:g}" for value in groups])
     axes.minorticks_off()
@@ -232,20 +234,20 @@ def draw(cases: list[Case], base: Case) -> Figure:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    begun, chosen = time.perf_counter(), options(__doc__ or "", argv)
+    started, args = time.perf_counter(), options(__doc__ or "", argv)
     base = {"dim": 2, "n": 8, "norm": 1.0, "reach": 1.0, "curv": 1.0}
-    vary = {
-        "n": chosen.pick([3], [2, 3, 4, 5, 16, 32], [2, 3, 4, 5, 16, 32]),
-        "dim": chosen.pick([4], [4, 8, 16, 64], [4, 8, 16, 64]),
-        "reach": chosen.pick([], [0.1, 0.3, 3.0], [0.1, 0.3, 3.0]),
-        "norm": chosen.pick([], [0.25, 0.5, 4.0], [0.25, 0.5, 4.0]),
-        "curv": chosen.pick([], [0.1, 10.0], [0.1, 10.0]),
+    variations = {
+        "n": args.pick([3], [2, 3, 4, 5, 16, 32], [2, 3, 4, 5, 16, 32]),
+        "dim": args.pick([4], [4, 8, 16, 64], [4, 8, 16, 64]),
+        "reach": args.pick([], [0.1, 0.3, 3.0], [0.1, 0.3, 3.0]),
+        "norm": args.pick([], [0.25, 0.5, 4.0], [0.25, 0.5, 4.0]),
+        "curv": args.pick([], [0.1, 10.0], [0.1, 10.0]),
     }
-    settings = [base, *(base | {name: v} for name, values in vary.items() for v in values)]
-    settings += [base | {"dim": dim, "n": 16} for dim in vary["dim"]]
-    size = {"starts": chosen.pick(4, 32, 40), "steps": chosen.pick(10, 200, 240)}
-    cases = [{"seed": seed} | size | setting for setting in settings for seed in chosen.seeds]
-    cases = measured("proposition1", measure, cases, chosen.out)
+    settings = [base, *(base | {name: v} for name, values in variations.items() for v in values)]
+    settings += [base | {"dim": dim, "n": 16} for dim in variations["dim"]]
+    size = {"starts": args.pick(4, 32, 40), "steps": args.pick(10, 200, 240)}
+    cases = [{"seed": seed} | size | setting for setting in settings for seed in args.seeds]
+    cases = measured("proposition1", measure, cases, args.out)
     rows = [row(setting, group) for setting, group in over_seeds(cases, *SETTING).items()]
     heading = [
         "D",
@@ -259,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "of all turns",
         "gap",
     ]
-    publish("proposition1", chosen, begun, heading, rows, draw(cases, base), cases=cases)
+    publish("proposition1", args, started, heading, rows, draw(cases, base), cases=cases)
 
 
 if __name__ == "__main__":

@@ -33,22 +33,22 @@ Probe = Callable[[int, Towers, Words], None]
 
 
 def trained(
-    name: str, function: Callable[..., Case], cases: list[Case], chosen: Options, steps: int
+    name: str, function: Callable[..., Case], cases: list[Case], args: Options, steps: int
 ) -> list[Case]:
-    """What `function` finds in trainings of so many steps, whose data are prepared first."""
+    """The cases, measured by `function` in trainings of `steps` steps; prepares the data first."""
     if not emoji.is_complete(emoji.default_cache()):
         console.print(f"Emoji drawings, into {emoji.default_cache()}. {emoji.LICENCE}")
         emoji.prepare(emoji.default_cache())
-    about = {"steps": steps, "smoke": chosen.size == "smoke"}
-    return measured(name, function, [case | about for case in cases], chosen.out)
+    settings = {"steps": steps, "smoke": args.size == "smoke"}
+    return measured(name, function, [case | settings for case in cases], args.out)
 
 
 def configuration(smoke: bool = False, **changes: Any) -> Config:
-    """The example's in little, so that a sweep takes minutes; `smoke` sees few drawings as well."""
+    """A small configuration of the example: a sweep takes minutes. `smoke` has few drawings too."""
     small: dict[str, Any] = {"image_size": 32, "crop": 0.6, "rotate": 12.0, "ancestor_weight": 0.3}
     small |= {"stem_width": 32, "text_width": 128, "embed_dim": 64, "steps": 300, "warmup": 30}
     if smoke:
-        # in 4 dimensions too little work to be compiled, which would take longer than all else
+        # In 4 dimensions there is too little work for compiling, which would take longest.
         small |= {"steps": 4, "warmup": 2, "batch_size": 32, "embed_dim": 4, "text_width": 32}
     folder, fold = emoji.default_cache(), "rare" if smoke else "*"
     shards = [f"{folder}/{vendor}-{fold}.tar" for vendor in emoji.TRAINING]
@@ -57,13 +57,13 @@ def configuration(smoke: bool = False, **changes: Any) -> Config:
 
 @cache
 def decoded(shard: str) -> list[Sample]:
-    """The samples of a shard, once for all the cases of a process."""
+    """The samples of a shard, decoded once for all cases of a process."""
     return [*samples([shard], print)]
 
 
 @dataclass
 class Points:
-    """Of a model at one time: every vendor's drawing of every concept, and the concepts' names."""
+    """A model's points: every vendor's drawing of every concept, and the concepts' names."""
 
     images: Tensor  # (vendors, concepts, D)
     texts: Tensor  # (concepts, D)
@@ -73,27 +73,27 @@ class Drawings:
     """All vendors' drawings of the concepts of a configuration, the unseen ones too."""
 
     def __init__(self, config: Config) -> None:
-        found: dict[str, list[Sample]] = {}
+        samples_by_vendor: dict[str, list[Sample]] = {}
         for vendor in emoji.VENDORS:
             shards = [name.replace(emoji.TRAINING[0], vendor) for name in config.shards[:1]]
-            found[vendor] = [*chain.from_iterable(map(decoded, expand(shards)))]
-        self.concepts = found[emoji.VENDORS[0]]
+            samples_by_vendor[vendor] = [*chain.from_iterable(map(decoded, expand(shards)))]
+        self.concepts = samples_by_vendor[emoji.VENDORS[0]]
         self.pixels = torch.stack(
             [
-                as_pixels([fitted(sample.image, config.image_size) for sample in of_vendor])
-                for of_vendor in found.values()
+                as_pixels([fitted(sample.image, config.image_size) for sample in vendor_samples])
+                for vendor_samples in samples_by_vendor.values()
             ]
         )
 
     @torch.no_grad()
     def points(self, model: Towers, words: Words) -> Points:
         model.eval()
-        images = [model.images(some) for some in self.pixels.flatten(0, 1).split(256)]
+        images = [model.images(chunk) for chunk in self.pixels.flatten(0, 1).split(256)]
         names = [sample.caption for sample in self.concepts]
         shape = self.pixels.shape[:2]
-        found = Points(torch.cat(images).unflatten(0, shape), embed_texts(model, words, names))
+        points = Points(torch.cat(images).unflatten(0, shape), embed_texts(model, words, names))
         model.train()
-        return found
+        return points
 
     def scores(self, points: Points, model: Towers, objective: str) -> dict[str, float]:
         """Retrieval and tree-induced error on the unseen vendors, means over them."""
@@ -108,49 +108,51 @@ class Drawings:
     ) -> dict[str, float]:
         names = [sample.caption for sample in self.concepts]
         paths = [[*sample.ancestors, sample.caption] for sample in self.concepts]
-        each = []
+        vendor_scores = []
         for vendor in UNSEEN:
             images = points.images[emoji.VENDORS.index(vendor)]
             t2i, i2t = rank(points.texts, images, False), rank(images, points.texts, True)
             tree = hierarchy([paths[best] for best in i2t[:, 0].tolist()], paths)
-            ways = {"t2i": retrieval(t2i, names, names), "i2t": retrieval(i2t, names, names)}
+            metrics = {"t2i": retrieval(t2i, names, names), "i2t": retrieval(i2t, names, names)}
             recalls = {
-                f"{way} R@{k}": found[f"R@{k}"] for way, found in ways.items() for k in (1, 10)
+                f"{direction} R@{k}": metric[f"R@{k}"]
+                for direction, metric in metrics.items()
+                for k in (1, 10)
             }
-            each.append(recalls | {"i2t TIE": tree["TIE"]})
-        return {name: mean(one[name] for one in each) for name in each[0]}
+            vendor_scores.append(recalls | {"i2t TIE": tree["TIE"]})
+        return {name: mean(scores[name] for scores in vendor_scores) for name in vendor_scores[0]}
 
 
 def train(
     config: Config,
-    change: Callable[[Towers], Towers] = lambda model: model,
-    objective: Callable[[Config], Objective] = Objective,
-    at: Collection[int] = (),
+    modify_towers: Callable[[Towers], Towers] = lambda model: model,
+    make_objective: Callable[[Config], Objective] = Objective,
+    probe_steps: Collection[int] = (),
     probe: Probe | None = None,
 ) -> tuple[Towers, Words, int]:
-    """The example's loop without what makes it survive: the model, its words, the steps it took.
+    """The example's loop without its safeguards: returns the model, its words and the steps taken.
 
-    `probe` looks at the model after the steps `at`; 0 is before the first. A loss or gradient that
-    is not finite ends the training before it does harm.
+    `probe` is called after each of `probe_steps`; 0 is before the first step. A loss or gradient
+    that is not finite ends the training before it changes the model.
     """
     torch.manual_seed(config.seed)
     words = Words.of(config, chain.from_iterable(map(decoded, expand(config.shards))))
-    model = change(Towers.of(config, len(words)))
-    loss_of, adam = objective(config), optimizer_of(model, config)
+    model = modify_towers(Towers.of(config, len(words)))
+    loss_of, optimizer = make_objective(config), optimizer_of(model, config)
     model.train()
-    if probe and 0 in at:
+    if probe and 0 in probe_steps:
         probe(0, model, words)
     for step, batch in enumerate(islice(Batches(config), config.steps), 1):
-        for group in adam.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config)
-        found = model(batch["pixels"], *words(batch["texts"]))
-        loss, _ = loss_of(*found, batch["index"], batch["labels"])
-        adam.zero_grad()
+        outputs = model(batch["pixels"], *words(batch["texts"]))
+        loss, _ = loss_of(*outputs, batch["index"], batch["labels"])
+        optimizer.zero_grad()
         loss.backward()
         norm = float(clip_grad_norm_(model.parameters(), config.clip_norm))
         if not math.isfinite(loss.item() + norm):
             return model, words, step - 1
-        adam.step()
-        if probe and step in at:
+        optimizer.step()
+        if probe and step in probe_steps:
             probe(step, model, words)
     return model, words, config.steps

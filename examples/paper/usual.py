@@ -1,7 +1,7 @@
 """The formulas that papers use, as in MERU (Desai et al. 2023), on whole matrices in float32.
 
-What curvature.py compares lorentzkit's against: written plainly, with their clamps, for that is
-what one trains with who copies them.
+curvature.py compares lorentzkit's formulas with these. They are written plainly, with their clamps,
+as someone who copies them would train with them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def dist(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
 
 
 def exterior_angle(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
-    """Of all pairs, with x the apexes."""
+    """The angles of all pairs, with apexes x."""
     return _exterior_angle(x, time(x, c), time(y, c).T, c * inner(x, y, c))
 
 
@@ -46,9 +46,9 @@ def exterior_angle_of_pairs(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
 
 
 def _exterior_angle(x: Tensor, time_x: Tensor, time_y: Tensor, product: Tensor) -> Tensor:
-    over = time_y + product * time_x
-    under = x.norm(dim=-1, keepdim=True) * (product.square() - 1).clamp_min(EPS).sqrt() + EPS
-    return (over / under).clamp(-1 + EPS, 1 - EPS).acos()
+    numerator = time_y + product * time_x
+    denominator = x.norm(dim=-1, keepdim=True) * (product.square() - 1).clamp_min(EPS).sqrt() + EPS
+    return (numerator / denominator).clamp(-1 + EPS, 1 - EPS).acos()
 
 
 def half_aperture(x: Tensor, c: Tensor, min_radius: float = 0.1) -> Tensor:
@@ -60,15 +60,15 @@ def radius_of_midpoint(x: Tensor, c: Tensor) -> Tensor:
     """The distance from the origin of the Einstein midpoint, by Klein coordinates."""
     klein = x / time(x, c)  # of length tanh(sqrt(c) distance)
     weight = (1 - klein.square().sum(-1, keepdim=True)).clamp_min(EPS).rsqrt()
-    middle = (weight * klein).sum(0) / weight.sum()
-    return middle.norm().clamp_max(1 - EPS).atanh() / c.sqrt()
+    midpoint = (weight * klein).sum(0) / weight.sum()
+    return midpoint.norm().clamp_max(1 - EPS).atanh() / c.sqrt()
 
 
 def contrast(rows: Tensor, columns: Tensor, labels: Tensor) -> Tensor:
     """Symmetric InfoNCE of logits; a point's loss is the mean over its positives."""
-    right = (labels[:, None] == labels).float()
-    each = [-(right * x.log_softmax(1)).sum(1) / right.sum(1) for x in (rows, columns)]
-    return (each[0].mean() + each[1].mean()) / 2
+    positives = (labels[:, None] == labels).float()
+    losses = [-(positives * x.log_softmax(1)).sum(1) / positives.sum(1) for x in (rows, columns)]
+    return (losses[0].mean() + losses[1].mean()) / 2
 
 
 class UsualLift(nn.Module):
@@ -95,7 +95,9 @@ class UsualLoss(nn.Module):
         super().__init__()
         self.config = config
 
-    def near(self, texts: Tensor, images: Tensor, c: Tensor, s: Tensor, labels: Tensor) -> Tensor:
+    def contrastive(
+        self, texts: Tensor, images: Tensor, c: Tensor, s: Tensor, labels: Tensor
+    ) -> Tensor:
         if self.config.objective == "meru":
             logits = -s * dist(texts, images, c)
             return contrast(logits, logits.T, labels)
@@ -106,14 +108,14 @@ class UsualLoss(nn.Module):
         self, *, text: Tensor, image: Tensor, curv: Tensor, logit_scale: Tensor, targets: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         texts, images, c = text, image, curv
-        near = self.near(texts, images, c, logit_scale, targets)
+        contrastive = self.contrastive(texts, images, c, logit_scale, targets)
         if self.config.objective == "meru":
             outside = exterior_angle_of_pairs(texts, images, c) - half_aperture(texts, c)
             inside = outside.clamp_min(0).mean()
-            return near + self.config.entailment_weight * inside, {"entailment": inside}
-        placed = (radius_of_midpoint(texts, c) - self.config.text_radius).abs()
-        placed = placed + (radius_of_midpoint(images, c) - self.config.image_radius).abs()
-        return near + self.config.centroid_weight * placed, {"centroid": placed}
+            return contrastive + self.config.entailment_weight * inside, {"entailment": inside}
+        centroid = (radius_of_midpoint(texts, c) - self.config.text_radius).abs()
+        centroid = centroid + (radius_of_midpoint(images, c) - self.config.image_radius).abs()
+        return contrastive + self.config.centroid_weight * centroid, {"centroid": centroid}
 
 
 class UsualObjective(Objective):
@@ -125,7 +127,7 @@ class UsualObjective(Objective):
 
     def above(self, texts: Tensor, images: Tensor, *curv_and_scale: Tensor, of: Tensor) -> Tensor:
         if self.loss.config.objective == "atmg":
-            return self.loss.near(texts, images, *curv_and_scale, of)
+            return self.loss.contrastive(texts, images, *curv_and_scale, of)
         curv, scale = curv_and_scale
         return self.loss(text=texts, image=images, curv=curv, logit_scale=scale, targets=of)[0]
 

@@ -46,21 +46,21 @@ def draw(tree: Tree, points: Tensor, path: Path) -> None:
     left, right = figure.subplots(1, 2)
     _panel(left, tree, seen_from(points[root], points), tops, [root])
     left.set_title(f"seen from “{tree.labels[root]}”", y=-0.04, fontsize=15)
-    middle = ops.frechet_mean(points[parts])
-    _panel(right, tree, seen_from(middle, points), parts, [root, focus])
+    centre = ops.frechet_mean(points[parts])
+    _panel(right, tree, seen_from(centre, points), parts, [root, focus])
     right.set_title(
         f"the same, seen from the midst of “{tree.labels[focus]}”", y=-0.04, fontsize=15
     )
     figure.savefig(path, dpi=110, format="png")
 
 
-def _branch_to_show(tree: Tree, tops: Sequence[int], most: int = 12) -> int:
-    """The branch with the most parts of its own, as long as there is room to name them."""
+def _branch_to_show(tree: Tree, tops: Sequence[int], max_parts: int = 12) -> int:
+    """The branch with the most parts, of those with room to name all parts."""
 
     def parts(node: int) -> int:
         return sum(bool(tree.children[child]) for child in tree.children[node])
 
-    return max(tops, key=lambda node: parts(node) if parts(node) <= most else 0)
+    return max(tops, key=lambda node: parts(node) if parts(node) <= max_parts else 0)
 
 
 def _panel(axes: Axes, tree: Tree, points: Tensor, named: Sequence[int], marked: list[int]) -> None:
@@ -71,7 +71,7 @@ def _panel(axes: Axes, tree: Tree, points: Tensor, named: Sequence[int], marked:
     colours = [NEUTRAL if top is None else colour_of[top] for top in branch]
 
     child, parent = torch.tensor(
-        [(node, above) for node, parents in enumerate(tree.parents) for above in parents]
+        [(node, parent) for node, parents in enumerate(tree.parents) for parent in parents]
     ).T
     viz.poincare_disk(axes)
     viz.geodesics(
@@ -82,7 +82,7 @@ def _panel(axes: Axes, tree: Tree, points: Tensor, named: Sequence[int], marked:
         linewidth=[1.6 if tree.children[node] else 0.45 for node in child],
         alpha=0.75,
     )
-    sizes = [26 if below else 5 for below in tree.children]
+    sizes = [26 if children else 5 for children in tree.children]
     viz.points(points, ax=axes, s=sizes, c=colours, edgecolors="white", linewidths=0.3)
     viz.points(points[marked], ax=axes, s=60, c=INK, edgecolors="white", zorder=4)
     for node in marked:
@@ -103,11 +103,12 @@ def _panel(axes: Axes, tree: Tree, points: Tensor, named: Sequence[int], marked:
 
 
 def _directions(points: Tensor, branch: Sequence[int | None], named: Sequence[int]) -> list[float]:
-    """For every branch the angle in which most of it lies."""
+    """For every branch the angle at which most of it lies."""
     unit = torch.nn.functional.normalize(points, dim=1)
     directions = []
     for top in named:
-        x, y = unit[[node for node, of in enumerate(branch) if of == top]].median(dim=0).values
+        members = [node for node, node_top in enumerate(branch) if node_top == top]
+        x, y = unit[members].median(dim=0).values
         directions.append(math.atan2(y, x))
     return directions
 
@@ -117,10 +118,10 @@ def _name_around(
 ) -> None:
     """Names around the disk at their angles, moved apart where they would overlap."""
     for side in (1, -1):  # right, left
-        here = [i for i, angle in enumerate(angles) if (math.cos(angle) >= 0) == (side == 1)]
-        here.sort(key=lambda i: math.sin(angles[i]))
-        heights = _apart([1.06 * math.sin(angles[i]) for i in here])
-        for i, height in zip(here, heights, strict=True):
+        indices = [i for i, angle in enumerate(angles) if (math.cos(angle) >= 0) == (side == 1)]
+        indices.sort(key=lambda i: math.sin(angles[i]))
+        heights = _apart([1.06 * math.sin(angles[i]) for i in indices])
+        for i, height in zip(indices, heights, strict=True):
             axes.text(
                 side * (math.sqrt(max(1.06**2 - height**2, 0.0)) + 0.01),
                 height,
@@ -135,11 +136,11 @@ def _name_around(
 
 def _apart(heights: Sequence[float], gap: float = 0.085) -> list[float]:
     """Ascending heights moved as little as needed to lie at least `gap` apart."""
-    placed = list(heights)
+    moved = list(heights)
     for _ in range(50):
-        for i in range(len(placed) - 1):
-            lack = gap - (placed[i + 1] - placed[i])
-            if lack > 0:
-                placed[i] -= lack / 2
-                placed[i + 1] += lack / 2
-    return placed
+        for i in range(len(moved) - 1):
+            overlap = gap - (moved[i + 1] - moved[i])
+            if overlap > 0:
+                moved[i] -= overlap / 2
+                moved[i + 1] += overlap / 2
+    return moved

@@ -1,4 +1,4 @@
-"""Many runs: side by side, kept in files, and not repeated."""
+"""Many runs: performed in parallel, kept in files, and not repeated."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .trees import Tree
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """A file is there whole or not at all, also when the program is stopped half-way."""
+    """Writes a file so that it exists whole or not at all, even if the program is stopped."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{os.getpid()}-{path.name}")
     write(unfinished)
@@ -42,23 +42,23 @@ def finished(run: Run, folder: Path) -> dict[str, Any] | None:
         result = json.loads((folder / f"{run.name}.json").read_text("utf-8"))
     except (OSError, ValueError):
         return None
-    is_it = result.get("run") == asdict(run) and (folder / f"{run.name}.npy").is_file()
-    return result if is_it else None
+    is_same_run = result.get("run") == asdict(run) and (folder / f"{run.name}.npy").is_file()
+    return result if is_same_run else None
 
 
 def perform(
     run: Run, tree: Tree, folder: Path, report: Callable[[int], None] = lambda steps: None
 ) -> dict[str, Any]:
     """Trains, evaluates, and writes `NAME.npy` (the points) and then `NAME.json`."""
-    began = time.perf_counter()
+    started = time.perf_counter()
     points, diverged_at = train(run, tree, report)
-    seconds = time.perf_counter() - began
+    duration_s = time.perf_counter() - started
     manifold = start_points(run, 1).manifold
     result = {
         "run": asdict(run),
         **reconstruction(tree, manifold.dist, points),
         "diverged_at": diverged_at,
-        "seconds": round(seconds, 1),
+        "seconds": round(duration_s, 1),
     }
 
     def save(file: Path) -> None:
@@ -101,7 +101,7 @@ def _work(run: Run, tree: Tree, folder: Path) -> dict[str, Any]:
 def perform_all(
     runs: list[Run], tree: Tree, folder: Path, jobs: int, console: Console
 ) -> list[dict[str, Any]]:
-    """The results of all runs: those found in `folder`, and the others, `jobs` at a time."""
+    """The results of all runs: read from `folder`, or performed, `jobs` at a time."""
     results = [result for run in runs if (result := finished(run, folder))]
     missing = [run for run in runs if not finished(run, folder)]
     if results:
@@ -130,7 +130,7 @@ def perform_all(
                 bar.update(task, completed=steps_done.value)
                 for future in done:
                     results.append(future.result())
-                    console.print(one_line(results[-1]))
+                    console.print(summary_line(results[-1]))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for worker in multiprocessing.active_children():
@@ -139,12 +139,12 @@ def perform_all(
     return results
 
 
-def one_line(result: dict[str, Any]) -> str:
+def summary_line(result: dict[str, Any]) -> str:
     run = Run(**result["run"])
-    where = f"{run.geometry:<14} {run.dtype} {run.dim:>2}-d  lr {run.lr:<5g}"
-    how = (
+    settings = f"{run.geometry:<14} {run.dtype} {run.dim:>2}-d  lr {run.lr:<5g}"
+    scores = (
         f"MAP {result['map']:.3f}  mean rank {result['mean_rank']:7.2f}  {result['seconds']:5.1f} s"
     )
     if result["diverged_at"] is not None:
-        how += f"  [red]not finite after {result['diverged_at']} steps[/red]"
-    return f"{where}  {how}"
+        scores += f"  [red]not finite after {result['diverged_at']} steps[/red]"
+    return f"{settings}  {scores}"

@@ -58,23 +58,24 @@ def loss_of(
 ) -> Tensor:
     """The summed loss of `pairs`, shape (B, 2), against `negatives`, shape (B, M)."""
     node, ancestor = pairs[:, :1], pairs[:, 1:]
-    # A negative drawn by chance among the ancestors, or the node itself, takes no part.
+    # Negatives that happen to be ancestors, or the node itself, are left out.
     is_ancestor = (negatives[:, :, None] == tree.ancestors[node]).any(-1)
     excluded = F.pad(is_ancestor | (negatives == node), (1, 0), value=False)
-    others = torch.cat([ancestor, negatives], dim=1)
+    candidates = torch.cat([ancestor, negatives], dim=1)
 
-    def at(index: Tensor) -> Tensor:  # index_select has the fastest backward pass
+    def points_at(index: Tensor) -> Tensor:  # index_select has the fastest backward pass
         return points.index_select(0, index.flatten()).unflatten(0, index.shape)
 
-    score = -points.manifold.dist(at(node), at(others)).masked_fill(excluded, math.inf)
-    return F.cross_entropy(score, torch.zeros_like(node[:, 0]), reduction="sum")
+    distances = points.manifold.dist(points_at(node), points_at(candidates))
+    scores = -distances.masked_fill(excluded, math.inf)
+    return F.cross_entropy(scores, torch.zeros_like(node[:, 0]), reduction="sum")
 
 
 @torch.no_grad()
 def limit_gradient(points: geoopt.ManifoldParameter, limit: float) -> None:
     """Shortens the Riemannian gradient of every point to at most `limit`.
 
-    The root and its children meet in so many pairs that they would leap about otherwise.
+    Otherwise the root and its children, which occur in very many pairs, would jump about.
     """
     manifold = points.manifold
     gradient = manifold.egrad2rgrad(points, points.grad.clone())  # geoopt.Lorentz works in place
@@ -87,9 +88,9 @@ def train(
 ) -> tuple[Tensor, int | None]:
     """The trained points, and the step at which they stopped being finite, if they did."""
     points = start_points(run, len(tree))
-    kind = {"sgd": geoopt.optim.RiemannianSGD, "adam": geoopt.optim.RiemannianAdam}[run.optimizer]
-    # Projecting after each step is what geoopt offers against drift. Only its Lorentz needs it.
-    optimizer = kind([points], lr=run.lr, stabilize=1)
+    optimizers = {"sgd": geoopt.optim.RiemannianSGD, "adam": geoopt.optim.RiemannianAdam}
+    # Projecting after each step is geoopt's remedy against drift. Only its own Lorentz needs it.
+    optimizer = optimizers[run.optimizer]([points], lr=run.lr, stabilize=1)
 
     # Burn-in: small steps, while all points are still near the origin, against negatives drawn as
     # often as they occur in pairs, so mostly upper levels. It sorts the main branches by direction
@@ -100,18 +101,18 @@ def train(
     uniform = torch.ones_like(occurrences)
     generator = torch.Generator().manual_seed(run.seed)
     for step in range(run.steps):
-        settling = step < burn_in
-        share = 0.1 if settling else (run.steps - step) / (run.steps - burn_in)
-        optimizer.param_groups[0]["lr"] = run.lr * share
+        in_burn_in = step < burn_in
+        lr_factor = 0.1 if in_burn_in else (run.steps - step) / (run.steps - burn_in)
+        optimizer.param_groups[0]["lr"] = run.lr * lr_factor
 
-        drawn = torch.randint(len(tree.closure), (run.batch,), generator=generator)
+        pair_indices = torch.randint(len(tree.closure), (run.batch,), generator=generator)
         negatives = torch.multinomial(
-            occurrences if settling else uniform,
+            occurrences if in_burn_in else uniform,
             run.batch * run.negatives,
             replacement=True,
             generator=generator,
         ).unflatten(0, (run.batch, run.negatives))
-        loss = loss_of(points, tree, tree.closure[drawn], negatives)
+        loss = loss_of(points, tree, tree.closure[pair_indices], negatives)
         if not loss.isfinite():
             report(run.steps - step)
             return points.detach(), step
@@ -129,27 +130,29 @@ def reconstruction(
 ) -> dict[str, float]:
     """Mean rank and mean average precision of every node's ancestors by distance from it.
 
-    A rank counts only nodes that are no ancestors. What ties with an ancestor counts as nearer, and
-    a distance that is not a number as infinite: nobody gains by collapsing or overflowing.
+    A rank counts only nodes that are no ancestors. A node that ties with an ancestor counts as
+    nearer, and a distance that is not a number as infinite: no geometry gains by collapsing or
+    overflowing.
     """
-    ranks, precisions = [], []
+    ranks, average_precisions = [], []
     for nodes in torch.arange(len(tree)).split(block):
         distances = dist(points[nodes, None], points).nan_to_num(nan=math.inf, posinf=math.inf)
         distances[torch.arange(len(nodes)), nodes] = math.inf  # a node is not its own neighbour
         ancestors = tree.ancestors[nodes]
-        real = ancestors >= 0
-        to_ancestors = distances.gather(1, ancestors.clamp_min(0)).masked_fill(~real, math.inf)
+        valid = ancestors >= 0
+        to_ancestors = distances.gather(1, ancestors.clamp_min(0)).masked_fill(~valid, math.inf)
 
-        def no_farther(among: Tensor, than: Tensor = to_ancestors) -> Tensor:
-            return torch.searchsorted(among.sort(dim=1).values, than, right=True)
+        def count_within(values: Tensor, limits: Tensor = to_ancestors) -> Tensor:
+            return torch.searchsorted(values.sort(dim=1).values, limits, right=True)
 
-        count = real.sum(1, keepdim=True)
-        all_near = no_farther(distances).clamp_max(len(tree) - 1)
-        ancestors_near = no_farther(to_ancestors).minimum(count)
-        ranks.append((1 + all_near - ancestors_near)[real])
-        precision = (ancestors_near / all_near).masked_fill(~real, 0.0).sum(1, keepdim=True) / count
-        precisions.append(precision[count > 0])
+        counts = valid.sum(1, keepdim=True)
+        nodes_within = count_within(distances).clamp_max(len(tree) - 1)
+        ancestors_within = count_within(to_ancestors).minimum(counts)
+        ranks.append((1 + nodes_within - ancestors_within)[valid])
+        precision = (ancestors_within / nodes_within).masked_fill(~valid, 0.0)
+        average_precision = precision.sum(1, keepdim=True) / counts
+        average_precisions.append(average_precision[counts > 0])
     return {
         "mean_rank": torch.cat(ranks).double().mean().item(),
-        "map": torch.cat(precisions).double().mean().item(),
+        "map": torch.cat(average_precisions).double().mean().item(),
     }

@@ -45,7 +45,7 @@ class Tree:
         tree = Tree(
             name,
             tuple((labels or {}).get(key, key) for key in parents),
-            tuple(tuple(index[parent] for parent in above) for above in parents.values()),
+            tuple(tuple(index[parent] for parent in keys) for keys in parents.values()),
         )
         tree.top_down  # noqa: B018 - raises for a cycle, here where the data comes in
         return tree
@@ -55,28 +55,28 @@ class Tree:
 
     @cached_property
     def children(self) -> tuple[tuple[int, ...], ...]:
-        below: list[list[int]] = [[] for _ in self.labels]
-        for child, above in enumerate(self.parents):
-            for parent in above:
-                below[parent].append(child)
-        return tuple(map(tuple, below))
+        children: list[list[int]] = [[] for _ in self.labels]
+        for child, parents in enumerate(self.parents):
+            for parent in parents:
+                children[parent].append(child)
+        return tuple(map(tuple, children))
 
     @property
     def roots(self) -> list[int]:
-        return [node for node, above in enumerate(self.parents) if not above]
+        return [node for node, parents in enumerate(self.parents) if not parents]
 
     @cached_property
     def top_down(self) -> list[int]:
         """All nodes, each after all of its parents."""
-        waiting_for = [len(above) for above in self.parents]
+        parents_left = [len(parents) for parents in self.parents]
         order = self.roots
         for node in order:  # grows while it is walked
             for child in self.children[node]:
-                waiting_for[child] -= 1
-                if waiting_for[child] == 0:
+                parents_left[child] -= 1
+                if parents_left[child] == 0:
                     order.append(child)
         if len(order) < len(self):
-            stuck = next(node for node, count in enumerate(waiting_for) if count)
+            stuck = next(node for node, count in enumerate(parents_left) if count)
             raise TreeError(
                 f"the edges form a cycle through or above {self.labels[stuck]!r}; "
                 "a node cannot lie below itself"
@@ -86,12 +86,12 @@ class Tree:
     @cached_property
     def ancestors(self) -> torch.Tensor:
         """The transitive closure: row i lists the ancestors of node i, padded with -1."""
-        above: list[set[int]] = [set() for _ in self.labels]
+        ancestors: list[set[int]] = [set() for _ in self.labels]
         for node in self.top_down:
             for parent in self.parents[node]:
-                above[node] |= {parent} | above[parent]
-        width = max(map(len, above))
-        return torch.tensor([sorted(row) + [-1] * (width - len(row)) for row in above])
+                ancestors[node] |= {parent} | ancestors[parent]
+        width = max(map(len, ancestors))
+        return torch.tensor([sorted(row) + [-1] * (width - len(row)) for row in ancestors])
 
     @cached_property
     def closure(self) -> torch.Tensor:

@@ -71,17 +71,17 @@ def test_the_usual_midpoint_is_that_of_the_op() -> None:
 
 def test_steps_of_adam_are_the_same_on_both_manifolds() -> None:
     x, gradient = torch.randn(2, 20, 3, dtype=torch.float64)
-    given = gradient.clone()
-    found = rivals.adams(x, gradient)
-    for adam in found.values():
+    gradient_before = gradient.clone()
+    optimisers = rivals.adams(x, gradient)
+    for adam in optimisers.values():
         for _ in range(3):
             assert adam.step()[0] > 0
-    ours, theirs = found["auto"].x.detach(), found["geoopt"].x.detach()
+    ours, theirs = optimisers["auto"].x.detach(), optimisers["geoopt"].x.detach()
     torch.testing.assert_close(theirs, ops.add_time(ours), rtol=1e-6, atol=1e-9)
-    assert torch.equal(ours, found["auto_later"].x)
+    assert torch.equal(ours, optimisers["auto_later"].x)
     assert (ours - x).norm(dim=-1).min() > 1e-3
-    assert torch.equal(gradient, given)
-    assert not found["geoopt"].x.grad[:, 0].any()
+    assert torch.equal(gradient, gradient_before)
+    assert not optimisers["geoopt"].x.grad[:, 0].any()
 
 
 NOT_COMPILED = ["compiled", "auto_compiled", "geoopt_compiled"]
@@ -99,10 +99,10 @@ def test_first_calls_are_never_compiled_and_later_ones_always(
     op: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where any call earns it; an op that no call compiles has no later ones."""
-    asked = []
+    compiled_calls = []
 
-    def compiled(function: Any, *about: Any, **_: Any) -> Any:
-        asked.append(about)
+    def compiled(function: Any, *args: Any, **kwargs: Any) -> Any:
+        compiled_calls.append(args)
         return function
 
     monkeypatch.setattr(compilation, "compiled", compiled)
@@ -111,14 +111,14 @@ def test_first_calls_are_never_compiled_and_later_ones_always(
     row = suites.Row("elementwise", op, 2 * arrays.FEW_ROWS, 4, dtype)
     steps = row.steps(NOT_COMPILED)
     measure.step(*row.calls()["auto"])
-    assert ("auto_later" in steps) == bool(asked)
-    asked.clear()
+    assert ("auto_later" in steps) == bool(compiled_calls)
+    compiled_calls.clear()
     steps["auto"]()
-    assert not asked
+    assert not compiled_calls
     if "auto_later" in steps:
         monkeypatch.setattr(compilation, "_EARNS_COMPILING", math.inf)
         steps["auto_later"]()
-        assert asked
+        assert compiled_calls
     assert {*row.names()} == {*row.steps([])}
 
 
@@ -130,30 +130,30 @@ SMALL = ["--dimensions", "4", "--seconds", "0", "--without", *COMPILED]
 @pytest.mark.parametrize("suite", ["elementwise", "loss"])
 def test_a_suite_is_measured_and_compared(suite: str, tmp_path: Path) -> None:
     kind = "dist" if "dist" in suites.KINDS[suite] else "distance"
-    these = [suite, "--kinds", kind, "--sizes", "8", *SMALL, "--results", str(tmp_path)]
-    assert run.main(these) == 0
+    command = [suite, "--kinds", kind, "--sizes", "8", *SMALL, "--results", str(tmp_path)]
+    assert run.main(command) == 0
     (file,) = tmp_path.iterdir()
-    found = json.loads(file.read_text("utf-8"))
-    assert found["environment"]["torch"] == torch.__version__
-    (row,) = found["rows"].values()
+    content = json.loads(file.read_text("utf-8"))
+    assert content["environment"]["torch"] == torch.__version__
+    (row,) = content["rows"].values()
     assert {"auto", "usual", "floor"} <= row["ms"].keys()
     assert all(0 < parts["both"][0] <= parts["both"][2] for parts in row["ms"].values())
     if suite == "loss":
         return  # each measurement of its memory takes a process: half a minute
-    assert run.main([*these, "--compare"]) in (0, 1)
+    assert run.main([*command, "--compare"]) in (0, 1)
     row["ms"] = {n: {p: [1e-9] * 3 for p in parts} for n, parts in row["ms"].items()}
-    file.write_text(json.dumps(found), "utf-8")
-    assert run.main([*these, "--compare"]) == 1
-    assert json.loads(file.read_text("utf-8")) == found
+    file.write_text(json.dumps(content), "utf-8")
+    assert run.main([*command, "--compare"]) == 1
+    assert json.loads(file.read_text("utf-8")) == content
 
 
 @pytest.mark.thorough
 def test_float64_stands_beside_float32(tmp_path: Path) -> None:
-    these = ["elementwise", "--kinds", "dist", "--sizes", "8", *SMALL, "--results", str(tmp_path)]
+    command = ["elementwise", "--kinds", "dist", "--sizes", "8", *SMALL, "--results", str(tmp_path)]
     for dtype in ("float64", "float32"):
-        assert run.main([*these, "--dtype", dtype]) == 0
-    found = json.loads((tmp_path / f"elementwise-{measure.DEVICE}.json").read_text("utf-8"))["rows"]
-    assert {key: row["dtype"] for key, row in found.items()} == {
+        assert run.main([*command, "--dtype", dtype]) == 0
+    rows = json.loads((tmp_path / f"elementwise-{measure.DEVICE}.json").read_text("utf-8"))["rows"]
+    assert {key: row["dtype"] for key, row in rows.items()} == {
         "dist 8 4 float64": "float64",
         "dist 8 4": "float32",
     }
@@ -188,10 +188,10 @@ def test_means_and_optimisers_are_measured(
     small = ["--sizes", "8", "--dimensions", "4", "--seconds", "0", *without]
     assert run.main([suite, *small, "--results", str(tmp_path)]) == 0
     (file,) = tmp_path.iterdir()
-    found = json.loads(file.read_text("utf-8"))["rows"]
-    assert {row["kind"] for row in found.values()} == {*suites.KINDS[suite]}
+    rows = json.loads(file.read_text("utf-8"))["rows"]
+    assert {row["kind"] for row in rows.values()} == {*suites.KINDS[suite]}
     rivals_of = {"einstein_midpoint": "usual", "centroid_loss": "contrastive"}
-    for row in found.values():
+    for row in rows.values():
         names = {"auto", rivals_of.get(row["kind"], "geoopt"), "floor"}
         assert {*row["ms"]} == names
         assert {*suites.Row(suite, row["kind"], 8, 4).names()} - {"auto_later"} == names
@@ -200,12 +200,12 @@ def test_means_and_optimisers_are_measured(
 
 def verdict(now: list[float], then: list[float], floor: float = 1.0, **options: bool) -> str:
     fresh, earlier = (
-        {"auto": {"both": times}, "floor": {"both": [at] * 3}, "usual": {"both": [9.0] * 3}}
-        for times, at in ((now, floor), (then, 1.0))
+        {"auto": {"both": times}, "floor": {"both": [floor_time] * 3}, "usual": {"both": [9.0] * 3}}
+        for times, floor_time in ((now, floor), (then, 1.0))
     )
-    ((name, found),) = compare.verdicts(fresh, earlier, **{"ratios": False, **options})
+    ((name, result),) = compare.verdicts(fresh, earlier, **{"ratios": False, **options})
     assert name == "auto"
-    return str(found).split(",")[0]
+    return str(result).split(",")[0]
 
 
 def test_verdicts() -> None:
@@ -220,8 +220,8 @@ def test_verdicts() -> None:
 
 def test_differences_are_named() -> None:
     assert compare.differences({"torch": "2", "numpy": "1"}, {"torch": "2", "numpy": "1"}) == ""
-    found = compare.differences({"torch": "3", "new": 1}, {"torch": "2"})
-    assert found == "new None then, 1 now, torch 2 then, 3 now"
+    text = compare.differences({"torch": "3", "new": 1}, {"torch": "2"})
+    assert text == "new None then, 1 now, torch 2 then, 3 now"
 
 
 @pytest.mark.thorough
@@ -236,15 +236,15 @@ def test_imports_are_timed() -> None:
 def test_pytest_benchmark_runs_the_steps() -> None:
     """All that are not compiled, and whose processes are not the tests' own, once each."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider"]
-    chosen = [
+    selection = [
         "-k",
         "not compiled and not later and not import",
         "--benchmark-disable",
         "benchmarks/bench_steps.py",
     ]
-    done = subprocess.run([*command, *chosen], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert int(re.findall(r"(\d+) passed", done.stdout)[0]) > 80
+    process = subprocess.run([*command, *selection], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert int(re.findall(r"(\d+) passed", process.stdout)[0]) > 80
 
 
 @pytest.fixture
@@ -260,7 +260,7 @@ def docs(tmp_path: Path) -> Path:
 def test_the_pages_show_the_committed_results(docs: Path) -> None:
     tables.write_pages(run.RESULTS, docs)
     for name in (tables.PAGE, *tables.ALSO.values()):
-        written, committed = ((at / name).read_text("utf-8") for at in (docs, DOCS))
+        written, committed = ((folder / name).read_text("utf-8") for folder in (docs, DOCS))
         assert written == committed, "run python benchmarks/run.py page"
 
 
@@ -268,10 +268,10 @@ def test_a_page_follows_its_results(docs: Path, tmp_path: Path) -> None:
     results = tmp_path / "results"
     shutil.copytree(run.RESULTS, results)
     file = results / "loss-cpu.json"
-    found = json.loads(file.read_text("utf-8"))
-    for row in found["rows"].values():
+    content = json.loads(file.read_text("utf-8"))
+    for row in content["rows"].values():
         row["ms"]["auto"]["both"][1] *= 3
-    file.write_text(json.dumps(found), "utf-8")
+    file.write_text(json.dumps(content), "utf-8")
     tables.write_pages(results, docs)
     assert (docs / tables.PAGE).read_text("utf-8") != (DOCS / tables.PAGE).read_text("utf-8")
 
@@ -279,14 +279,14 @@ def test_a_page_follows_its_results(docs: Path, tmp_path: Path) -> None:
 def results_of(*rows: dict[str, Any]) -> dict[str, Any]:
     """Of ops on 64 and 4,096 points, by medians of both passes."""
     environment = {"machine": "this", "threads": 2, "torch": "3"}
-    about = {"kind": "dist", "N": 4096, "D": 512}
-    found = [
-        about
+    defaults = {"kind": "dist", "N": 4096, "D": 512}
+    full_rows = [
+        defaults
         | row
         | {"ms": {n: {"both": [t] * 3, "forward": [t] * 3} for n, t in row["ms"].items()}}
         for row in rows
     ]
-    return {"environment": environment, "rows": {str(i): row for i, row in enumerate(found)}}
+    return {"environment": environment, "rows": {str(i): row for i, row in enumerate(full_rows)}}
 
 
 WHOLE = results_of(
@@ -304,9 +304,11 @@ def test_the_summary_sets_calls_against_each_rival() -> None:
     where, _, heads, _, *lines = tables.summary(WHOLE)
     assert where == "this, 2 threads, torch 3:"
     first, later, compiled = "first calls", "later calls", "both under `torch.compile`"
-    heads_ = ["op, 4,096 x 512", "against", first, later, compiled]
-    more = [f"{calls}, {of}" for of in ("float64", "64 x 512") for calls in (first, later)]
-    assert heads == f"| {' | '.join([*heads_, *more])} |"
+    expected_heads = ["op, 4,096 x 512", "against", first, later, compiled]
+    further_heads = [
+        f"{calls}, {column}" for column in ("float64", "64 x 512") for calls in (first, later)
+    ]
+    assert heads == f"| {' | '.join([*expected_heads, *further_heads])} |"
     assert lines == [
         "| dist | MERU | 1.5x | 3.0x | 0.25x | 2.0x | 4.0x | 0.5x | 1.0x |",
         "| dist | geoopt |  |  |  | 3.0x | 6.0x |  |  |",
@@ -315,21 +317,21 @@ def test_the_summary_sets_calls_against_each_rival() -> None:
 
 def test_columns_are_those_that_something_fills() -> None:
     lines = [*tables.table("elementwise", WHOLE)]
-    narrow, wide = (line for line in lines if line.startswith("| op"))
-    assert "| later calls | compiled | MERU | MERU, compiled |" in narrow
-    assert "geoopt" not in narrow
-    assert narrow.count("|") == 11
-    assert wide.endswith("| x copies | later calls | MERU | geoopt |")
-    assert lines.index("In float64:") < lines.index(wide)
+    float32, float64 = (line for line in lines if line.startswith("| op"))
+    assert "| later calls | compiled | MERU | MERU, compiled |" in float32
+    assert "geoopt" not in float32
+    assert float32.count("|") == 11
+    assert float64.endswith("| x copies | later calls | MERU | geoopt |")
+    assert lines.index("In float64:") < lines.index(float64)
     assert "| dist | 4,096 | 512 | 4.0 | 0 | 4.00 | 0.5x | 2.0x | 1.5x | 0.5x |" in lines
     assert lines[-1] == "| dist | 4,096 | 512 | 1.0 | 0 | 1.00 | 0.5x | 2.0x | 3.0x |"
 
 
 def test_the_figure_has_a_panel_for_each_dtype() -> None:
     figure = plots.over_ops(WHOLE)
-    narrow, wide = figure.axes
+    float32, float64 = figure.axes
     assert [ax.get_title().split(",")[0] for ax in figure.axes] == ["float32", "float64"]
-    ratios = [[float(of.get_xdata()[0]) for of in ax.lines[:-1]] for ax in (narrow, wide)]
+    ratios = [[float(line.get_xdata()[0]) for line in ax.lines[:-1]] for ax in (float32, float64)]
     assert ratios == [
         [1.5, 0.5, 0.5, 2.0],
         [2.0, 3.0, 0.5],
@@ -357,7 +359,7 @@ def test_every_file_of_results_is_shown() -> None:
         suite = file.stem.rpartition("-")[0]
         assert suite in tables.SUITES, f"{file.name} has no table"
         assert tables.text(suite, run.RESULTS) in page
-        if suite in plots.DRAWN:
+        if suite in plots.FIGURES:
             assert f"images/benchmarks/{suite}.png" in page
 
 
@@ -379,8 +381,8 @@ def test_what_training_reached_is_shown() -> None:
 def test_the_libraries_are_shown() -> None:
     import libraries
 
-    found = json.loads((run.RESULTS / "libraries.json").read_text("utf-8"))
-    assert libraries.table(found) in (ROOT / "README.md").read_text("utf-8")
+    results = json.loads((run.RESULTS / "libraries.json").read_text("utf-8"))
+    assert libraries.table(results) in (ROOT / "README.md").read_text("utf-8")
 
 
 def test_figures_are_drawn(docs: Path) -> None:
@@ -388,22 +390,22 @@ def test_figures_are_drawn(docs: Path) -> None:
     plots.draw(run.RESULTS, docs)
     drawn = {file.stem for file in (docs / "images/benchmarks").iterdir()}
     measured = {file.stem.rpartition("-")[0] for file in run.RESULTS.glob("*.json")}
-    assert drawn == measured & plots.DRAWN.keys()
-    assert {*tables.SUITES} - plots.DRAWN.keys() == {"batches", "memory", "means", "optimiser"}
+    assert drawn == measured & plots.FIGURES.keys()
+    assert {*tables.SUITES} - plots.FIGURES.keys() == {"batches", "memory", "means", "optimiser"}
 
 
 def test_the_reduction_to_inner_products_finds_the_nearest() -> None:
     pytest.importorskip("faiss")
     import retrieval
 
-    queries, gallery = retrieval.Searched("dist", 6000, 16).points()
+    queries, gallery = retrieval.Search("dist", 6000, 16).points()
     index, exact = retrieval.index_of(gallery), retrieval.nearest(queries, gallery)
-    assert retrieval._share(exact, retrieval.by_product(index, queries)) > 0.99
+    assert retrieval._recall(exact, retrieval.by_product(index, queries)) > 0.99
     assert torch.equal(retrieval.reranked(index, queries, gallery), exact)
-    around = retrieval._around(queries, 1e-2)
-    away = ops.dist(queries[:, None], around, retrieval.CURV) / 1e-2
-    assert 0.45 < away.min() < away.max() < 1.55
-    gallery[: around.shape[0] * around.shape[1]] = around.flatten(0, 1)
+    neighbours = retrieval._neighbours(queries, 1e-2)
+    distances = ops.dist(queries[:, None], neighbours, retrieval.CURV) / 1e-2
+    assert 0.45 < distances.min() < distances.max() < 1.55
+    gallery[: neighbours.shape[0] * neighbours.shape[1]] = neighbours.flatten(0, 1)
     exact = retrieval.nearest(queries, gallery)
-    assert retrieval._share(exact, exact.flip(1)) == 1
-    assert retrieval._share(exact, (exact + 1).where(torch.arange(10) < 5, exact)) < 0.8
+    assert retrieval._recall(exact, exact.flip(1)) == 1
+    assert retrieval._recall(exact, (exact + 1).where(torch.arange(10) < 5, exact)) < 0.8

@@ -27,6 +27,8 @@ def test_traffic_of_large_tensors(roofline: ModuleType) -> None:
 def test_what_the_page_says_of_the_kernels(roofline: ModuleType) -> None:
     pytest.importorskip("triton")
     for precision, rate in roofline.H100.items():
-        found = roofline.kernels(32768, 512, precision)
-        by_memory = {part: of * roofline.H100_MEMORY < rate for part, of in found.items()}
-        assert by_memory == {"forward": False, "backward": precision == "bf16"}
+        intensities = roofline.kernels(32768, 512, precision)
+        memory_bound = {
+            part: intensity * roofline.H100_MEMORY < rate for part, intensity in intensities.items()
+        }
+        assert memory_bound == {"forward": False, "backward": precision == "bf16"}

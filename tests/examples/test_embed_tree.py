@@ -24,7 +24,7 @@ def binary_tree(depth: int) -> Tree:
 
 
 def closure(tree: Tree) -> set[tuple[str, str]]:
-    return {(tree.labels[node], tree.labels[above]) for node, above in tree.closure.tolist()}
+    return {(tree.labels[node], tree.labels[ancestor]) for node, ancestor in tree.closure.tolist()}
 
 
 # --- trees ----------------------------------------------------------------------------------------
@@ -43,10 +43,10 @@ def test_branches_split_the_largest_until_there_are_enough() -> None:
     tree = binary_tree(5)
     tops = tree.branches(at_least=8)
     assert sorted(tree.labels[top] for top in tops) == sorted(map(str, range(8, 16)))
-    branch = tree.branch_of(tops)
-    of = {label: top for label, top in zip(tree.labels, branch, strict=True)}
-    assert of["1"] is of["7"] is None
-    assert tree.labels[of["19"] or 0] == "9"
+    branches = tree.branch_of(tops)
+    branch_of = {label: top for label, top in zip(tree.labels, branches, strict=True)}
+    assert branch_of["1"] is branch_of["7"] is None
+    assert tree.labels[branch_of["19"] or 0] == "9"
 
 
 def test_edge_list_with_tabs_commas_comments_and_blank_lines(tmp_path: Path) -> None:
@@ -120,31 +120,31 @@ def on_a_line(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return (x - y).abs().sum(-1)
 
 
-def positions(tree: Tree, **at: float) -> torch.Tensor:
-    return torch.tensor([[at[label]] for label in tree.labels], dtype=torch.float64)
+def positions(tree: Tree, **coordinates: float) -> torch.Tensor:
+    return torch.tensor([[coordinates[label]] for label in tree.labels], dtype=torch.float64)
 
 
 def test_reconstruction_by_hand() -> None:
     # Nearest first, ancestors in capitals: from a: c R b; from b: A c R; from c: a R b.
     points = positions(SMALL, r=0.0, a=1.0, b=3.0, c=0.6)
     for block in (1, 3, 100):
-        found = training.reconstruction(SMALL, on_a_line, points, block=block)
-        assert found["mean_rank"] == pytest.approx((2 + (1 + 2) + 2) / 4)
-        assert found["map"] == pytest.approx((1 / 2 + (1 / 1 + 2 / 3) / 2 + 1 / 2) / 3)
+        scores = training.reconstruction(SMALL, on_a_line, points, block=block)
+        assert scores["mean_rank"] == pytest.approx((2 + (1 + 2) + 2) / 4)
+        assert scores["map"] == pytest.approx((1 / 2 + (1 / 1 + 2 / 3) / 2 + 1 / 2) / 3)
 
 
 def test_perfect_reconstruction() -> None:
     points = positions(SMALL, r=0.0, a=1.0, b=2.1, c=-3.0)
-    found = training.reconstruction(SMALL, on_a_line, points)
-    assert found == {"mean_rank": 1.0, "map": 1.0}
+    scores = training.reconstruction(SMALL, on_a_line, points)
+    assert scores == {"mean_rank": 1.0, "map": 1.0}
 
 
 @pytest.mark.parametrize("value", [0.0, math.nan])
 def test_points_that_collapse_or_are_not_numbers_rank_last(value: float) -> None:
     points = torch.full((len(SMALL), 1), value, dtype=torch.float64)
-    found = training.reconstruction(SMALL, on_a_line, points)
-    assert found["mean_rank"] == pytest.approx((3 + (2 + 2) + 3) / 4)
-    assert found["map"] == pytest.approx((1 / 3 + 2 / 3 + 1 / 3) / 3)
+    scores = training.reconstruction(SMALL, on_a_line, points)
+    assert scores["mean_rank"] == pytest.approx((3 + (2 + 2) + 3) / 4)
+    assert scores["map"] == pytest.approx((1 / 3 + 2 / 3 + 1 / 3) / 3)
 
 
 def test_reconstruction_agrees_with_sorting_one_node_at_a_time() -> None:
@@ -152,15 +152,16 @@ def test_reconstruction_agrees_with_sorting_one_node_at_a_time() -> None:
     points = torch.randn(len(tree), 3, generator=torch.Generator().manual_seed(0))
     ranks, precisions = [], []
     for node, row in enumerate(torch.cdist(points, points).tolist()):
-        ancestors = {above for above in tree.ancestors[node].tolist() if above >= 0}
-        order = sorted((other for other in range(len(tree)) if other != node), key=row.__getitem__)
-        places = [place for place, other in enumerate(order, start=1) if other in ancestors]
+        ancestors = {ancestor for ancestor in tree.ancestors[node].tolist() if ancestor >= 0}
+        neighbours = [i for i in range(len(tree)) if i != node]
+        order = sorted(neighbours, key=row.__getitem__)
+        places = [place for place, i in enumerate(order, start=1) if i in ancestors]
         ranks += [place - before for before, place in enumerate(places)]
         if places:
             precisions.append(np.mean([k / place for k, place in enumerate(places, start=1)]))
-    found = training.reconstruction(tree, lambda x, y: (x - y).norm(dim=-1), points, block=7)
-    assert found["mean_rank"] == pytest.approx(np.mean(ranks))
-    assert found["map"] == pytest.approx(np.mean(precisions))
+    scores = training.reconstruction(tree, lambda x, y: (x - y).norm(dim=-1), points, block=7)
+    assert scores["mean_rank"] == pytest.approx(np.mean(ranks))
+    assert scores["map"] == pytest.approx(np.mean(precisions))
 
 
 # --- training and resuming ------------------------------------------------------------------------
@@ -196,9 +197,10 @@ def test_all_geometries_start_at_the_same_distances(geometry: str) -> None:
     run = Run("", geometry, 3, "float64", 0.1)
     start = training.start_points(run, 5)
     flat = training.start_points(Run("", "Euclidean", 3, "float64", 0.1), 5)
-    found, expected = start.manifold.dist(start[:1], start[1:]), (flat[:1] - flat[1:]).norm(dim=-1)
+    distances = start.manifold.dist(start[:1], start[1:])
+    expected = (flat[:1] - flat[1:]).norm(dim=-1)
     # geoopt's distance is good for half of the digits here.
-    assert torch.allclose(found, expected, rtol=1e-4 if geometry == "geoopt.Lorentz" else 1e-6)
+    assert torch.allclose(distances, expected, rtol=1e-4 if geometry == "geoopt.Lorentz" else 1e-6)
 
 
 def test_a_finished_run_is_found_again_and_only_that(tmp_path: Path) -> None:

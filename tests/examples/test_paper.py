@@ -46,14 +46,14 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.usefixtures("data")
 def test_smoke(name: str, out: Path) -> None:
     importlib.import_module(name).main(["--smoke", "--out", str(out)])
-    found = json.loads((out / f"{name}.json").read_text("utf-8"))
-    heading, *rows = found["table"]
+    content = json.loads((out / f"{name}.json").read_text("utf-8"))
+    heading, *rows = content["table"]
     assert len(rows) == ROWS[name]
     assert all(len(row) == len(heading) for row in rows)
-    assert found["environment"]["torch"] == torch.__version__
-    assert found["size"] == "smoke"
+    assert content["environment"]["torch"] == torch.__version__
+    assert content["size"] == "smoke"
     assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    for case in found["cases"]:
+    for case in content["cases"]:
         if case.get("formulas") != "usual":  # which may well end in NaN
             assert case.get("taken", 3) == 3
 
@@ -61,12 +61,12 @@ def test_smoke(name: str, out: Path) -> None:
 @pytest.mark.thorough
 def test_cases_are_kept_in_order_and_not_measured_again(tmp_path: Path) -> None:
     function, cases = partial(dict, found=0), [{"of": i} for i in range(4)]
-    found = common.measured("m", function, cases[:2], tmp_path)
-    assert found == [{"of": 0, "found": 0}, {"of": 1, "found": 0}]
+    results = common.measured("m", function, cases[:2], tmp_path)
+    assert results == [{"of": 0, "found": 0}, {"of": 1, "found": 0}]
     for file in (tmp_path / "m").iterdir():
         file.write_text(file.read_text("utf-8").replace('"found": 0', '"found": 1'), "utf-8")
-    found = common.measured("m", function, cases[::-1], tmp_path)
-    assert [(case["of"], case["found"]) for case in found] == [(3, 0), (2, 0), (1, 1), (0, 1)]
+    results = common.measured("m", function, cases[::-1], tmp_path)
+    assert [(case["of"], case["found"]) for case in results] == [(3, 0), (2, 0), (1, 1), (0, 1)]
 
 
 def test_spread() -> None:
@@ -77,15 +77,17 @@ def test_spread() -> None:
 def test_usual_formulas_are_those_of_the_operations() -> None:
     """In float64, and where nothing cancels: else they are as wrong as they are known to be."""
     x, y = torch.randn(2, 32, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    c, near = torch.tensor(0.7).double(), {"rtol": 1e-6, "atol": 1e-7}
+    c, tolerances = torch.tensor(0.7).double(), {"rtol": 1e-6, "atol": 1e-7}
     torch.testing.assert_close(usual.expmap0(x, c), ops.expmap0(x, c))
-    torch.testing.assert_close(usual.dist(x, y, c), ops.pairwise_dist(x, y, c), **near)
+    torch.testing.assert_close(usual.dist(x, y, c), ops.pairwise_dist(x, y, c), **tolerances)
     angles = ops.pairwise_exterior_angle(x, y, c)
-    torch.testing.assert_close(usual.exterior_angle(x, y, c), angles, **near)
-    torch.testing.assert_close(usual.exterior_angle_of_pairs(x, y, c), angles.diagonal(), **near)
-    torch.testing.assert_close(usual.half_aperture(x, c), ops.half_aperture(x, c), **near)
-    middle = ops.dist0(ops.einstein_midpoint(x, curv=c), c)
-    torch.testing.assert_close(usual.radius_of_midpoint(x, c), middle)
+    torch.testing.assert_close(usual.exterior_angle(x, y, c), angles, **tolerances)
+    torch.testing.assert_close(
+        usual.exterior_angle_of_pairs(x, y, c), angles.diagonal(), **tolerances
+    )
+    torch.testing.assert_close(usual.half_aperture(x, c), ops.half_aperture(x, c), **tolerances)
+    midpoint_radius = ops.dist0(ops.einstein_midpoint(x, curv=c), c)
+    torch.testing.assert_close(usual.radius_of_midpoint(x, c), midpoint_radius)
 
 
 @pytest.mark.parametrize("objective", ["meru", "atmg"])
@@ -95,11 +97,11 @@ def test_usual_objective_is_the_examples(objective: str) -> None:
     labels = torch.arange(32)
     levels = torch.stack([labels % 20, labels % 5, labels % 2])
     points = (x, y, torch.tensor(0.7).double(), torch.tensor(9.0).double())
-    found, expected = (
+    loss, expected = (
         kind(config)(*points, labels.expand(3, 32), levels)[0]
         for kind in (usual.UsualObjective, Objective)
     )
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
 
 
 def test_effective_rank() -> None:
@@ -114,25 +116,28 @@ def test_spread_of_drawings() -> None:
     curv = torch.tensor(1.0)
     radii = torch.tensor([1.0, 1.5, 2.0])
     images = torch.eye(3)[:, None] * ops.expmap0(radii[:, None])[None]
-    found = dynamics.spread(images.double(), curv.double(), True)
-    assert found["distance"] == pytest.approx((0.5 + 1.0 + 0.5) / 3)
-    assert found["angle"] == pytest.approx(0, abs=1e-4)
-    assert found["rank"] == pytest.approx(1, abs=1e-6)
-    euclidean = dynamics.spread(images.double(), curv.double(), False)
-    assert euclidean["distance"] != pytest.approx(found["distance"], rel=0.1)
+    hyperbolic = dynamics.spread_within_concepts(images.double(), curv.double(), True)
+    assert hyperbolic["distance"] == pytest.approx((0.5 + 1.0 + 0.5) / 3)
+    assert hyperbolic["angle"] == pytest.approx(0, abs=1e-4)
+    assert hyperbolic["rank"] == pytest.approx(1, abs=1e-6)
+    euclidean = dynamics.spread_within_concepts(images.double(), curv.double(), False)
+    assert euclidean["distance"] != pytest.approx(hyperbolic["distance"], rel=0.1)
 
 
 def test_gap_is_seen_where_there_is_one() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(9, 40, 8, generator=generator)
-    one = dynamics.Points(images=x[:7], texts=x[8])
-    apart = dynamics.Points(images=x[:7] + 3, texts=x[8] - 3)
-    farther = dynamics.Points(images=10 * normalize(x[:7], dim=-1), texts=normalize(x[8], dim=-1))
-    together, away, out = (dynamics.gap(p, torch.tensor(1.0), False) for p in (one, apart, farther))
-    assert together["separable"] < 0.8
-    assert away["separable"] == away["separable by direction"] == 1
-    assert away["gap"] > 5 * together["gap"]
-    assert out["separable by direction"] < 0.8  # farther out is another thing than elsewhere
+    one_cloud = dynamics.Points(images=x[:7], texts=x[8])
+    two_clouds = dynamics.Points(images=x[:7] + 3, texts=x[8] - 3)
+    two_radii = dynamics.Points(images=10 * normalize(x[:7], dim=-1), texts=normalize(x[8], dim=-1))
+    one_cloud_gap, two_clouds_gap, two_radii_gap = (
+        dynamics.gap(p, torch.tensor(1.0), False) for p in (one_cloud, two_clouds, two_radii)
+    )
+    assert one_cloud_gap["separable"] < 0.8
+    assert two_clouds_gap["separable"] == two_clouds_gap["separable by direction"] == 1
+    assert two_clouds_gap["gap"] > 5 * one_cloud_gap["gap"]
+    # Clouds at different radii lie in the same directions.
+    assert two_radii_gap["separable by direction"] < 0.8
 
 
 def test_gradients_that_agree_and_that_oppose() -> None:
@@ -142,18 +147,18 @@ def test_gradients_that_agree_and_that_oppose() -> None:
     time = (1 / curv + 4).sqrt()
     outward = torch.tensor([[1.0, 0.0]]).double() * (2 / (curv.sqrt() * time))  # metric * vector
     across = torch.tensor([[0.0, 3.0]]).double()
-    found = interplay.at_points(x, curv, -outward, outward)
-    assert found["cosine"] == pytest.approx(-1)
-    assert found["opposed"] == 1
-    assert found["outward, first"] == pytest.approx(1)
-    assert found["length, second / first"] == pytest.approx(1)
+    agreement = interplay.gradient_agreement(x, curv, -outward, outward)
+    assert agreement["cosine"] == pytest.approx(-1)
+    assert agreement["opposed"] == 1
+    assert agreement["outward, first"] == pytest.approx(1)
+    assert agreement["length, second / first"] == pytest.approx(1)
     oblique = torch.tensor([[1.0, 0.0]]).double() / (curv.sqrt() * time) + across / 3
-    found = interplay.at_points(x, curv, -oblique, across)  # as far outward as across
-    assert found["outward, first"] == pytest.approx(0.5**0.5)
-    assert found["cosine"] == pytest.approx(-(0.5**0.5))
-    found = interplay.at_points(x, curv, outward, across)
-    assert found["cosine"] == pytest.approx(0, abs=1e-12)
-    assert found["outward, second"] == pytest.approx(0, abs=1e-12)
+    agreement = interplay.gradient_agreement(x, curv, -oblique, across)  # as far outward as across
+    assert agreement["outward, first"] == pytest.approx(0.5**0.5)
+    assert agreement["cosine"] == pytest.approx(-(0.5**0.5))
+    agreement = interplay.gradient_agreement(x, curv, outward, across)
+    assert agreement["cosine"] == pytest.approx(0, abs=1e-12)
+    assert agreement["outward, second"] == pytest.approx(0, abs=1e-12)
 
 
 def test_separability_is_measured_on_concepts_that_the_plane_was_not_fitted_to() -> None:

@@ -27,8 +27,8 @@ KNOWN = POLYGONS + SIMPLICES + CROSS_POLYTOPES
 def best_directions(dim: int, n: int) -> NDArray[np.float64]:
     """The unit vectors of the regular n-gon, simplex or cross-polytope."""
     if dim == 2:
-        turn = 2 * np.pi * np.arange(n) / n
-        return np.stack([np.cos(turn), np.sin(turn)], -1)
+        angles = 2 * np.pi * np.arange(n) / n
+        return np.stack([np.cos(angles), np.sin(angles)], -1)
     if n == 2 * dim:
         return np.concatenate([np.eye(dim), -np.eye(dim)])
     # Corners of the standard simplex from its middle, in the hyperplane that holds them.
@@ -38,8 +38,8 @@ def best_directions(dim: int, n: int) -> NDArray[np.float64]:
     return np.pad(flat, ((0, 0), (0, dim - n + 1)))
 
 
-def point(x: list[float]) -> torch.Tensor:
-    return torch.tensor(x, dtype=torch.float64)
+def point(coordinates: list[float]) -> torch.Tensor:
+    return torch.tensor(coordinates, dtype=torch.float64)
 
 
 def written(folder: Path, name: str) -> dict[str, object]:
@@ -49,20 +49,20 @@ def written(folder: Path, name: str) -> dict[str, object]:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(
-    ("script", "found"),
+    ("script", "keys"),
     [
         (proposition1, {"gap", "outside", "share", "predicted", "fewest"}),
         (proposition2, {"closed", "quadrature", "rates", "difference", "z", "power", "exponent"}),
     ],
 )
-def test_smoke(script: ModuleType, found: set[str], tmp_path: Path) -> None:
+def test_smoke(script: ModuleType, keys: set[str], tmp_path: Path) -> None:
     script.main(["--smoke", "--out", str(tmp_path)])
     content = written(tmp_path, script.__name__)
     assert {"size", "seeds", "environment", "table", "cases"} <= content.keys()
     heading, *rows = content["table"]
     assert rows
     assert all(len(row) == len(heading) for row in rows)
-    assert all(found <= case.keys() for case in content["cases"])
+    assert all(keys <= case.keys() for case in content["cases"])
 
 
 # --- proposition 1 --------------------------------------------------------------------------------
@@ -123,11 +123,11 @@ def test_counts_agree_with_the_law_of_cosines(dim: int, curv: float) -> None:
 
 @pytest.mark.parametrize(("dim", "n"), KNOWN)
 @pytest.mark.parametrize("aperture", [0.2, 0.8, 1.2, 1.5])
-def test_fewest_outside_in_any_turn(dim: int, n: int, aperture: float) -> None:
+def test_fewest_outside_in_any_rotation(dim: int, n: int, aperture: float) -> None:
     v, generator = best_directions(dim, n), np.random.default_rng(0)
-    # A cone that holds many has its axis in their midst; and turns at random hold no more.
-    midst = [v[list(c)].sum(0) for k in range(1, n) for c in combinations(range(n), k)]
-    axes = np.concatenate([midst, generator.normal(size=(20_000, dim))])
+    # A cone that holds many points has its axis along their sum; random axes hold no more.
+    sums = [v[list(c)].sum(0) for k in range(1, n) for c in combinations(range(n), k)]
+    axes = np.concatenate([sums, generator.normal(size=(20_000, dim))])
     axes = axes[np.linalg.norm(axes, axis=1) > 1e-9]
     axes /= np.linalg.norm(axes, axis=1, keepdims=True)
     outside = (axes @ v.T < math.cos(aperture) - 1e-12).sum(1)
