@@ -64,9 +64,9 @@ class Compiled:
         def compile_graph(*args: Any, **kwargs: Any) -> Any:
             graph = compile_fx_inner(*args, **kwargs)
 
-            def run(given: list[Any]) -> Any:
-                same = list(given)  # for the graph empties it
-                results = graph(given)
+            def run(args: list[Any]) -> Any:
+                same = list(args)  # for the graph empties it
+                results = graph(args)
                 self._thread.call = _Call(graph, same, results)
                 return results
 
@@ -84,7 +84,7 @@ class _Call(NamedTuple):
     """Of a compiled graph."""
 
     graph: Any
-    given: list[Any]
+    args: list[Any]
     results: Sequence[Any]
 
 
@@ -92,12 +92,12 @@ class _Direct(NamedTuple):
     """How to call a graph with tensors, and what to make of its results."""
 
     graph: Any
-    given: list[Any]
+    args: list[Any]
     result: Callable[[Sequence[Tensor]], Any]
 
     def __call__(self, tensors: Sequence[Tensor]) -> Any:
-        given = [tensors[a.place] if type(a) is _At else a for a in self.given]
-        return self.result(self.graph(given))
+        args = [tensors[a.place] if type(a) is _At else a for a in self.args]
+        return self.result(self.graph(args))
 
 
 class _At(NamedTuple):
@@ -144,13 +144,13 @@ def _direct(call: _Call | None, tensors: Sequence[Tensor], result: Any) -> _Dire
     """How to make this call directly; None if the tensors are not those of the graph itself."""
     if call is None:
         return None
-    given = [_placed(a, tensors) for a in call.given]
+    args = [_placed(a, tensors) for a in call.args]
     build = _builder(result, call.results)
     # Dynamo makes tensors of floats: those of the key, and constants.
-    others = [a for a in given if isinstance(a, Tensor)]
+    others = [a for a in args if isinstance(a, Tensor)]
     if build is None or any(a.dim() > 0 for a in others):
         return None
-    return _Direct(call.graph, given, build)
+    return _Direct(call.graph, args, build)
 
 
 def _placed(a: Any, tensors: Sequence[Any]) -> Any:
@@ -161,8 +161,8 @@ def _placed(a: Any, tensors: Sequence[Any]) -> Any:
 def _builder(a: Any, results: Sequence[Any]) -> Callable[[Sequence[Tensor]], Any] | None:
     """Makes the like of a, a nest of a graph's results, of other results; None if it is not one."""
     if isinstance(a, Tensor):
-        at = _placed(a, results)
-        return itemgetter(at.place) if type(at) is _At else None
+        placed_ = _placed(a, results)
+        return itemgetter(placed_.place) if type(placed_) is _At else None
     if not isinstance(a, (list, tuple)):
         return lambda _: a
     builders = [_builder(z, results) for z in a]

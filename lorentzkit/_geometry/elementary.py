@@ -133,12 +133,12 @@ def atan2(y: Tensor, x: Tensor) -> Tensor:
     if not is_exporting():
         return torch.atan2(y, x)
     size = _size(x)
-    steep = y > size
-    t = torch.where(steep, size, y) / torch.where(steep, y, size)
+    above_diagonal = y > size
+    t = torch.where(above_diagonal, size, y) / torch.where(above_diagonal, y, size)
     for _ in range(2):  # atan t = 2 atan(t / (1 + sqrt(1 + t^2))): t <= 1 becomes t <= 0.2
         t = t / (1 + (1 + t * t).sqrt())
     acute = 4 * t * series(_ATANC, t * t)
-    acute = torch.where(steep, math.pi / 2 - acute, acute)
+    acute = torch.where(above_diagonal, math.pi / 2 - acute, acute)
     return torch.where(x < 0, math.pi - acute, acute)
 
 

@@ -48,7 +48,7 @@ class Apart(NamedTuple):
     last: Numbers
 
 
-class Slopes(NamedTuple):
+class Partials(NamedTuple):
     """Partial derivatives of a sum over the rows, by the Gram numbers, by c, and by t."""
 
     xx: Numbers
@@ -73,7 +73,7 @@ class Side(NamedTuple):
     R: Numbers
     """``sinh D``"""
 
-    def c_slope(self) -> Numbers:
+    def c_partial(self) -> Numbers:
         """The derivative of T by ``log c``"""
         return self.T - 0.25 * self.gap * self.gap / (self.x_cosh * self.y_cosh)
 
@@ -92,19 +92,20 @@ class Settings(NamedTuple):
 class Op(NamedTuple):
     """An op, or what `rowwise` needs to know of it.
 
-    ``value(gram, settings)`` is the op's number or a `Sum`. ``slopes(gram, settings, grad)`` are
-    the derivatives of ``(grad * value).sum()`` or, of a vector, those of ``along.x * value.x +
-    along.b * value.b + along.u * value.u``, with ``along`` the products of x, b and u with grad.
+    ``value(gram, settings)`` is the op's number or a `Sum`. ``vjp(gram, settings, grad)`` are the
+    derivatives of ``(grad * value).sum()`` or, of a vector, those of ``grad.x * value.x +
+    grad.b * value.b + grad.u * value.u``, with ``grad`` the products of x, b and u with the
+    gradient of the vector.
     """
 
     value: Callable[[Gram, Settings], Any]
-    slopes: Callable[[Gram, Settings, Any], Slopes]
+    vjp: Callable[[Gram, Settings, Any], Partials]
     numbers: tuple[str, ...]
     """Which Gram numbers it takes"""
     points: int
     """How many of its vectors are points, the first ones"""
-    along: str = ""
-    """Of a vector: those of x and b whose products with grad the slopes take"""
+    grad_products: str = ""
+    """Of a vector: those of x and b whose products with its gradient `vjp` takes"""
     reach: float = NEAR
     """The most of ``c |x|**2`` that it is exact for, and of ``c |y|**2``"""
     size: Callable[[Gram, Settings], Numbers] | None = None
@@ -115,16 +116,16 @@ class Op(NamedTuple):
         """Whether it singles out the last coordinate."""
         return "last" in self.numbers
 
-    def within(self, gram: Gram, of: Settings) -> Numbers:
+    def within(self, gram: Gram, settings: Settings) -> Numbers:
         """Whether all Gram numbers are exact enough, one bool; not if they are NaN."""
-        sizes = [of.c * gram.xx if self.size is None else self.size(gram, of)]
+        sizes = [settings.c * gram.xx if self.size is None else self.size(gram, settings)]
         if self.points == 2:
-            sizes.append(0.25 * of.c * gram.bb)
+            sizes.append(0.25 * settings.c * gram.bb)
         # NaN is not less than anything, and no maximum hides it.
         within = sizes[0].max() <= self.reach
         for size in sizes[1:]:
             within = within & (size.max() <= self.reach)
-        if of.t is None:
+        if settings.t is None:
             return within
-        inside = (of.t >= 0) & (of.t <= 1)
+        inside = (settings.t >= 0) & (settings.t <= 1)
         return within & (inside if isinstance(inside, bool) else inside.all())

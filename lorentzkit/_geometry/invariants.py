@@ -196,11 +196,11 @@ def _plain_products(x: Tensor, y: Tensor, *others: Tensor) -> tuple[Tensor, ...]
     difference = [b - a for a, b in zip(p, q, strict=True)]
     close = Measures(*numbers[:5]).close()
     rise = torch.where(close, -0.5 * dot(difference, difference), dot(p, q))
-    found = [dot(p, p), dot(q, q), rise - rise.detach()]
+    values = [dot(p, p), dot(q, q), rise - rise.detach()]
     for other in others:
         u = parts(other, dtype)
-        found += dot(p, u), dot(q, u), dot(u, u)
-    return (*found, *numbers[:5], *numbers[8:])
+        values += dot(p, u), dot(q, u), dot(u, u)
+    return (*values, *numbers[:5], *numbers[8:])
 
 
 class _Products(Function):
@@ -226,8 +226,8 @@ class _Products(Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, ...]:
         *vectors, close = ctx.saved_tensors
         zero = torch.zeros_like(close, dtype=wide_dtype(vectors[0]))
-        given = [zero if g is None else g for g in grads[: 3 * len(vectors) - 3]]
-        by_xx, by_yy, rise, *by_u = given
+        filled_grads = [zero if g is None else g for g in grads[: 3 * len(vectors) - 3]]
+        by_xx, by_yy, rise, *by_u = filled_grads
         # In terms of x, of y (less x, where they are close), and of u.
         of_x = [2 * by_xx, rise]
         of_y = [torch.where(close, 2 * by_yy, rise), 2 * by_yy - torch.where(close, rise, 0.0)]
@@ -246,4 +246,4 @@ def measured(*vectors: Tensor) -> tuple[Tensor, ...]:
         blocks = wide_blocks(vectors)
     else:
         blocks = ([parts(v[rows], dtype) for v in vectors] for rows in row_blocks(x))
-    return joined([_sweep(some, dtype == x.dtype) for some in blocks])
+    return joined([_sweep(block, dtype == x.dtype) for block in blocks])

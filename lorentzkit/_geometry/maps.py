@@ -47,9 +47,11 @@ def expmap(x: Tensor, u: Tensor, c: Tensor) -> Tensor:
 
 def logmap(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
     p, m, _ = products(x, y)
-    of = excess(p, m, c.to(p.xx.dtype))
-    wide = of.dtype != x.dtype
-    return combine([-arc_times_tanh(of, wide), arc_over_sinh(of, wide)], [x, y - x])
+    distance_excess = excess(p, m, c.to(p.xx.dtype))
+    wide = distance_excess.dtype != x.dtype
+    return combine(
+        [-arc_times_tanh(distance_excess, wide), arc_over_sinh(distance_excess, wide)], [x, y - x]
+    )
 
 
 def geodesic(t: Tensor, x: Tensor, y: Tensor, c: Tensor) -> Tensor:

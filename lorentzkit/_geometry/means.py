@@ -191,10 +191,10 @@ def _midpoint_from_pairs(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
 def _mean_from_pairs(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
     excess = _pair_excess(x, c)
     pull, inverse = _minimise(w.detach(), partial(_look_at_pairs, w.detach(), excess.detach()))
-    change = torch.zeros_like(pull)
+    log_step = torch.zeros_like(pull)
     for _ in range(2):  # as from a place
-        change = change + inverse @ (_residual(w * change.exp(), pull, excess) - change)
-    w = w * change.exp()
+        log_step = log_step + inverse @ (_residual(w * log_step.exp(), pull, excess) - log_step)
+    w = w * log_step.exp()
     pull = pull / (w * pull).sum(-2, keepdim=True).detach()
     return _midpoint(x, w, pull, _balance(w, pull, excess).pairs)
 

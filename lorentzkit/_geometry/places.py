@@ -97,21 +97,21 @@ class _MeasuresByRows(torch.autograd.Function):
         return (*torch.cat(numbers, -2).tensor_split(3, -1), total)
 
     @staticmethod
-    def backward(ctx: Any, *by: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         x, w, unit, z = args = ctx.saved_tensors
-        if _differentiated(by[0]):
-            return tuple(gradients(_measures_at_once, args, ctx.needs_input_grad, by))
-        of_x, of_w, of_z = torch.empty_like(x), torch.empty_like(w), torch.zeros_like(z)
-        vectors = torch.cat([unit, z, by[3]], -2)
+        if _differentiated(grad_outputs[0]):
+            return tuple(gradients(_measures_at_once, args, ctx.needs_input_grad, grad_outputs))
+        grad_x, grad_w, grad_z = torch.empty_like(x), torch.empty_like(w), torch.zeros_like(z)
+        vectors = torch.cat([unit, z, grad_outputs[3]], -2)
         for r in _rows(x):
-            points, (along, square, product) = x[r].to(w.dtype), (t[r] for t in by[:3])
+            points, (along, square, product) = x[r].to(w.dtype), (t[r] for t in grad_outputs[:3])
             _, across, apart = split(points, unit)
             product = torch.where(apart, product, 0.0)
-            others = torch.cat([along, product, w[r]], -1) @ vectors
-            of_x[r] = torch.addcmul(others, torch.where(apart, 2 * square, 0.0), across)
-            of_w[r] = points @ by[3].mT
-            of_z += product.mT @ across
-        return of_x, of_w, None, of_z
+            combined = torch.cat([along, product, w[r]], -1) @ vectors
+            grad_x[r] = torch.addcmul(combined, torch.where(apart, 2 * square, 0.0), across)
+            grad_w[r] = points @ grad_outputs[3].mT
+            grad_z += product.mT @ across
+        return grad_x, grad_w, None, grad_z
 
 
 def _rows(x: Tensor) -> Iterator[tuple[Any, ...]]:
@@ -327,8 +327,8 @@ class Midpoint(torch.autograd.Function):
     def forward(ctx: Any, plain: Callable[..., Tensor], *args: Any) -> Tensor:
         ctx.plain = plain
         ctx.save_for_backward(*args)
-        found = Sums(*args[4:])
-        return found.total / found.mass
+        points_sums = Sums(*args[4:])
+        return points_sums.total / points_sums.mass
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -336,45 +336,51 @@ class Midpoint(torch.autograd.Function):
         needed, nothing = ctx.needs_input_grad[1:4], (None,) * (1 + len(rest))
         if _differentiated(grad):
             return (None, *gradients(ctx.plain, (x, w, c), needed, (grad,)), *nothing)
-        found = Sums(*rest)
-        along = dot(grad, found.total / found.mass)
-        of_x = _by_points(x, w, c, start, found, grad, along) if needed[0] else None
-        of_w = _by_weights(x, c, start, found, grad, along) if needed[1] else None
-        of_c = -along * found.spread / (2 * c * found.mass**2) if needed[2] else None
-        return (None, of_x, of_w, of_c, *nothing)
+        points_sums = Sums(*rest)
+        along = dot(grad, points_sums.total / points_sums.mass)
+        grad_x = _by_points(x, w, c, start, points_sums, grad, along) if needed[0] else None
+        grad_w = _by_weights(x, c, start, points_sums, grad, along) if needed[1] else None
+        grad_c = -along * points_sums.spread / (2 * c * points_sums.mass**2) if needed[2] else None
+        return (None, grad_x, grad_w, grad_c, *nothing)
 
 
 def _by_points(
-    x: Tensor, w: Tensor, c: Tensor, start: Tensor | None, found: Sums, grad: Tensor, along: Tensor
+    x: Tensor,
+    w: Tensor,
+    c: Tensor,
+    start: Tensor | None,
+    points_sums: Sums,
+    grad: Tensor,
+    along: Tensor,
 ) -> Tensor:
     """``w / mass (grad + turn (k_midpoint - k))``"""
-    cosh, ahead, _ = found.rows.tensor_split(3, -1)
-    share = w / found.mass
-    turn = c.sqrt() * along * found.weight / found.mass
-    of_across = -share * turn * c.sqrt() / cosh
-    others = [(share, grad + turn * found.middle)]
+    cosh, ahead, _ = points_sums.rows.tensor_split(3, -1)
+    share = w / points_sums.mass
+    along_middle = c.sqrt() * along * points_sums.weight / points_sums.mass
+    of_across = -share * along_middle * c.sqrt() / cosh
+    others = [(share, grad + along_middle * points_sums.middle)]
     if start is not None:
-        others.append((-share * turn * ahead, polar(start.to(w.dtype))[1]))
+        others.append((-share * along_middle * ahead, polar(start.to(w.dtype))[1]))
     result = torch.empty_like(x)
     few = x.shape[-1] <= vectors.FEW
     columns = [slice(j, j + 1) for j in range(x.shape[-1])] if few else [slice(None)]
     for r in _rows(x):
         across = _apart(vectors.parts(x[r], w.dtype), start, c)[0] if start is not None else None
-        for i, at in enumerate(columns):
-            part = x[r][..., at].to(w.dtype) if across is None else across[i]
+        for i, block_columns in enumerate(columns):
+            part = x[r][..., block_columns].to(w.dtype) if across is None else across[i]
             part = part * of_across[r]
             for coefficient, vector in others:
-                part.addcmul_(coefficient[r], vector[..., at])
-            result[r][..., at] = part
+                part.addcmul_(coefficient[r], vector[..., block_columns])
+            result[r][..., block_columns] = part
     return result
 
 
 def _by_weights(
-    x: Tensor, c: Tensor, start: Tensor | None, found: Sums, grad: Tensor, along: Tensor
+    x: Tensor, c: Tensor, start: Tensor | None, points_sums: Sums, grad: Tensor, along: Tensor
 ) -> Tensor:
     """``(grad . (x - m) - (cosh(s) - 1) grad . m) / mass``, s the distance to the midpoint m."""
-    C, ahead, square = found.rows.tensor_split(3, -1)
-    C_m, middle = found.weight / found.mass, found.middle
+    C, ahead, square = points_sums.rows.tensor_split(3, -1)
+    C_m, middle = points_sums.weight / points_sums.mass, points_sums.middle
     both, products = torch.cat([grad, middle], -2).mT, []
     for r in _rows(x):
         points = vectors.parts(x[r], c.dtype)
@@ -385,14 +391,14 @@ def _by_weights(
     if start is not None:
         s, unit = polar(c.sqrt() * start.to(c.dtype))
         products_of_k = products_of_k + ahead * (unit @ both)
-        rise = rise + 2 * s / root_one_plus(s) * (ahead - found.ahead)
+        rise = rise + 2 * s / root_one_plus(s) * (ahead - points_sums.ahead)
     by_grad, by_middle = products_of_k.tensor_split(2, -1)
     apart = (square - 2 * by_middle + dot(middle, middle)).clamp_min(0)
     close = (square * C**2 < 1) & (dot(middle, middle) * C_m**2 < 1)
     more = torch.where(close, rise * C * C_m * (C / (C + C_m) * C_m), C - C_m)
     excess = (more * (more / C / C_m) + C * C_m * apart) / 2
     ahead = C * (by_grad - dot(grad, middle)) / c.sqrt()
-    return (ahead + along * (more / C_m - excess)) / found.mass
+    return (ahead + along * (more / C_m - excess)) / points_sums.mass
 
 
 def _differentiated(grad: Tensor) -> bool:
@@ -409,9 +415,11 @@ def gradients(
     by: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
     """Of the function in those arguments that need one, by plain operations."""
-    again = torch.is_grad_enabled()
+    create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         args = [t.view_as(t) for t in args]  # one may depend on another: not here
         wanted = [t for t, need in zip(args, needed, strict=True) if need]
-        found = iter(torch.autograd.grad(function(*args), wanted, by, create_graph=again))
-    return [next(found) if need else None for need in needed]
+        gradient_iter = iter(
+            torch.autograd.grad(function(*args), wanted, by, create_graph=create_graph)
+        )
+    return [next(gradient_iter) if need else None for need in needed]

@@ -55,12 +55,12 @@ def near_rows(
     numbers = [z for z in (curv, t) if isinstance(z, Tensor)]
     if name not in OPS or not _serves(*tensors, *numbers):
         return None
-    found = computed(name, tensors, curv, t, min_radius, named)
-    if found is None:
+    rows_and_values = computed(name, tensors, curv, t, min_radius, named)
+    if rows_and_values is None:
         return None
-    _, values = found
+    _, values = rows_and_values
     if torch.is_grad_enabled() and any(z.requires_grad for z in (*tensors, *numbers)):
-        values = _Near.apply(found, plain, curv, t, *tensors)  # type: ignore[no-untyped-call]
+        values = _Near.apply(rows_and_values, plain, curv, t, *tensors)  # type: ignore[no-untyped-call]
     return values
 
 
@@ -71,18 +71,18 @@ def expmap_transp(x: Tensor, u: Tensor, v: Tensor, curv: Tensor) -> tuple[Tensor
     if not _serves(x, u, v, curv):
         return None
     named = {"x": x, "u": u, "v": v}
-    shape, given = parameters([x, u, v], curv, None, 0.0, named)
-    rows, found = [flat_rows(z, shape) for z in (x, u, v)], []
+    shape, params = parameters([x, u, v], curv, None, 0.0, named)
+    rows, parts = [flat_rows(z, shape) for z in (x, u, v)], []
     function = earned(sweeps.expmap_transp, "", rows[0])
     compiled = function is not sweeps.expmap_transp
     for chunk in _chunks(rows[0], compiled):
-        c, *_ = _some(given, chunk, compiled)
-        some, near = function(c, *(_part(z, chunk) for z in rows))
-        if not near:
+        c, *_ = _chunk_args(params, chunk, compiled)
+        outputs, accurate = function(c, *(_rows_of(z, chunk) for z in rows))
+        if not accurate:
             return None
-        found.append(some)
-    y, moved = (_joined(of).view(*shape, -1) for of in zip(*found, strict=True))
-    return y, moved
+        parts.append(outputs)
+    y, transported = (_concatenated(part).view(*shape, -1) for part in zip(*parts, strict=True))
+    return y, transported
 
 
 def _serves(*tensors: Tensor) -> bool:
@@ -106,19 +106,21 @@ def computed(
     named: Mapping[str, Tensor],
 ) -> tuple[Rows, Tensor] | None:
     """The op of these vectors, and its values; None if they are too far out for `gram`."""
-    shape, given = parameters(tensors, curv, t, min_radius, named)
+    shape, params = parameters(tensors, curv, t, min_radius, named)
     rows = [flat_rows(v, shape) for v in tensors]
     forward = earned(sweeps.forward, kind, rows[0])
-    compiled, found = forward is not sweeps.forward, []
+    compiled, parts = forward is not sweeps.forward, []
     for chunk in _chunks(rows[0], compiled):
-        some = forward(kind, *_some(given, chunk, compiled), *(_part(v, chunk) for v in rows))
-        if not some.right:
+        part = forward(
+            kind, *_chunk_args(params, chunk, compiled), *(_rows_of(v, chunk) for v in rows)
+        )
+        if not part.accurate:
             return None
-        found.append(some)
-    values = _joined([of.values for of in found])
-    values = values.view(*shape, -1) if OPS[kind].along else values.view(shape)
-    numbers = tuple(map(_joined, zip(*(of.numbers for of in found), strict=True)))
-    return Rows(kind, shape, given, numbers), values
+        parts.append(part)
+    values = _concatenated([part.values for part in parts])
+    values = values.view(*shape, -1) if OPS[kind].grad_products else values.view(shape)
+    numbers = tuple(map(_concatenated, zip(*(part.numbers for part in parts), strict=True)))
+    return Rows(kind, shape, params, numbers), values
 
 
 def parameters(
@@ -130,28 +132,30 @@ def parameters(
 ) -> tuple[torch.Size, tuple[Any, ...]]:
     """The leading dimensions, and the parameters of `Rows`."""
     if t is None and all(v.shape == tensors[0].shape for v in tensors):
-        known = curvature_number(curv)
-        if known is not None:
-            return tensors[0].shape[:-1], (known, None, min_radius)
+        one_curv = curvature_number(curv)
+        if one_curv is not None:
+            return tensors[0].shape[:-1], (one_curv, None, min_radius)
     c = curvature(curv, torch.float32, _CPU)
-    place = None if t is None else torch.as_tensor(t, dtype=torch.float32)
-    shape = _shape(tensors, c, place, named)
-    number = None if place is None else _number(place.unsqueeze(-1), shape)
+    t_tensor = None if t is None else torch.as_tensor(t, dtype=torch.float32)
+    shape = _shape(tensors, c, t_tensor, named)
+    number = None if t_tensor is None else _number(t_tensor.unsqueeze(-1), shape)
     return shape, (_number(c, shape), number, min_radius)
 
 
-def _part(z: Any, chunk: slice | None) -> Any:
+def _rows_of(z: Any, chunk: slice | None) -> Any:
     """Those rows; of a float itself."""
     return z[chunk] if isinstance(z, Tensor) and chunk else z
 
 
-def _some(given: Sequence[Any], chunk: slice | None, compiled: bool) -> list[Any]:
+def _chunk_args(params: Sequence[Any], chunk: slice | None, compiled: bool) -> list[Any]:
     """Of these rows; a number is compiled as a tensor, lest it become a constant."""
-    c, t, min_radius = given
-    some = [_part(z, chunk) for z in (c, t)]
+    c, t, min_radius = params
+    chunk_args = [_rows_of(z, chunk) for z in (c, t)]
     if compiled:
-        some = [torch.from_numpy(np.array(z)) if isinstance(z, float) else z for z in some]
-    return [*some, min_radius]
+        chunk_args = [
+            torch.from_numpy(np.array(z)) if isinstance(z, float) else z for z in chunk_args
+        ]
+    return [*chunk_args, min_radius]
 
 
 _CPU = torch.device("cpu")
@@ -162,12 +166,12 @@ def _shape(
 ) -> torch.Size:
     """The leading dimensions of all."""
     shape = tensors[0].shape[:-1]
-    others = [*(v.shape[:-1] for v in tensors[1:]), *([] if t is None else [t.shape])]
-    if c.dim() == 1 and all(s == shape for s in others):
+    leading_shapes = [*(v.shape[:-1] for v in tensors[1:]), *([] if t is None else [t.shape])]
+    if c.dim() == 1 and all(s == shape for s in leading_shapes):
         return shape
     leading = {name: v.shape[:-1] for name, v in zip(named, tensors, strict=True)}
     check_broadcast(c.shape[:-1], None if t is None else t.shape, **leading)
-    return torch.broadcast_shapes(shape, *others, c.shape[:-1])  # type: ignore[no-untyped-call, no-any-return]
+    return torch.broadcast_shapes(shape, *leading_shapes, c.shape[:-1])  # type: ignore[no-untyped-call, no-any-return]
 
 
 def flat_rows(v: Tensor, shape: Sequence[int]) -> Tensor:
@@ -196,13 +200,13 @@ class _Near(Function):
     @staticmethod
     def forward(
         ctx: Any,
-        found: tuple[Rows, Tensor],
+        rows_and_values: tuple[Rows, Tensor],
         plain: Callable[..., Tensor],
         curv: float | Tensor,
         t: float | Tensor | None,
         *tensors: Tensor,
     ) -> Tensor:
-        ctx.rows, values = found
+        ctx.rows, values = rows_and_values
         ctx.plain = plain
         ctx.numbers = [None if isinstance(z, Tensor) else z for z in (curv, t)]
         ctx.save_for_backward(*(z if isinstance(z, Tensor) else None for z in (curv, t)), *tensors)
@@ -220,53 +224,53 @@ class _Near(Function):
 
 @np.errstate(all="ignore")
 def gradients(
-    of: Rows,
+    forward: Rows,
     inputs: Sequence[Any],
     grad: Tensor,
     needed: Sequence[bool],
 ) -> list[Tensor | None]:
     """By curv, t and the tensors."""
     (curv, t, *tensors), (by_curv, by_t, *by_tensors) = inputs, needed
-    rows = [flat_rows(v, of.shape) for v in tensors]
-    grad = flat_rows(grad if OPS[of.kind].along else grad.unsqueeze(-1), of.shape)
-    backward = earned(sweeps.backward, of.kind, rows[0])
-    compiled, found = backward is not sweeps.backward, []
+    rows = [flat_rows(v, forward.shape) for v in tensors]
+    grad = flat_rows(grad if OPS[forward.kind].grad_products else grad.unsqueeze(-1), forward.shape)
+    backward = earned(sweeps.backward, forward.kind, rows[0])
+    compiled, parts = backward is not sweeps.backward, []
     for chunk in _chunks(rows[0], compiled):
-        numbers: Sequence[Numbers] = of.numbers
+        numbers: Sequence[Numbers] = forward.numbers
         if chunk or compiled:
-            numbers = [_part(n, chunk) for n in map(as_tensor, numbers)]
-        own_grad, *own = (_part(v, chunk) for v in (grad, *rows))
-        some: list[Any] = [numbers, own_grad, by_tensors, *own]
-        by = backward(of.kind, *_some(of.parameters, chunk, compiled), *some)
-        if not by.right:  # compiled, of all rows
-            by = sweeps.backward(of.kind, *of.parameters, *some)
-        found.append(by)
-    of_vectors = iter(map(_joined, zip(*(g.vectors for g in found), strict=True)))
+            numbers = [_rows_of(n, chunk) for n in map(as_tensor, numbers)]
+        own_grad, *own_rows = (_rows_of(v, chunk) for v in (grad, *rows))
+        args: list[Any] = [numbers, own_grad, by_tensors, *own_rows]
+        part = backward(forward.kind, *_chunk_args(forward.parameters, chunk, compiled), *args)
+        if not part.accurate:  # compiled, of all rows
+            part = sweeps.backward(forward.kind, *forward.parameters, *args)
+        parts.append(part)
+    grad_vectors = iter(map(_concatenated, zip(*(g.vectors for g in parts), strict=True)))
     return [
-        _of_number([g.c for g in found], curv, of.shape) if by_curv else None,
-        _of_number([g.t for g in found], t, of.shape) if by_t else None,
+        _of_number([g.c for g in parts], curv, forward.shape) if by_curv else None,
+        _of_number([g.t for g in parts], t, forward.shape) if by_t else None,
         *(
-            like(next(of_vectors), v, of.shape) if need else None
+            like(next(grad_vectors), v, forward.shape) if need else None
             for v, need in zip(tensors, by_tensors, strict=True)
         ),
     ]
 
 
-def _joined(parts: Sequence[Any]) -> Any:
+def _concatenated(parts: Sequence[Any]) -> Any:
     return parts[0] if len(parts) == 1 else torch.cat([as_tensor(p) for p in parts])
 
 
-def like(found: Tensor, v: Tensor, shape: Sequence[int]) -> Tensor:
+def like(gradient: Tensor, v: Tensor, shape: Sequence[int]) -> Tensor:
     """The gradient by v of that by its rows."""
-    if found.shape != v.shape:
-        found = found.view(*shape, v.shape[-1]).sum_to_size(v.shape)
-    return found.to(v.dtype)
+    if gradient.shape != v.shape:
+        gradient = gradient.view(*shape, v.shape[-1]).sum_to_size(v.shape)
+    return gradient.to(v.dtype)
 
 
 def _of_number(by_row: Sequence[Any], z: Tensor, shape: Sequence[int]) -> Tensor:
     if z.numel() == 1:
-        return z.new_full(z.shape, sum(float(by.sum()) for by in by_row))
-    return as_tensor(_joined(by_row)).view(shape).sum_to_size(z.shape).to(z.dtype)
+        return z.new_full(z.shape, sum(float(part.sum()) for part in by_row))
+    return as_tensor(_concatenated(by_row)).view(shape).sum_to_size(z.shape).to(z.dtype)
 
 
 def differentiated(
@@ -277,14 +281,16 @@ def differentiated(
     Args:
         inputs: curv, t and the tensors; without t it is None.
     """
-    again = torch.is_grad_enabled()
+    create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        every = zip(inputs, needed, strict=True)
-        curv, t, *tensors = leaves = [_leaf(z) if need else z for z, need in every]
-        of = plain(*([] if t is None else [t]), *tensors, curv)
-        wanted = [z for z, need in zip(leaves, needed, strict=True) if need]
-        found = iter(torch.autograd.grad(of, wanted, grad, create_graph=again))
-    return [next(found) if need else None for need in needed]
+        pairs = zip(inputs, needed, strict=True)
+        curv, t, *tensors = leaves = [_leaf(z) if need else z for z, need in pairs]
+        output = plain(*([] if t is None else [t]), *tensors, curv)
+        to_differentiate = [z for z, need in zip(leaves, needed, strict=True) if need]
+        gradient_iter = iter(
+            torch.autograd.grad(output, to_differentiate, grad, create_graph=create_graph)
+        )
+    return [next(gradient_iter) if need else None for need in needed]
 
 
 def _leaf(z: Tensor) -> Tensor:

@@ -37,8 +37,8 @@ from lorentzkit._geometry.vectors import (
 def length(x: Tensor) -> Tensor:
     """``|x|``, ``(..., 1)``; the gradient at 0 is 0."""
     if eager(x):
-        found: Tensor = run(_Length, flat(x))
-        return found.view(*x.shape[:-1], 1)
+        length: Tensor = run(_Length, flat(x))
+        return length.view(*x.shape[:-1], 1)
     return _plain_length(x)
 
 
@@ -59,9 +59,9 @@ class _Length(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        found = _Length.compute(x)
-        ctx.save_for_backward(x, found)
-        return found
+        length = _Length.compute(x)
+        ctx.save_for_backward(x, length)
+        return length
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:

@@ -122,9 +122,9 @@ def excess_rise(p: Products, m: Measures, c: Tensor) -> Tensor:
     x, y = coshes(p.xx, c), coshes(p.yy, c)
     gap = c * m.dr * (m.rx + m.ry) / (x.value + y.value)  # C_x - C_y
     widens = x.rise - y.rise
-    of_close = -0.5 * widens * (2 * gap + widens)
-    of_far = x.rise * (y.value + y.rise) + x.value * y.rise
-    return torch.where(m.close(), of_close, of_far) - c * p.rise
+    change_if_close = -0.5 * widens * (2 * gap + widens)
+    change_if_far = x.rise * (y.value + y.rise) + x.value * y.rise
+    return torch.where(m.close(), change_if_close, change_if_far) - c * p.rise
 
 
 # --- Pairs ----------------------------------------------------------------------------------------
@@ -148,8 +148,8 @@ def inner(p: Products, m: Measures, c: Tensor) -> Tensor:
 def distance(p: Products, m: Measures, c: Tensor) -> Tensor:
     """The gradient is 0 where the points coincide."""
     # By the chord, (2/sqrt(c)) sinh(sqrt(c) d/2), which c hardly enters.
-    turn = sinh_difference(m, m.dr, cosh_root(m.rx, c), cosh_root(m.ry, c))
-    radial = turn / ((1 + root_one_plus(c.sqrt() * turn)) / 2).sqrt()
+    sinh_diff = sinh_difference(m, m.dr, cosh_root(m.rx, c), cosh_root(m.ry, c))
+    radial = sinh_diff / ((1 + root_one_plus(c.sqrt() * sinh_diff)) / 2).sqrt()
     length = hypot(radial, m.rx.sqrt() * m.ry.sqrt() * (2 * m.h()).sqrt())
     scale = torch.where(length > 0, length, 1.0).detach().clamp_min(smallest_length(c.dtype))
     square = (length / scale) ** 2 + 2 / c * excess_rise(p, m, c) / scale / scale
@@ -173,60 +173,61 @@ def relative(p: Products, m: Measures, scale: Tensor | float) -> Relative:
     return Relative(rise(p.xx) / x / x, rise(p.yy) / y / y, p.rise / x / y)
 
 
-def exterior_legs(m: Measures, of: Relative, c: Tensor) -> tuple[Tensor, Tensor]:
+def exterior_legs(m: Measures, rel: Relative, c: Tensor) -> tuple[Tensor, Tensor]:
     """Sine and cosine of the exterior angle at x, up to a common positive factor.
 
     ``|y| sin(theta)`` and ``-sinh(a - b)/sqrt(c) - C_x |y| h``, with the increments of the radii
     and of h: at the origin angles have no derivative anyway, and far out those of products cancel.
     """
     h, cosh_x, cosh_y = m.h(), cosh_root(m.rx, c), cosh_root(m.ry, c)
-    turn = sinh_difference(m, m.dr, cosh_x, cosh_y)
-    size = (m.ry * m.sine2.sqrt() + turn.abs() + cosh_x.times(m.ry * h)).detach()
+    sinh_diff = sinh_difference(m, m.dr, cosh_x, cosh_y)
+    size = (m.ry * m.sine2.sqrt() + sinh_diff.abs() + cosh_x.times(m.ry * h)).detach()
     exists = (size > 0) & (m.rx > 0)
     # The gradient grows as 1/|x| and 1/|x - y|: where that would overflow it is left out.
     steady = ~(torch.minimum(size, m.rx) > smallest_length(size.dtype))
     size = torch.where(exists, size, 1.0)
 
-    longer, by_h = 1 + _length_rise(of.yy), _chord_rise(m, of)
+    longer, h_change = 1 + _length_rise(rel.yy), _chord_rise(m, rel)
     aligned = (m.sine2 == 0) | (m.ry == 0)
-    square = torch.where(aligned, 1.0, m.sine2 + by_h * (2 * m.cosine - by_h))
+    square = torch.where(aligned, 1.0, m.sine2 + h_change * (2 * m.cosine - h_change))
     sine = torch.where(aligned, 0.0, m.ry / size * longer * square.sqrt())
 
-    (a, cosh_rise), (b, _) = _arc_rise(m.rx, of.xx, c), _arc_rise(m.ry, of.yy, c)
-    cosh = root_one_plus(c.sqrt() * turn) / c.sqrt()
+    (a, cosh_rise), (b, _) = _arc_rise(m.rx, rel.xx, c), _arc_rise(m.ry, rel.yy, c)
+    cosh = root_one_plus(c.sqrt() * sinh_diff) / c.sqrt()
     radial = sinh_difference(m, m.dr / size, cosh_x, cosh_y) * elementary.cosh(a - b)
     radial = radial + cosh / size * elementary.sinh(a - b)
-    across = m.ry / size * longer * (h + by_h)
+    across = m.ry / size * longer * (h + h_change)
     cosine = -radial - cosh_x.times(across) - cosh_rise * across
     sine, cosine = torch.where(exists, sine, 0.0), torch.where(exists, cosine, 1.0)
     return torch.where(steady, sine.detach(), sine), torch.where(steady, cosine.detach(), cosine)
 
 
-def _length_rise(of: Tensor) -> Tensor:
+def _length_rise(growth: Tensor) -> Tensor:
     """The increment of a length over it, by that of the square over the square."""
-    return of / (1 + (1 + of).sqrt())
+    return growth / (1 + (1 + growth).sqrt())
 
 
-def _arc_rise(r: Tensor, of: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+def _arc_rise(r: Tensor, growth: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """The increments of ``a = asinh(sqrt(c) r)`` and of its hyperbolic cosine."""
     sinh = c.sqrt() * r
     square = sinh * sinh
-    cosh, grown = (1 + square).sqrt(), (1 + square + square * of).sqrt()
+    cosh, grown = (1 + square).sqrt(), (1 + square + square * growth).sqrt()
     # asinh(p) - asinh(q) = asinh((p^2 - q^2) / (p sqrt(1 + q^2) + q sqrt(1 + p^2)))
     # The factor first: a gradient divided by it before it is multiplied might underflow.
-    step = sinh / (grown + (1 + of).sqrt() * cosh) * of
-    return asinh(step), square / (grown + cosh) * of
+    step = sinh / (grown + (1 + growth).sqrt() * cosh) * growth
+    return asinh(step), square / (grown + cosh) * growth
 
 
-def _chord_rise(m: Measures, of: Relative) -> Tensor:
+def _chord_rise(m: Measures, rel: Relative) -> Tensor:
     """The increment of ``h = 1 - x.y/(|x| |y|) = (|x - y|**2 - (|x| - |y|)**2) / (2 |x| |y|)``."""
-    x, y = _length_rise(of.xx), _length_rise(of.yy)
+    x, y = _length_rise(rel.xx), _length_rise(rel.yy)
     grows = x + y + x * y
     rx, ry = or_one(m.rx), or_one(m.ry)
     gap = x * m.rx - y * m.ry
-    of_close = -of.xy - 0.5 * (gap / rx) * ((2 * m.dr + gap) / ry) - m.h() * grows
-    change = torch.where(m.close(), of_close, m.cosine * grows - of.xy) / (1 + grows)
-    return torch.where((m.rx > 0) & (m.ry > 0), change, 0.0)
+    change_if_close = -rel.xy - 0.5 * (gap / rx) * ((2 * m.dr + gap) / ry) - m.h() * grows
+    change_if_far = m.cosine * grows - rel.xy
+    cosine_change = torch.where(m.close(), change_if_close, change_if_far) / (1 + grows)
+    return torch.where((m.rx > 0) & (m.ry > 0), cosine_change, 0.0)
 
 
 def values(
@@ -237,17 +238,20 @@ def values(
         return (distance(p, m, c),)
     if kind == "inner":
         return (inner(p, m, c),)
-    of = relative(p, m, scale)
+    rel = relative(p, m, scale)
     if kind == "cosine":
-        some = (m.rx > 0) & (m.ry > 0)
-        return (torch.where(some, m.cosine - _chord_rise(m, of), 0.0),)
-    sine, along = exterior_legs(m, of, c)
+        off_origin = (m.rx > 0) & (m.ry > 0)
+        return (torch.where(off_origin, m.cosine - _chord_rise(m, rel), 0.0),)
+    sine, along = exterior_legs(m, rel, c)
     if kind == "interior":
         return (atan2(sine, -along),)
     at_x = atan2(sine, along)
     if kind == "exterior":
         return (at_x,)
-    exchanged = m._replace(rx=m.ry, ry=m.rx, dr=-m.dr), Relative(of.yy, of.xx, of.xy)
+    exchanged = (
+        m._replace(rx=m.ry, ry=m.rx, dr=-m.dr),
+        Relative(rel.yy, rel.xx, rel.xy),
+    )
     return at_x, atan2(*exterior_legs(*exchanged, c))
 
 

@@ -146,9 +146,9 @@ def cosh_sinhc(z: Tensor, wide: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """
     small, near, terms = _near(z, wide)
     t = torch.where(small, 1.0, z).sqrt()
-    decay = torch.exp(-2 * t)
-    cosh = torch.where(small, series(_COSH[-terms:], near), (1 + decay) / 2)
-    sinhc = torch.where(small, series(_SINHC[-terms:], near), (1 - decay) / (2 * t))
+    exp_neg = torch.exp(-2 * t)
+    cosh = torch.where(small, series(_COSH[-terms:], near), (1 + exp_neg) / 2)
+    sinhc = torch.where(small, series(_SINHC[-terms:], near), (1 - exp_neg) / (2 * t))
     return cosh, sinhc, torch.where(small, 0.0, t)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from lorentzkit._geometry import small
 from lorentzkit._geometry.arrays import Numbers, as_arrays, as_tensor, where
 from lorentzkit._geometry.formulas import EXPMAP_TRANSP, OPS, side
-from lorentzkit._geometry.gram import Apart, Gram, Op, Settings, Slopes, Sum
+from lorentzkit._geometry.gram import Apart, Gram, Op, Partials, Settings, Sum
 from lorentzkit._geometry.vectors import (
     joined,
     sums,
@@ -29,7 +29,7 @@ class Values(NamedTuple):
     """``(N, 1)`` or ``(N, D)``; None in eager code if the vectors are too far out"""
     numbers: tuple[Numbers, ...] = ()
     """The Gram numbers"""
-    right: Numbers = False
+    accurate: Numbers = False
     """One bool: whether the vectors are near enough. Compiled code does not look at it"""
 
 
@@ -38,7 +38,7 @@ class Gradients(NamedTuple):
     """Row by row, as t"""
     t: Numbers
     vectors: list[Tensor]
-    right: Numbers = True
+    accurate: Numbers = True
     """As of `Values`"""
 
 
@@ -56,17 +56,17 @@ def forward(kind: str, c: Numbers, t: Numbers, min_radius: float, *vectors: Tens
         return Values(None)
     value = op.value(gram, settings)
     if op.apart:
-        (found,), right = _sums(op, gram, vectors, [value[:1]])
-        return Values(_with_last(found, value.last), tuple(numbers), near & right)
-    if op.along:
-        (found,), right = _sums(op, gram, vectors, [value])
-        return Values(found, tuple(numbers), near & right)
+        (output,), accurate = _sums(op, gram, vectors, [value[:1]])
+        return Values(_with_last(output, value.last), tuple(numbers), near & accurate)
+    if op.grad_products:
+        (output,), accurate = _sums(op, gram, vectors, [value])
+        return Values(output, tuple(numbers), near & accurate)
     return Values(as_tensor(value).to(torch.float32), tuple(numbers), near)
 
 
-def _with_last(found: Tensor, last: Numbers) -> Tensor:
-    found[:, -1:] = as_tensor(last)
-    return found
+def _with_last(output: Tensor, last: Numbers) -> Tensor:
+    output[:, -1:] = as_tensor(last)
+    return output
 
 
 def _rest(v: Tensor) -> Tensor:
@@ -85,15 +85,15 @@ def expmap_transp(c: Numbers, *vectors: Tensor) -> tuple[list[Tensor], Numbers]:
     near = op.within(gram, settings)
     if not torch.compiler.is_compiling() and not near:
         return [], False
-    found, right = _sums(op, gram, vectors, op.value(gram, settings))
-    return found, near & right
+    output, accurate = _sums(op, gram, vectors, op.value(gram, settings))
+    return output, near & accurate
 
 
 def _measured(
     op: Op, numbers: Sequence[Numbers], c: Numbers, t: Numbers, min_radius: float
 ) -> tuple[Gram, Settings]:
-    gram, of = _gram(op, numbers), Settings(c, t=t, min_radius=min_radius)
-    return gram, of._replace(side=side(gram, c)) if op.points == 2 else of
+    gram, settings = _gram(op, numbers), Settings(c, t=t, min_radius=min_radius)
+    return gram, settings._replace(side=side(gram, c)) if op.points == 2 else settings
 
 
 def _numbers(op: Op, vectors: Sequence[Tensor]) -> tuple[Numbers, ...]:
@@ -129,41 +129,43 @@ def backward(
 ) -> Gradients:
     """Derivatives of ``(grad * values).sum()``, of the vectors those needed."""
     op, value = OPS[kind], Sum(None)
-    every: tuple[Tensor | None, ...] = vectors
+    summands: tuple[Tensor | None, ...] = vectors
     *numbers, c, t = as_arrays(*numbers, c, t)
     gram, settings = _measured(op, numbers, c, t, min_radius)
     if op.apart:
         return _backward_apart(op, gram, settings, grad, *vectors)
-    if op.along:
-        with_grad = dict(zip(op.along, vectors, strict=False)) | {"g": grad}
-        of_grad = _products(op, with_grad, [f"{v}g" for v in op.along])
-        along: Any = Sum(*as_arrays(*of_grad))
+    if op.grad_products:
+        with_grad = dict(zip(op.grad_products, vectors, strict=False)) | {"g": grad}
+        grad_dots = _products(op, with_grad, [f"{v}g" for v in op.grad_products])
+        grad_sum: Any = Sum(*as_arrays(*grad_dots))
         value = op.value(gram, settings)
-        every = (*vectors, *[None] * (3 - len(vectors)), grad)
+        summands = (*vectors, *[None] * (3 - len(vectors)), grad)
     else:
-        (along,) = as_arrays(grad.double())
-    by = op.slopes(gram, settings, along)
-    rows = _by_vector(op, by, value)
+        (grad_sum,) = as_arrays(grad.double())
+    partials = op.vjp(gram, settings, grad_sum)
+    rows = _by_vector(op, partials, value)
     wanted = [row for row, need in zip(rows, needed, strict=False) if need]
-    return Gradients(by.c, by.t, *(_sums(op, gram, every, wanted) if wanted else ([], True)))
+    return Gradients(
+        partials.c, partials.t, *(_sums(op, gram, summands, wanted) if wanted else ([], True))
+    )
 
 
 def _backward_apart(op: Op, gram: Gram, settings: Settings, grad: Tensor, x: Tensor) -> Gradients:
-    of_rest = _products(op, {"x": _rest(x), "g": _rest(grad)}, ["xg"])
-    along = Apart(*as_arrays(*of_rest, grad[:, -1:].double()))
-    by = op.slopes(gram, settings, along)
-    row = [_twice(by.xx), op.value(gram, settings).rest]
-    (found,), right = _sums(op, gram, [x, grad], [row])
-    return Gradients(by.c, None, [_with_last(found, by.last)], right)
+    rest_dots = _products(op, {"x": _rest(x), "g": _rest(grad)}, ["xg"])
+    grad_sum = Apart(*as_arrays(*rest_dots, grad[:, -1:].double()))
+    partials = op.vjp(gram, settings, grad_sum)
+    row = [_twice(partials.xx), op.value(gram, settings).rest]
+    (gradient,), accurate = _sums(op, gram, [x, grad], [row])
+    return Gradients(partials.c, None, [_with_last(gradient, partials.last)], accurate)
 
 
-def _by_vector(op: Op, by: Slopes, value: Sum) -> list[list[Numbers]]:
+def _by_vector(op: Op, partials: Partials, value: Sum) -> list[list[Numbers]]:
     """The gradients by x, y and u, as sums of x, b, u and grad."""
-    x = [_twice(by.xx), by.xb, by.xu, value.x]
-    b = [by.xb, _twice(by.bb), by.bu, value.b]
+    x = [_twice(partials.xx), partials.xb, partials.xu, value.x]
+    b = [partials.xb, _twice(partials.bb), partials.bu, value.b]
     if op.points == 2:  # b is y - x
         x = [_less(p, q) for p, q in zip(x, b, strict=True)]
-    return [x, b, [by.xu, by.bu, None, value.u]]
+    return [x, b, [partials.xu, partials.bu, None, value.u]]
 
 
 def _twice(x: Numbers) -> Numbers:

@@ -60,11 +60,11 @@ def run(function: type[Function], *args: Any) -> Any:
 
 def _distinct(args: Sequence[Any]) -> tuple[Any, ...]:
     """A tensor given twice becomes two views: Dynamo fails where an argument is repeated."""
-    found: list[Any] = []
+    distinct: list[Any] = []
     for a in args:
-        again = isinstance(a, Tensor) and any(a is b for b in found)
-        found.append(a.view_as(a) if again else a)
-    return tuple(found)
+        repeated = isinstance(a, Tensor) and any(a is b for b in distinct)
+        distinct.append(a.view_as(a) if repeated else a)
+    return tuple(distinct)
 
 
 # --- Custom ops -----------------------------------------------------------------------------------
@@ -200,8 +200,8 @@ def product(x: Tensor, y: Tensor) -> Tensor:
         square: Tensor = run(_Square, flat(x))
         return square.view(*x.shape[:-1], 1)
     x, y = torch.broadcast_tensors(x, y)  # type: ignore[no-untyped-call]
-    found: Tensor = run(_Product, flat(x), flat(y))
-    return found.view(*x.shape[:-1], 1)
+    products: Tensor = run(_Product, flat(x), flat(y))
+    return products.view(*x.shape[:-1], 1)
 
 
 def _plain_product(x: Tensor, y: Tensor) -> Tensor:
@@ -302,12 +302,14 @@ class _Combination(Function):
         coefficients, vectors = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
         needed = ctx.needs_input_grad[1:]
         wanted = [v for v, want in zip(vectors, needed[: ctx.count], strict=True) if want]
-        of = [[c] for c, want in zip(coefficients, needed[ctx.count :], strict=True) if want]
-        found = [
-            *(_dots(grad, wanted) if wanted else ()),
-            *(expand([grad], None, *of) if of else ()),
+        coefficient_rows = [
+            [c] for c, want in zip(coefficients, needed[ctx.count :], strict=True) if want
         ]
-        gradients = iter(found)
+        grads = [
+            *(_dots(grad, wanted) if wanted else ()),
+            *(expand([grad], None, *coefficient_rows) if coefficient_rows else ()),
+        ]
+        gradients = iter(grads)
         return (None, *(next(gradients) if want else None for want in needed))
 
 
@@ -345,16 +347,16 @@ def sums(
     columns = iter(torch.split(as_tensor(stacked).to(dtype), 1, 1))
     rows = [[next(columns) if _varies(c) else c for c in row] for row in coefficients]
     every = zip(vectors, zip_longest(*rows), strict=False)
-    used = [v if any(c is not None for c in of) else None for v, of in every]
+    used = [v if any(c is not None for c in row) else None for v, row in every]
     blocks = list(row_blocks(x))
     if len(blocks) == 1 and x.shape[-1] > FEW:
         return [total.to(x.dtype) for total in _block_sums(used, rows, close, dtype)]
     totals = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in rows]
     for block in blocks:
-        some = [v if v is None else v[block] for v in used]
+        block_vectors = [v if v is None else v[block] for v in used]
         own = [[c[block] if isinstance(c, Tensor) else c for c in row] for row in rows]
         near = close if isinstance(close, bool) else close[block]
-        _block_sums(some, own, near, dtype, [total[block] for total in totals])
+        _block_sums(block_vectors, own, near, dtype, [total[block] for total in totals])
     return totals
 
 
@@ -366,10 +368,10 @@ def sums_unseen(
     """`sums` for a compiler, which does not see the coefficients; and whether they are right."""
     x = vectors[0]
     assert x is not None
-    given = [c for row in coefficients for c in row if _varies(c)]
-    columns = iter([stored(c.to(x.dtype)) for c in given])
+    varying = [c for row in coefficients for c in row if _varies(c)]
+    columns = iter([stored(c.to(x.dtype)) for c in varying])
     rows = [[next(columns) if _varies(c) else c for c in row] for row in coefficients]
-    return _block_sums(vectors, rows, close, x.dtype), _all_in_range(torch.cat(given, 1))
+    return _block_sums(vectors, rows, close, x.dtype), _all_in_range(torch.cat(varying, 1))
 
 
 def stored(numbers: Tensor) -> Tensor:

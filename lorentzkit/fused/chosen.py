@@ -13,33 +13,43 @@ from lorentzkit.fused.problems import ChosenPairs, Gradients
 from lorentzkit.fused.rows import by_kernel
 
 
-def selected(of: ChosenPairs) -> Tensor:
+def selected(problem: ChosenPairs) -> Tensor:
     """Their values, ``(P, K)``."""
-    run = _kernels() if _has_kernel(of) else pairs
-    found: Tensor = run.selected(of.kind, of.x, of.y, of.c, of.i, of.j)
-    return found
+    run = _kernels() if _has_kernel(problem) else pairs
+    values: Tensor = run.selected(
+        problem.kind, problem.x, problem.y, problem.c, problem.i, problem.j
+    )
+    return values
 
 
-def selected_gradients(of: ChosenPairs, at: Tensor) -> Gradients:
-    """Derivatives of ``(at * selected).sum()``."""
-    if _has_kernel(of):
-        return Gradients(*_kernels().selected_gradients(of.kind, of.x, of.y, of.c, of.i, of.j, at))
-    x, y = (torch.zeros_like(z, memory_format=torch.contiguous_format) for z in (of.x, of.y))
-    return Gradients(x, y, add_gradients(of, at, x, y))
+def selected_gradients(problem: ChosenPairs, grad_output: Tensor) -> Gradients:
+    """Derivatives of ``(grad_output * selected).sum()``."""
+    if _has_kernel(problem):
+        return Gradients(
+            *_kernels().selected_gradients(
+                problem.kind, problem.x, problem.y, problem.c, problem.i, problem.j, grad_output
+            )
+        )
+    x, y = (
+        torch.zeros_like(z, memory_format=torch.contiguous_format) for z in (problem.x, problem.y)
+    )
+    return Gradients(x, y, add_gradients(problem, grad_output, x, y))
 
 
-def add_gradients(of: ChosenPairs, at: Tensor, x: Tensor, y: Tensor) -> Tensor:
+def add_gradients(problem: ChosenPairs, grad_output: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Adds `selected_gradients` by the points to x and y, a block at a time; returns that by c."""
-    if _has_kernel(of):  # which takes all pairs at once
-        by = selected_gradients(of, at)
-        x += by.x
-        y += by.y
-        return by.c
-    return pairs.add_selected_gradients(of.kind, of.x, of.y, of.c, of.i, of.j, at, x, y)
+    if _has_kernel(problem):  # which takes all pairs at once
+        gradients = selected_gradients(problem, grad_output)
+        x += gradients.x
+        y += gradients.y
+        return gradients.c
+    return pairs.add_selected_gradients(
+        problem.kind, problem.x, problem.y, problem.c, problem.i, problem.j, grad_output, x, y
+    )
 
 
-def _has_kernel(of: ChosenPairs) -> bool:
-    return len(of.i) > 0 and by_kernel([of.c], [of.x, of.y])
+def _has_kernel(problem: ChosenPairs) -> bool:
+    return len(problem.i) > 0 and by_kernel([problem.c], [problem.x, problem.y])
 
 
 def _kernels() -> ModuleType:

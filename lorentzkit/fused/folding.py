@@ -26,32 +26,32 @@ def fold(kind: str, out: Tensor, x: Tensor, y: Tensor, mean: Tensor, threshold: 
         out.copy_(near)
         return
     torch.mm(x, y.mT, out=out)
-    mend(out, x[:, :-2], y[:, :-2], mean, threshold, opposites)
+    recompute_small(out, x[:, :-2], y[:, :-2], mean, threshold, opposites)
 
 
-def mend(
+def recompute_small(
     out: Tensor, x: Tensor, y: Tensor, mean: Tensor, threshold: float, opposites: bool
 ) -> None:
     """Corrects the product h of two clouds, given by their `Cloud.spread`; folds opposites."""
     lowest, highest = map(float, out.aminmax())  # a float compares in a tenth of the time
     if lowest < threshold:
-        _mend(out, x, y, out < threshold)
+        _recompute(out, x, y, out < threshold)
     if opposites and highest > 2 - threshold:
-        _mend(out, x, y, out > 2 - threshold, mean)
+        _recompute(out, x, y, out > 2 - threshold, mean)
 
 
-def _mend(out: Tensor, x: Tensor, y: Tensor, which: Tensor, mean: Tensor | None = None) -> None:
+def _recompute(out: Tensor, x: Tensor, y: Tensor, lost: Tensor, mean: Tensor | None = None) -> None:
     """From differences; with the mean, of opposites."""
-    i, j = which.nonzero(as_tuple=True)
+    i, j = lost.nonzero(as_tuple=True)
     if 8 * len(i) > out.numel():
         exact = _half_square(x, -y) if mean is None else _opposites(x, y, mean)
-        out.copy_(torch.where(which, exact, out))
+        out.copy_(torch.where(lost, exact, out))
         return
-    for some in row_chunks(len(i), x.shape[-1]):
-        a, b = x[i[some]], y[j[some]]
+    for chunk in row_chunks(len(i), x.shape[-1]):
+        a, b = x[i[chunk]], y[j[chunk]]
         d = a + b if mean is None else a + 2 * mean - b
         h = 0.5 * dot(d, d)[:, 0]
-        out[i[some], j[some]] = h if mean is None else _opposite(h)
+        out[i[chunk], j[chunk]] = h if mean is None else _opposite(h)
 
 
 def _opposites(x: Tensor, y: Tensor, mean: Tensor) -> Tensor:

@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 
 from lorentzkit._geometry.triangle import (
-    Change,
     Exponentials,
+    Partials,
     Radial,
     Triangle,
-    change,
     legs,
     sines,
     triangle,
     unfold,
     values,
+    vjp,
 )
 
 # Similarities as logits: the sign of a pair's value in its row, and in its column.
@@ -35,7 +35,7 @@ Scalars = Tensor | Sequence[Tensor]
 
 
 class Sums(NamedTuple):
-    """A `Change` summed by rows, ``(n, 1)``."""
+    """`Partials` summed by rows, ``(n, 1)``."""
 
     h: Tensor
     a: Tensor
@@ -43,14 +43,14 @@ class Sums(NamedTuple):
     scale: Tensor
 
 
-def _sums(of: Change, scale: Tensor, out: tuple[Tensor, Tensor]) -> Sums:
-    """Leaves the changes in h and b in `out`: not in the place of h, or it would be two loops."""
-    out[0].copy_(of.h)
-    out[1].copy_(of.b)
-    return Sums(*(t.sum(1, keepdim=True) for t in (of.h, of.a, of.c, scale)))
+def _sums(partials: Partials, scale: Tensor, out: tuple[Tensor, Tensor]) -> Sums:
+    """Leaves the partials in h and b in `out`: not in the place of h, or it would be two loops."""
+    out[0].copy_(partials.h)
+    out[1].copy_(partials.b)
+    return Sums(*(t.sum(1, keepdim=True) for t in (partials.h, partials.a, partials.c, scale)))
 
 
-class _Opened(NamedTuple):
+class _Unfolded(NamedTuple):
     h: Tensor
     g: Tensor
     triangle: Triangle
@@ -58,56 +58,56 @@ class _Opened(NamedTuple):
     y: Radial
 
 
-def _opened(kind: str, folded: Tensor, x: Scalars, y: Scalars) -> _Opened:
+def _unfolded(kind: str, folded: Tensor, x: Scalars, y: Scalars) -> _Unfolded:
     h, g = unfold(folded) if kind == "angle" else (folded, folded)
-    (*of_x, a, b, c), (*of_y, d, e, f) = x, y
-    x_, y_ = Radial(*of_x), Radial(*of_y)
+    (*x_radial, a, b, c), (*y_radial, d, e, f) = x, y
+    x_, y_ = Radial(*x_radial), Radial(*y_radial)
     tri = triangle(h, x_, y_, Exponentials(a, b, c), Exponentials(d, e, f))
-    return _Opened(h, g, tri, x_, y_)
+    return _Unfolded(h, g, tri, x_, y_)
 
 
 def all_values(kind: str, folded: Tensor, x: Scalars, y: Scalars, c: Tensor) -> tuple[Tensor, ...]:
     """Of "angle" two, else one."""
-    return values(kind, *_opened(kind, folded, x, y), c)
+    return values(kind, *_unfolded(kind, folded, x, y), c)
 
 
-def all_changes(
+def all_vjp(
     kind: str,
     folded: Tensor,
     x: Scalars,
     y: Scalars,
     c: Tensor,
-    at: Sequence[Tensor],
-) -> Change:
-    """Of the derivative of ``(at[0] * all_values[0]).sum() + ...``, term by term."""
-    return change(kind, *_opened(kind, folded, x, y), c, at)
+    grad_output: Sequence[Tensor],
+) -> Partials:
+    """Of the derivative of ``(grad_outputs[0] * all_values[0]).sum() + ...``, term by term."""
+    return vjp(kind, *_unfolded(kind, folded, x, y), c, grad_output)
 
 
 # --- Matrices -----------------------------------------------------------------------------------
 
 
 def matrix(kind: str, folded: Tensor, x: Tensor, y: Tensor, c: Tensor) -> Tensor:
-    value: Tensor = values(kind, *_opened(kind, folded, x, y), c)[0]
+    value: Tensor = values(kind, *_unfolded(kind, folded, x, y), c)[0]
     return value
 
 
-def matrix_change(
+def matrix_vjp(
     kind: str,
     folded: Tensor,
     out: tuple[Tensor, Tensor],
     x: Tensor,
     y: Tensor,
     c: Tensor,
-    at: Tensor,
+    grad_output: Tensor,
 ) -> Sums:
-    """Of the derivative of ``(at * matrix).sum()``."""
-    opened = _opened(kind, folded, x, y)
-    return _sums(change(kind, *opened, c, (at,)), torch.zeros_like(at), out)
+    """Of the derivative of ``(grad_output * matrix).sum()``."""
+    unfolded = _unfolded(kind, folded, x, y)
+    return _sums(vjp(kind, *unfolded, c, (grad_output,)), torch.zeros_like(grad_output), out)
 
 
 def score(kind: str, folded: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Grows with the distance, or with the exterior angle (from 0 to 2), and costs less."""
-    h, g, tri, x_, y_ = _opened(kind, folded, x, y)
+    h, g, tri, x_, y_ = _unfolded(kind, folded, x, y)
     if kind != "angle":
         T: Tensor = tri.T
         return T
@@ -119,12 +119,14 @@ def score(kind: str, folded: Tensor, x: Tensor, y: Tensor) -> Tensor:
 # --- Log-sum-exps -------------------------------------------------------------------------------
 
 
-def found(similarity: str, buffers: tuple[Tensor, Tensor], x: Tensor, y: Tensor, c: Tensor) -> None:
+def fill_values(
+    similarity: str, buffers: tuple[Tensor, Tensor], x: Tensor, y: Tensor, c: Tensor
+) -> None:
     """Puts the values into the buffers: of "angle" both, else one, in the place of the folded h.
 
     A loop of its own: exponentials in the same one would wait for the values, element by element.
     """
-    value = values(similarity, *_opened(similarity, buffers[0], x, y), c)
+    value = values(similarity, *_unfolded(similarity, buffers[0], x, y), c)
     for buffer, v in zip(buffers, value, strict=False):
         buffer.copy_(v)
 
@@ -137,10 +139,10 @@ def log_sums(
 ) -> tuple[Tensor, Tensor]:
     """log-sum-exp of the rows ``(n, 1)`` and columns ``(1, m)``, pairs of equal ids left out."""
     same, (row, column) = ids[0] == ids[1], SIGNS[similarity]
-    of_row, of_column = _two(similarity, values)
+    row_terms, column_terms = _row_and_column_values(similarity, values)
     return (
-        log_sum(torch.where(same, -math.inf, row * scale * of_row), 1),
-        log_sum(torch.where(same, -math.inf, column * scale * of_column), 0),
+        log_sum(torch.where(same, -math.inf, row * scale * row_terms), 1),
+        log_sum(torch.where(same, -math.inf, column * scale * column_terms), 0),
     )
 
 
@@ -162,21 +164,21 @@ def exponentials(
     Those by rows are returned; what is to be summed by columns is left in the first buffer.
     """
     same, (row, column) = ids[0] == ids[1], SIGNS[similarity]
-    at_x, at_y = _two(similarity, buffers)
-    of_row = torch.where(same, 0.0, (row * scale * (at_x - middle)).exp())
-    of_column = of_row
+    x_values, y_values = _row_and_column_values(similarity, buffers)
+    row_terms = torch.where(same, 0.0, (row * scale * (x_values - middle)).exp())
+    column_terms = row_terms
     if row != column:
-        of_column = torch.where(same, 0.0, (column * scale * (at_y - middle)).exp())
-    buffers[0].copy_(of_column)
-    return of_row.sum(1, keepdim=True)
+        column_terms = torch.where(same, 0.0, (column * scale * (y_values - middle)).exp())
+    buffers[0].copy_(column_terms)
+    return row_terms.sum(1, keepdim=True)
 
 
-def _two(similarity: str, values: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _row_and_column_values(similarity: str, values: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """What rows see and what columns see."""
     return values if similarity == "angle" else (values[0], values[0])
 
 
-def log_sums_change(
+def log_sums_vjp(
     similarity: str,
     folded: Tensor,
     out: tuple[Tensor, Tensor],
@@ -186,19 +188,23 @@ def log_sums_change(
     scale: Tensor,
     ids: tuple[Tensor, Tensor],
     log_sums: tuple[Tensor, Tensor],
-    at: tuple[Tensor, Tensor],
+    grad_output: tuple[Tensor, Tensor],
 ) -> Sums:
-    """Of the derivative of ``at[0] . rows + at[1] . columns``; `log_sums` as over all blocks."""
-    opened = _opened(similarity, folded, x, y)
-    value = values(similarity, *opened, c)
+    """Of the derivative of ``grad_output[0] . rows + grad_output[1] . columns``.
+
+    `log_sums` are those over all blocks.
+    """
+    unfolded = _unfolded(similarity, folded, x, y)
+    value = values(similarity, *unfolded, c)
     same, (row, column) = ids[0] == ids[1], SIGNS[similarity]
-    of_row = at[0] * (row * scale * value[0] - log_sums[0]).exp()
-    of_column = at[1] * (column * scale * value[-1] - log_sums[1]).exp()
+    row_terms = grad_output[0] * (row * scale * value[0] - log_sums[0]).exp()
+    column_terms = grad_output[1] * (column * scale * value[-1] - log_sums[1]).exp()
     # What each value is multiplied by in the sum, without the scale.
-    of_row, of_column = (
-        torch.where(same, 0.0, sign * of) for sign, of in ((row, of_row), (column, of_column))
+    row_terms, column_terms = (
+        torch.where(same, 0.0, sign * terms)
+        for sign, terms in ((row, row_terms), (column, column_terms))
     )
-    by_scale = of_row * value[0] + of_column * value[-1]
-    weights = (of_row, of_column) if len(value) > 1 else (of_row + of_column,)
-    at_values = tuple(scale * w for w in weights)
-    return _sums(change(similarity, *opened, c, at_values), by_scale, out)
+    grad_scale = row_terms * value[0] + column_terms * value[-1]
+    weights = (row_terms, column_terms) if len(value) > 1 else (row_terms + column_terms,)
+    grad_values = tuple(scale * w for w in weights)
+    return _sums(vjp(similarity, *unfolded, c, grad_values), grad_scale, out)

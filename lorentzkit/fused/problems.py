@@ -182,8 +182,8 @@ class Backend(Protocol):
     def matrix(self, problem: PairwiseProblem) -> Tensor:
         """``(N, M)``"""
 
-    def matrix_gradients(self, problem: PairwiseProblem, at: Tensor) -> Gradients:
-        """Derivatives of ``(at * matrix).sum()``."""
+    def matrix_gradients(self, problem: PairwiseProblem, grad_output: Tensor) -> Gradients:
+        """Derivatives of ``(grad_output * matrix).sum()``."""
 
     def topk(self, problem: PairwiseProblem, search: Search) -> Tensor:
         """Indices ``(N, k)`` of the columns with the least (largest) values, in their order."""
@@ -191,8 +191,13 @@ class Backend(Protocol):
     def log_sums(self, problem: LossProblem) -> LogSums:
         """log-sum-exps of the logits that rows and columns see; pairs of equal ids left out."""
 
-    def log_sums_gradients(self, problem: LossProblem, sums: LogSums, at: LogSums) -> LossGradients:
-        """Derivatives of ``at.rows . rows + at.columns . columns``; `sums` are of `log_sums`."""
+    def log_sums_gradients(
+        self, problem: LossProblem, sums: LogSums, grad_output: LogSums
+    ) -> LossGradients:
+        """Derivatives of ``grad_output.rows . rows + grad_output.columns . columns``.
+
+        `sums` are of `log_sums`.
+        """
 
 
 # --- As flat lists --------------------------------------------------------------------------------
@@ -215,14 +220,14 @@ def _leaves(value: Any) -> list[Any]:
 
 def layout(arguments: dict[str, type]) -> list[tuple[str, type]]:
     """Names and types of what `flat` makes of such arguments."""
-    leaves = [leaf for name, of in arguments.items() for leaf in _layout(name, of)]
+    leaves = [leaf for name, part_type in arguments.items() for leaf in _layout(name, part_type)]
     return sorted(leaves, key=lambda leaf: leaf[1] is not Tensor)
 
 
-def _layout(name: str, of: type) -> list[tuple[str, type]]:
-    parts = _parts(of)
+def _layout(name: str, part_type: type) -> list[tuple[str, type]]:
+    parts = _parts(part_type)
     if not parts:
-        return [(name, of)]
+        return [(name, part_type)]
     return [leaf for part, kind in parts.items() for leaf in _layout(f"{name}_{part}", kind)]
 
 
@@ -230,19 +235,21 @@ def built(types: Iterable[type], leaves: Sequence[Any]) -> list[Any]:
     """The arguments of which `flat` made the leaves."""
     tensors = iter([leaf for leaf in leaves if isinstance(leaf, Tensor)])
     settings = iter([leaf for leaf in leaves if not isinstance(leaf, Tensor)])
-    return [_built(of, tensors, settings) for of in types]
+    return [_built(part_type, tensors, settings) for part_type in types]
 
 
-def _built(of: type, tensors: Iterator[Tensor], settings: Iterator[Any]) -> Any:
-    parts = _parts(of)
+def _built(part_type: type, tensors: Iterator[Tensor], settings: Iterator[Any]) -> Any:
+    parts = _parts(part_type)
     if not parts:
-        return next(tensors if of is Tensor else settings)
-    return of(**{name: _built(kind, tensors, settings) for name, kind in parts.items()})
+        return next(tensors if part_type is Tensor else settings)
+    return part_type(**{name: _built(kind, tensors, settings) for name, kind in parts.items()})
 
 
 @cache
-def _parts(of: type) -> dict[str, type]:
+def _parts(part_type: type) -> dict[str, type]:
     """The fields of a dataclass or a named tuple, also those that may be None: never in a list."""
-    if not (is_dataclass(of) or hasattr(of, "_fields")):
+    if not (is_dataclass(part_type) or hasattr(part_type, "_fields")):
         return {}
-    return {name: (get_args(kind) or (kind,))[0] for name, kind in get_type_hints(of).items()}
+    return {
+        name: (get_args(kind) or (kind,))[0] for name, kind in get_type_hints(part_type).items()
+    }

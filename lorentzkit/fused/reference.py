@@ -40,11 +40,11 @@ def matrix(problem: PairwiseProblem) -> Tensor:
     return _values(kind, problem.x, problem.y, problem.c.unsqueeze(-1))[0]
 
 
-def matrix_gradients(problem: PairwiseProblem, at: Tensor) -> Gradients:
+def matrix_gradients(problem: PairwiseProblem, grad_outputs: Tensor) -> Gradients:
     def values(x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, ...]:
         return (matrix(replace(problem, x=x, y=y, c=c)),)
 
-    return Gradients(*pulled_back(values, (problem.x, problem.y, problem.c), (at,)))
+    return Gradients(*vjp(values, (problem.x, problem.y, problem.c), (grad_outputs,)))
 
 
 def topk(problem: PairwiseProblem, search: Search) -> Tensor:
@@ -65,21 +65,21 @@ def log_sums(problem: LossProblem) -> LogSums:
     )
 
 
-def log_sums_gradients(problem: LossProblem, sums: LogSums, at: LogSums) -> LossGradients:
+def log_sums_gradients(problem: LossProblem, sums: LogSums, grad_outputs: LogSums) -> LossGradients:
     def values(x: Tensor, y: Tensor, c: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
         return log_sums(replace(problem, x=x, y=y, c=c, scale=scale))
 
     inputs = problem.x, problem.y, problem.c, problem.scale
-    return LossGradients(*pulled_back(values, inputs, at))
+    return LossGradients(*vjp(values, inputs, grad_outputs))
 
 
-def loss_terms_gradients(problem: LossProblem, at: LossTerms) -> LossGradients:
+def loss_terms_gradients(problem: LossProblem, grad_outputs: LossTerms) -> LossGradients:
     def values(x: Tensor, y: Tensor, c: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
         moved = replace(problem, x=x, y=y, c=c, scale=scale)
         return LossTerms(*log_sums(moved), selected(moved.positives))
 
     inputs = problem.x, problem.y, problem.c, problem.scale
-    return LossGradients(*pulled_back(values, inputs, at))
+    return LossGradients(*vjp(values, inputs, grad_outputs))
 
 
 def selected(problem: ChosenPairs) -> Tensor:
@@ -87,21 +87,21 @@ def selected(problem: ChosenPairs) -> Tensor:
     return smooth.of_rows(problem.kind, problem.x[problem.i], problem.y[problem.j], problem.c)
 
 
-def selected_gradients(problem: ChosenPairs, at: Tensor) -> Gradients:
+def selected_gradients(problem: ChosenPairs, grad_outputs: Tensor) -> Gradients:
     def values(x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, ...]:
         return (selected(replace(problem, x=x, y=y, c=c)),)
 
-    return Gradients(*pulled_back(values, (problem.x, problem.y, problem.c), (at,)))
+    return Gradients(*vjp(values, (problem.x, problem.y, problem.c), (grad_outputs,)))
 
 
-def pulled_back(
+def vjp(
     function: Callable[..., tuple[Tensor, ...]],
     inputs: tuple[Tensor, ...],
-    at: tuple[Tensor, ...],
+    grad_outputs: tuple[Tensor, ...],
 ) -> tuple[Tensor, ...]:
-    """``at`` pulled back through the function; differentiable itself."""
+    """The vector-Jacobian product of the function with grad_outputs; differentiable itself."""
     if torch._C._functorch.peek_interpreter_stack() is not None:
-        return tuple(torch.func.vjp(function, *inputs)[1](at))
+        return tuple(torch.func.vjp(function, *inputs)[1](grad_outputs))
     further = torch.is_grad_enabled()
     with torch.enable_grad():
         # Views: a tensor given twice is two variables.
@@ -109,7 +109,7 @@ def pulled_back(
             t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in inputs
         )
         return torch.autograd.grad(
-            function(*inputs), inputs, at, create_graph=further, materialize_grads=True
+            function(*inputs), inputs, grad_outputs, create_graph=further, materialize_grads=True
         )
 
 
@@ -128,9 +128,9 @@ def _measures(x: Tensor, y: Tensor) -> Measures:
     (u, rx), (v, ry) = (unit(z.to(wide_dtype(z))) for z in (x, y))
     rx, ry = rx, ry.mT
     h, g = half_chords(u, v)
-    some = (rx > 0) & (ry > 0)
-    cosine = torch.where(some, torch.where(h < 1, 1 - h, g - 1), 0.0)
-    return Measures(rx, ry, rx - ry, cosine, torch.where(some, h * g, 1.0))
+    nonzero = (rx > 0) & (ry > 0)
+    cosine = torch.where(nonzero, torch.where(h < 1, 1 - h, g - 1), 0.0)
+    return Measures(rx, ry, rx - ry, cosine, torch.where(nonzero, h * g, 1.0))
 
 
 def _products(x: Tensor, y: Tensor, m: Measures) -> Products:
@@ -159,10 +159,10 @@ def half_chords(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         u, v = u.unsqueeze(-2), v.unsqueeze(-3)
         return dot(u - v, u - v)[..., 0] / 2, dot(u + v, u + v)[..., 0] / 2
     cosine = product(u, v)
-    return _mended(1 - cosine, u, v), _mended(1 + cosine, u, -v)
+    return _recomputed(1 - cosine, u, v), _recomputed(1 + cosine, u, -v)
 
 
-def _mended(h: Tensor, u: Tensor, v: Tensor) -> Tensor:
+def _recomputed(h: Tensor, u: Tensor, v: Tensor) -> Tensor:
     *batch, i, j = (h < mend_below(u.shape[-1])).nonzero(as_tuple=True)
     d = u[(*batch, i)] - v[(*batch, j)]
     return h.index_put((*batch, i, j), dot(d, d)[..., 0] / 2)

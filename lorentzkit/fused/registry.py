@@ -72,7 +72,9 @@ _REFERENCE = Implementation(
 )
 _STREAMING = Implementation("streaming", lambda: streaming, prepares=True, compiles=True)
 _TRITON = Implementation("triton", _triton)
-_IMPLEMENTATIONS = {of.name: of for of in (_REFERENCE, _STREAMING, _TRITON)}
+_IMPLEMENTATIONS = {
+    implementation.name: implementation for implementation in (_REFERENCE, _STREAMING, _TRITON)
+}
 
 
 def choose(impl: str, x: Tensor, precision: str, k: int = 0) -> Implementation:
@@ -81,10 +83,10 @@ def choose(impl: str, x: Tensor, precision: str, k: int = 0) -> Implementation:
     missing = _why_no_triton(x, k)
     if impl == "auto":
         return _STREAMING if missing else _TRITON
-    found = _IMPLEMENTATIONS[impl]
-    if found is _TRITON and missing:
+    implementation = _IMPLEMENTATIONS[impl]
+    if implementation is _TRITON and missing:
         raise ValueError(f"impl: 'triton' {missing}; use impl='streaming' or 'auto'")
-    return found
+    return implementation
 
 
 def check_options(impl: str, precision: str) -> None:
@@ -145,9 +147,9 @@ def loss_terms(problem: LossProblem, impl: Implementation) -> LossTerms:
 
 
 def loss_terms_gradients(
-    problem: LossProblem, sums: LogSums, at: LossTerms, impl: Implementation
+    problem: LossProblem, sums: LogSums, grad_output: LossTerms, impl: Implementation
 ) -> LossGradients:
-    return _loss_terms_gradients(_prepared(problem, impl), sums, at, impl.name)
+    return _loss_terms_gradients(_prepared(problem, impl), sums, grad_output, impl.name)
 
 
 def _prepared(problem: LossProblem, impl: Implementation) -> LossProblem:
@@ -168,9 +170,9 @@ def selected(problem: ChosenPairs) -> Tensor:
     return _differentiable_selected(problem)
 
 
-def selected_gradients(problem: ChosenPairs, at: Tensor) -> Gradients:
-    """Derivatives of ``(at * selected).sum()``."""
-    return _selected_gradients(problem, at)
+def selected_gradients(problem: ChosenPairs, grad_output: Tensor) -> Gradients:
+    """Derivatives of ``(grad_output * selected).sum()``."""
+    return _selected_gradients(problem, grad_output)
 
 
 # --- Custom ops: forward and gradient of each function --------------------------------------------
@@ -185,8 +187,10 @@ class _Op(Generic[P, R]):
         hints = get_type_hints(function)
         self._gives = hints.pop("return")
         self._takes = list(hints.values())
-        arguments = ", ".join(f"{_IN_SCHEMAS[of]} {name}" for name, of in layout(hints))
-        results = ", ".join(_IN_SCHEMAS[of] for _, of in layout({"out": self._gives}))
+        arguments = ", ".join(
+            f"{_IN_SCHEMAS[leaf_type]} {name}" for name, leaf_type in layout(hints)
+        )
+        results = ", ".join(_IN_SCHEMAS[leaf_type] for _, leaf_type in layout({"out": self._gives}))
         name = function.__name__.strip("_")
 
         def run(*leaves: Any) -> Any:
@@ -272,10 +276,10 @@ def _matrix(problem: PairwiseProblem, impl: str) -> Tensor:
     return torch.stack([_backend(impl).matrix(one) for one in _each(problem)])
 
 
-@_op(lambda problem, at, impl: _like(problem.x, problem.y, problem.c))
-def _matrix_gradients(problem: PairwiseProblem, at: Tensor, impl: str) -> Gradients:
+@_op(lambda problem, grad_output, impl: _like(problem.x, problem.y, problem.c))
+def _matrix_gradients(problem: PairwiseProblem, grad_output: Tensor, impl: str) -> Gradients:
     run = _backend(impl).matrix_gradients
-    each = zip(_each(problem), at, strict=True)
+    each = zip(_each(problem), grad_output, strict=True)
     return Gradients(*_stacked([run(one, at_one) for one, at_one in each]))
 
 
@@ -300,12 +304,12 @@ def _loss_terms(problem: LossProblem, impl: str) -> LossTerms:
 
 @_op(lambda problem, *_: _like(problem.x, problem.y, problem.c, problem.scale))
 def _loss_terms_gradients(
-    problem: LossProblem, sums: LogSums, at: LossTerms, impl: str
+    problem: LossProblem, sums: LogSums, grad_output: LossTerms, impl: str
 ) -> LossGradients:
-    by = _backend(impl).log_sums_gradients(problem, sums, at.sums)
+    grads = _backend(impl).log_sums_gradients(problem, sums, grad_output.sums)
     # In the same memory, which is most of what a step takes.
-    by_c = chosen.add_gradients(problem.positives, at.values, by.x, by.y)
-    return by._replace(c=by.c + by_c)
+    grad_c = chosen.add_gradients(problem.positives, grad_output.values, grads.x, grads.y)
+    return grads._replace(c=grads.c + grad_c)
 
 
 @_op(lambda problem: _values_like(problem))
@@ -313,9 +317,9 @@ def _selected(problem: ChosenPairs) -> Tensor:
     return chosen.selected(problem)
 
 
-@_op(lambda problem, at: _like(problem.x, problem.y, problem.c))
-def _selected_gradients(problem: ChosenPairs, at: Tensor) -> Gradients:
-    return chosen.selected_gradients(problem, at)
+@_op(lambda problem, grad_output: _like(problem.x, problem.y, problem.c))
+def _selected_gradients(problem: ChosenPairs, grad_output: Tensor) -> Gradients:
+    return chosen.selected_gradients(problem, grad_output)
 
 
 # --- From a pair of custom ops to a differentiable function ---------------------------------------
@@ -349,19 +353,21 @@ def _differentiable(
             ctx.save_for_backward(*(a for a in rest if isinstance(a, Tensor)))
 
         @staticmethod
-        def backward(ctx: Any, *seconds: Tensor) -> tuple[Tensor | None, ...]:
+        def backward(ctx: Any, *grad_grads: Tensor) -> tuple[Tensor | None, ...]:
             fixed = slice(inputs, ctx.tensors + outputs)
-            given = list(ctx.saved_tensors)
+            saved_tensors = list(ctx.saved_tensors)
 
             def gradients(*variables: Tensor) -> tuple[Tensor, ...]:
-                of_inputs, at = variables[:inputs], variables[inputs:]
-                arguments = gradient.parts([*of_inputs, *given[fixed], *at, *ctx.rest])
+                input_values, grad_output = variables[:inputs], variables[inputs:]
+                arguments = gradient.parts(
+                    [*input_values, *saved_tensors[fixed], *grad_output, *ctx.rest]
+                )
                 return tuple(expected(*arguments))
 
-            variables = (*given[:inputs], *given[fixed.stop :])
-            by = reference.pulled_back(gradients, variables, seconds)
-            none = [None] * (fixed.stop - inputs)
-            return (None, *by[:inputs], *none, *by[inputs:], *([None] * len(ctx.rest)))
+            variables = (*saved_tensors[:inputs], *saved_tensors[fixed.stop :])
+            grads = reference.vjp(gradients, variables, grad_grads)
+            no_grads = [None] * (fixed.stop - inputs)
+            return (None, *grads[:inputs], *no_grads, *grads[inputs:], *([None] * len(ctx.rest)))
 
     class Forward(Function):
         generate_vmap_rule = True
@@ -377,13 +383,13 @@ def _differentiable(
             ctx.save_for_backward(*(a for a in args if isinstance(a, Tensor)), *saved[:outputs])
 
         @staticmethod
-        def backward(ctx: Any, *at: Tensor) -> tuple[Tensor | None, ...]:
+        def backward(ctx: Any, *grad_output: Tensor) -> tuple[Tensor | None, ...]:
             tensors = len(ctx.saved_tensors) - outputs
-            args = (*ctx.saved_tensors, *at, *ctx.rest)
+            args = (*ctx.saved_tensors, *grad_output, *ctx.rest)
             # Dynamo fails at a Function in a Function, and has no second derivatives anyway.
             compiling = torch.compiler.is_compiling()
-            by = gradient_op(*args) if compiling else Gradient.apply(tensors, *args)  # type: ignore[no-untyped-call]
-            return (*by, *([None] * (tensors - inputs + len(ctx.rest))))
+            grads = gradient_op(*args) if compiling else Gradient.apply(tensors, *args)  # type: ignore[no-untyped-call]
+            return (*grads, *([None] * (tensors - inputs + len(ctx.rest))))
 
     def apply(*args: P.args, **_: P.kwargs) -> R:
         leaves = flat(*args)
@@ -399,13 +405,13 @@ def _differentiable(
 _differentiable_matrix = _differentiable(
     _matrix,
     _matrix_gradients,
-    lambda problem, at, impl: reference.matrix_gradients(problem, at),
+    lambda problem, grad_output, impl: reference.matrix_gradients(problem, grad_output),
     inputs=3,
 )
 _differentiable_loss_terms = _differentiable(
     _loss_terms,
     _loss_terms_gradients,
-    lambda problem, sums, at, impl: reference.loss_terms_gradients(problem, at),
+    lambda problem, sums, grad_output, impl: reference.loss_terms_gradients(problem, grad_output),
     inputs=4,
     outputs=2,
 )

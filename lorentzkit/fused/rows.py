@@ -52,17 +52,17 @@ def rows(
         named: the vectors ``(..., D)`` in the op's order, by the names that errors give them.
     """
     plain = traced.plain(op, cone)
-    given = list(named.values())
-    if by_kernel([curv, *([] if t is None else [t])], given) and op in _kernels().OPS:
+    vectors_ = list(named.values())
+    if by_kernel([curv, *([] if t is None else [t])], vectors_) and op in _kernels().OPS:
         return _run_kernel(op, plain, curv, t, cone or (0.1, 1.0), named)
     if torch.compiler.is_compiling():
-        if traced.serves(op, given, curv, t):
+        if traced.serves(op, vectors_, curv, t):
             return traced.call(op, named, curv, t, cone)
     else:
         near = near_rows(op, plain, curv, t, cone[0] if cone else 0.0, named)
         if near is not None:
             return near
-    return plain(*([] if t is None else [t]), *given, curv)
+    return plain(*([] if t is None else [t]), *vectors_, curv)
 
 
 def _run_kernel(
@@ -83,9 +83,9 @@ def _run_kernel(
         x = tensors[0]
         t = t.to(device) if isinstance(t, Tensor) else x.new_full((), t, dtype=torch.float32)
     leading = {name: v.shape[:-1] for name, v in zip(named, tensors, strict=True)}
-    of_curv, of_t = (z.shape if isinstance(z, Tensor) else () for z in (curv, t))
-    check_broadcast(of_curv, of_t, **leading)
-    shape = torch.broadcast_shapes(of_curv, of_t, *leading.values())  # type: ignore[no-untyped-call]
+    curv_shape, t_shape = (z.shape if isinstance(z, Tensor) else () for z in (curv, t))
+    check_broadcast(curv_shape, t_shape, **leading)
+    shape = torch.broadcast_shapes(curv_shape, t_shape, *leading.values())  # type: ignore[no-untyped-call]
     flat = [v.expand(*shape, v.shape[-1]).reshape(-1, v.shape[-1]) for v in tensors]
     c, t = (
         (z.reshape(1) if z.numel() == 1 else z.expand(shape).reshape(-1))
@@ -93,8 +93,8 @@ def _run_kernel(
         else z
         for z in (curv, t)
     )
-    of: Tensor = _Rows.apply(op, plain, cone, c, t, *flat)  # type: ignore[no-untyped-call]
-    return of.view((*shape, *of.shape[1:]))
+    values: Tensor = _Rows.apply(op, plain, cone, c, t, *flat)  # type: ignore[no-untyped-call]
+    return values.view((*shape, *values.shape[1:]))
 
 
 def by_kernel(numbers: list[float | Tensor], tensors: list[Tensor]) -> bool:
@@ -148,8 +148,8 @@ class _Rows(Function):
         ctx.op, ctx.plain, ctx.cone = op, plain, cone
         ctx.number = None if isinstance(c, Tensor) else c
         ctx.save_for_backward(c if isinstance(c, Tensor) else None, t, *vectors)
-        of: Tensor = _kernels().values(op, vectors, c, t, cone)
-        return of
+        values: Tensor = _kernels().values(op, vectors, c, t, cone)
+        return values
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -158,12 +158,14 @@ class _Rows(Function):
         c = ctx.number if c is None else c
         if torch.is_grad_enabled():
             needed = [by_c, by_t, *by_vectors]
-            of_c, of_t, *found = differentiated(ctx.plain, [c, t, *vectors], grad, needed)
+            grad_c, grad_t, *vector_gradients = differentiated(
+                ctx.plain, [c, t, *vectors], grad, needed
+            )
         else:
             needed = [*by_vectors, by_c, by_t]
-            of = _kernels().gradients(ctx.op, vectors, c, grad, needed, t, ctx.cone)
-            found, of_c, of_t = of
-        return (None, None, None, of_c, of_t, *found)
+            result = _kernels().gradients(ctx.op, vectors, c, grad, needed, t, ctx.cone)
+            vector_gradients, grad_c, grad_t = result
+        return (None, None, None, grad_c, grad_t, *vector_gradients)
 
 
 __all__ = ["by_kernel", "in_torch", "rows"]

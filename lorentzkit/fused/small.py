@@ -17,7 +17,7 @@ from torch import Tensor
 from lorentzkit._geometry.arrays import Numbers
 from lorentzkit._geometry.gram import NEAR
 from lorentzkit._geometry.pairs import TINY
-from lorentzkit._geometry.triangle import Radial, change, exact_triangle, radial, values
+from lorentzkit._geometry.triangle import Radial, exact_triangle, radial, values, vjp
 from lorentzkit.fused.pointwise import SIGNS
 from lorentzkit.fused.problems import Batch
 from lorentzkit.fused.whole import Loss, Run
@@ -74,7 +74,7 @@ class _Pairs(NamedTuple):
     similarity: str
     points: tuple[_Points, _Points]
     numbers: tuple[Any, Any, Any, Any, Any, Any]
-    """Arguments of `triangle.values` and `triangle.change`"""
+    """Arguments of `triangle.values` and `triangle.vjp`"""
     values: tuple[np.ndarray, ...]
     """``(N, N)``: of "angle" two, at x and at y"""
 
@@ -101,17 +101,17 @@ class _Pairs(NamedTuple):
 
     def gradients(self, weights: Sequence[np.ndarray]) -> tuple[Tensor, Tensor, float]:
         """Derivatives of ``(weights[0] * values[0]).sum() + ...`` by x, y and c."""
-        by = change(self.similarity, *self.numbers, at=weights, wide=True)
+        partials = vjp(self.similarity, *self.numbers, grad_outputs=weights, wide=True)
         (x, y), (*_, p, q, c) = self.points, self.numbers
-        of_x: Numbers = 0.0
-        of_y: Numbers = 0.0
-        by_c = 0.0
+        radial_x: Numbers = 0.0
+        radial_y: Numbers = 0.0
+        grad_c = 0.0
         if self.similarity != "cosine":
-            of_x = c**0.5 * p.sech * by.a.sum(axis=1, keepdims=True)
-            of_y = (c**0.5 * q.sech * by.b.sum(axis=0)).T
-            by_c = float(by.c.sum()) / (2 * c)
-        by_x, by_y = _product(-by.h, y.unit), _product(-by.h.T, x.unit)
-        return x.gradient(by_x, of_x), y.gradient(by_y, of_y), by_c
+            radial_x = c**0.5 * p.sech * partials.a.sum(axis=1, keepdims=True)
+            radial_y = (c**0.5 * q.sech * partials.b.sum(axis=0)).T
+            grad_c = float(partials.c.sum()) / (2 * c)
+        grad_x, grad_y = _product(-partials.h, y.unit), _product(-partials.h.T, x.unit)
+        return x.gradient(grad_x, radial_x), y.gradient(grad_y, radial_y), grad_c
 
 
 # --- The loss -------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ class _Pairs(NamedTuple):
 class _Negatives(NamedTuple):
     """The logits of the negatives along one axis."""
 
-    each: np.ndarray
+    exps: np.ndarray
     """Their exponentials, less the largest; 0 of positives"""
     sums: np.ndarray
     """Over that axis, kept"""
@@ -134,24 +134,24 @@ class _Negatives(NamedTuple):
         if not largest - least <= _REACH:
             largest = logits.max(axis=axis, keepdims=True)
         largest = np.where(largest == -np.inf, 0.0, largest)
-        each = np.exp(logits - largest)
-        return cls(each, each.sum(axis=axis, keepdims=True), largest)
+        exps = np.exp(logits - largest)
+        return cls(exps, exps.sum(axis=axis, keepdims=True), largest)
 
     def across(self) -> _Negatives:
         """Of the same logits along the other axis, if the largest is that of all."""
-        return self._replace(sums=self.each.sum(axis=0, keepdims=True))
+        return self._replace(sums=self.exps.sum(axis=0, keepdims=True))
 
     def excess(self, positives: np.ndarray) -> np.ndarray:
         """The log-sum-exps less the positives' logits, ``(N,)``."""
         difference: np.ndarray = (np.log(self.sums) + self.largest).ravel() - positives
         return difference
 
-    def change(self, grad: np.ndarray) -> np.ndarray:
-        """Derivatives of ``(grad * excess).sum()`` by all logits."""
+    def vjp(self, grad_output: np.ndarray) -> np.ndarray:
+        """Derivatives of ``(grad_output * excess).sum()`` by all logits."""
         sums = np.maximum(self.sums, np.finfo(np.float64).tiny)
-        by: np.ndarray = self.each * (grad.reshape(sums.shape) / sums)
-        np.fill_diagonal(by, -grad)
-        return by
+        partials: np.ndarray = self.exps * (grad_output.reshape(sums.shape) / sums)
+        np.fill_diagonal(partials, -grad_output)
+        return partials
 
 
 def _loss(batch: Batch, pairs: _Pairs, differentiable: bool) -> Loss:
@@ -160,33 +160,36 @@ def _loss(batch: Batch, pairs: _Pairs, differentiable: bool) -> Loss:
     loss = batch.x.new_full((), value)
     if not differentiable:
         return Loss(loss, ())
-    by_x, by_y, by_c, by_scale = gradients
-    by = torch.full_like(batch.c, by_c), torch.full_like(batch.scale, by_scale)
-    return Loss(loss, (by_x, by_y, *by))
+    grad_x, grad_y, grad_c, grad_scale = gradients
+    partials = torch.full_like(batch.c, grad_c), torch.full_like(batch.scale, grad_scale)
+    return Loss(loss, (grad_x, grad_y, *partials))
 
 
 def _numbers(batch: Batch, pairs: _Pairs, differentiable: bool) -> tuple[Any, ...]:
     N, scale = len(batch.x), float(batch.scale)
-    ends = [scale * sign for sign in SIGNS[batch.similarity]]
-    both = pairs.values[0], pairs.values[-1]
-    rows = _Negatives.of(ends[0] * both[0], 1)
-    same = both[0] is both[1] and rows.largest.ndim == 0
-    sides = rows, rows.across() if same else _Negatives.of(ends[1] * both[1], 0)
+    signed_scales = [scale * sign for sign in SIGNS[batch.similarity]]
+    both_values = pairs.values[0], pairs.values[-1]
+    rows = _Negatives.of(signed_scales[0] * both_values[0], 1)
+    one_value = both_values[0] is both_values[1] and rows.largest.ndim == 0
+    sides = (
+        rows,
+        rows.across() if one_value else _Negatives.of(signed_scales[1] * both_values[1], 0),
+    )
     excess = [
-        side.excess(end * value.diagonal())
-        for side, end, value in zip(sides, ends, both, strict=True)
+        side.excess(signed_scale * value.diagonal())
+        for side, signed_scale, value in zip(sides, signed_scales, both_values, strict=True)
     ]
     loss = float(np.logaddexp(0.0, excess).sum()) / (2 * N)
     if not differentiable:
         return (loss,)
     weights = [
-        end * side.change(1 / (1 + np.exp(-e)) / (2 * N))
-        for side, end, e in zip(sides, ends, excess, strict=True)
+        signed_scale * side.vjp(1 / (1 + np.exp(-e)) / (2 * N))
+        for side, signed_scale, e in zip(sides, signed_scales, excess, strict=True)
     ]
     if len(pairs.values) == 1:
         weights = [weights[0] + weights[1]]
-    by_scale = sum(
+    grad_scale = sum(
         float(np.einsum("ij,ij->", w, value))
         for w, value in zip(weights, pairs.values, strict=True)
     )
-    return loss, *pairs.gradients(weights), by_scale / scale
+    return loss, *pairs.gradients(weights), grad_scale / scale

@@ -59,14 +59,14 @@ def matrix(problem: PairwiseProblem) -> Tensor:
     return out
 
 
-def matrix_gradients(problem: PairwiseProblem, at: Tensor) -> Gradients:
-    """Derivatives of ``(at * matrix).sum()``."""
+def matrix_gradients(problem: PairwiseProblem, grad_output: Tensor) -> Gradients:
+    """Derivatives of ``(grad_output * matrix).sum()``."""
     pairs, kind, c = _pairs(problem), problem.kind, problem.c
-    change = pairs.fused(pointwise.matrix_change)
+    vjp_block = pairs.fused(pointwise.matrix_vjp)
     totals = _Totals(pairs.clouds)
     for block in pairs:
-        weights = at[block.rows, block.columns].contiguous()  # of a sum, strides are 0
-        totals.add(block, change(kind, block.folded, block.spare, block.x, block.y, c, weights))
+        weights = grad_output[block.rows, block.columns].contiguous()  # of a sum, strides are 0
+        totals.add(block, vjp_block(kind, block.folded, block.spare, block.x, block.y, c, weights))
     return Gradients(*totals.gradients()[:3])
 
 
@@ -74,22 +74,22 @@ def topk(problem: PairwiseProblem, search: Search) -> Tensor:
     """Indices ``(N, k)`` of the columns with the least (largest) values, in their order."""
     x, y, kind, k = problem.x, problem.y, problem.kind, search.k
     pairs = _pairs(problem, columns=search.chunk)
-    worth = len(x) * len(y) >= _SEARCH_WORTH_COMPILING
-    score = pairs.fused(pointwise.score) if worth else pointwise.score
+    worth_compiling = len(x) * len(y) >= _SEARCH_WORTH_COMPILING
+    score = pairs.fused(pointwise.score) if worth_compiling else pointwise.score
     sign = 1 if search.largest else -1
     if kind == "inner":  # falls with the distance
         sign = -sign
     best = x.new_full((len(x), k), -torch.inf)
-    where = torch.zeros(len(x), k, dtype=torch.int64, device=x.device)
+    indices = torch.zeros(len(x), k, dtype=torch.int64, device=x.device)
     for block in pairs:
         rows, first = block.rows, block.columns.start
         scores = sign * score(kind, block.folded, block.x, block.y)
         values, columns = scores.topk(min(k, scores.shape[1]), sorted=False)
         values = torch.cat([best[rows], values], 1)
-        columns = torch.cat([where[rows], columns + first], 1)
+        columns = torch.cat([indices[rows], columns + first], 1)
         best[rows], order = values.topk(k)
-        where[rows] = columns.gather(1, order)
-    return where
+        indices[rows] = columns.gather(1, order)
+    return indices
 
 
 # --- Log-sum-exps -------------------------------------------------------------------------------
@@ -125,25 +125,25 @@ def log_sums(problem: LossProblem) -> LogSums:
     middle, reach = pairs.clouds.values(similarity)
     if bool(scale * reach <= _REACH):
         return _near_log_sums(problem, pairs, middle)
-    find, add = pairs.fused(pointwise.found), pairs.fused(pointwise.log_sums)
-    of_rows = x.new_full((len(x), -(-len(y) // COLUMNS)), -torch.inf)
-    of_columns = x.new_full((-(-len(x) // ROWS), len(y)), -torch.inf)
+    fill, reduce = pairs.fused(pointwise.fill_values), pairs.fused(pointwise.log_sums)
+    row_sums = x.new_full((len(x), -(-len(y) // COLUMNS)), -torch.inf)
+    column_sums = x.new_full((-(-len(x) // ROWS), len(y)), -torch.inf)
     for block in pairs:
-        find(similarity, block.values, block.x, block.y, problem.c)
-        row, column = add(similarity, block.values, scale, block.of(*problem.ids))
-        of_rows[block.rows, block.columns.start // COLUMNS] = row[:, 0]
-        of_columns[block.rows.start // ROWS, block.columns] = column[0]
-    return LogSums(of_rows.logsumexp(1), of_columns.logsumexp(0))
+        fill(similarity, block.values, block.x, block.y, problem.c)
+        row, column = reduce(similarity, block.values, scale, block.of(*problem.ids))
+        row_sums[block.rows, block.columns.start // COLUMNS] = row[:, 0]
+        column_sums[block.rows.start // ROWS, block.columns] = column[0]
+    return LogSums(row_sums.logsumexp(1), column_sums.logsumexp(0))
 
 
 def _near_log_sums(problem: LossProblem, pairs: _Pairs, middle: Tensor) -> LogSums:
     """`log_sums` of logits so near each other that no maxima are needed."""
     scale, similarity = problem.scale, problem.similarity
-    find, add = pairs.fused(pointwise.found), pairs.fused(pointwise.exponentials)
+    fill, reduce = pairs.fused(pointwise.fill_values), pairs.fused(pointwise.exponentials)
     rows, columns = (torch.zeros_like(z.length[:, 0]) for z in pairs.clouds[:2])
     for block in pairs:
-        find(similarity, block.values, block.x, block.y, problem.c)
-        rows[block.rows] += add(similarity, block.values, scale, middle, block.of(*problem.ids))[
+        fill(similarity, block.values, block.x, block.y, problem.c)
+        rows[block.rows] += reduce(similarity, block.values, scale, middle, block.of(*problem.ids))[
             :, 0
         ]
         columns[block.columns] += block.folded.sum(0)
@@ -151,13 +151,16 @@ def _near_log_sums(problem: LossProblem, pairs: _Pairs, middle: Tensor) -> LogSu
     return LogSums(rows.log() + row, columns.log() + column)
 
 
-def log_sums_gradients(problem: LossProblem, sums: LogSums, at: LogSums) -> LossGradients:
-    """Derivatives of ``at.rows . rows + at.columns . columns``; `sums` are of `log_sums`."""
+def log_sums_gradients(problem: LossProblem, sums: LogSums, grad_output: LogSums) -> LossGradients:
+    """Derivatives of ``grad_output.rows . rows + grad_output.columns . columns``.
+
+    `sums` are of `log_sums`.
+    """
     pairs = _prepared_pairs(problem)
-    value = pairs.fused(pointwise.log_sums_change)
+    vjp_block = pairs.fused(pointwise.log_sums_vjp)
     totals = _Totals(pairs.clouds)
     for block in pairs:
-        change = value(
+        block_sums = vjp_block(
             problem.similarity,
             block.folded,
             block.spare,
@@ -167,9 +170,9 @@ def log_sums_gradients(problem: LossProblem, sums: LogSums, at: LogSums) -> Loss
             problem.scale,
             block.of(*problem.ids),
             block.of(*sums),
-            block.of(*at),
+            block.of(*grad_output),
         )
-        totals.add(block, change)
+        totals.add(block, block_sums)
     return totals.gradients()
 
 
@@ -190,8 +193,8 @@ class _Block(NamedTuple):
     def values(self) -> tuple[Tensor, Tensor]:
         return self.folded, self.spare[0]
 
-    def of(self, by_row: Tensor, by_column: Tensor) -> tuple[Tensor, Tensor]:
-        return by_row[self.rows][:, None], by_column[self.columns][None]
+    def of(self, row_values: Tensor, column_values: Tensor) -> tuple[Tensor, Tensor]:
+        return row_values[self.rows][:, None], column_values[self.columns][None]
 
 
 def _pairs(problem: PairwiseProblem, columns: int = 0) -> _Pairs:
@@ -224,7 +227,7 @@ class _Pairs:
 
     def __iter__(self) -> Iterator[_Block]:
         x, y = self.clouds.x, self.clouds.y
-        of_x, of_y = x.scalars, y.scalars.mT
+        x_scalars, y_scalars = x.scalars, y.scalars.mT
         for rows in row_blocks(len(x.basis), ROWS):
             for columns in row_blocks(len(y.basis), self._columns):
                 n, m = rows.stop - rows.start, columns.stop - columns.start
@@ -235,7 +238,7 @@ class _Pairs:
                 else:
                     folded.copy_(self._folded[rows, columns])
                 # Contiguous, or a compiler sees other strides in blocks of the same size.
-                scalars = of_x[:, rows].contiguous(), of_y[..., columns].contiguous()
+                scalars = x_scalars[:, rows].contiguous(), y_scalars[..., columns].contiguous()
                 yield _Block(rows, columns, folded, (spare[0], spare[1]), *scalars)
 
     def fused(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -255,14 +258,14 @@ class _Totals:
 
     def add(self, block: _Block, sums: Sums) -> None:
         x, y = self._clouds.x.spread[block.rows], self._clouds.y.spread[block.columns]
-        by_h, by_b = block.spare
+        grad_h, grad_b = block.spare
         first_of_row, first_of_column = block.columns.start == 0, block.rows.start == 0
-        _add_product(self._x.directions[block.rows], by_h, y, new=first_of_row)
-        _add_product(self._y.directions[block.columns], by_h.mT, x, new=first_of_column)
+        _add_product(self._x.directions[block.rows], grad_h, y, new=first_of_row)
+        _add_product(self._y.directions[block.columns], grad_h.mT, x, new=first_of_column)
         self._x.weights[block.rows] += sums.h
-        self._y.weights[block.columns, 0] += by_h.sum(0)
+        self._y.weights[block.columns, 0] += grad_h.sum(0)
         self._x.radii[block.rows] += sums.a
-        self._y.radii[block.columns, 0] += by_b.sum(0)
+        self._y.radii[block.columns, 0] += grad_b.sum(0)
         self._c += sums.c.sum()
         self._scale += sums.scale.sum()
 

@@ -87,10 +87,12 @@ def _near(op: str, cone: Any, curv: Tensor, t: Tensor | None, *tensors: Tensor) 
     if torch.compiler.is_compiling():
         values = run(_Near, op, cone, curv, t, *tensors)
     else:  # by a backend that runs Dynamo's graph as it is
-        of, least = plain(op, cone), cone[0] if cone else 0.0
-        values = rowwise.near_rows(op, of, curv, t, least, dict(zip("xyu", tensors, strict=False)))
+        function, least = plain(op, cone), cone[0] if cone else 0.0
+        values = rowwise.near_rows(
+            op, function, curv, t, least, dict(zip("xyu", tensors, strict=False))
+        )
         if values is None:
-            values = of(*([] if t is None else [t]), *tensors, curv)
+            values = function(*([] if t is None else [t]), *tensors, curv)
     return values
 
 
@@ -116,17 +118,17 @@ class _Near(Function):
     def forward(
         ctx: Any, op: str, cone: Any, curv: Tensor, t: Tensor | None, *tensors: Tensor
     ) -> Tensor:
-        values, right, numbers = _forward(_Call(op, cone, curv, t, list(tensors)))
+        values, accurate, numbers = _forward(_Call(op, cone, curv, t, list(tensors)))
         ctx.op, ctx.cone, ctx.count = op, cone, len(tensors)
-        ctx.save_for_backward(curv, t, *tensors, right, *numbers)
+        ctx.save_for_backward(curv, t, *tensors, accurate, *numbers)
         return values
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         curv, t, *saved = ctx.saved_tensors
-        tensors, (right, *numbers) = saved[: ctx.count], saved[ctx.count :]
+        tensors, (accurate, *numbers) = saved[: ctx.count], saved[ctx.count :]
         call = _Call(ctx.op, ctx.cone, curv, t, list(tensors))
-        return None, None, *_gradients(call, right, numbers, grad, ctx.needs_input_grad[2:])
+        return None, None, *_gradients(call, accurate, numbers, grad, ctx.needs_input_grad[2:])
 
 
 class _Call(NamedTuple):
@@ -147,33 +149,37 @@ def _forward(call: _Call) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
     """The values, whether they were right without looking, and the Gram numbers."""
     shape, parameters = call.parameters()
     rows = [rowwise.flat_rows(v, shape) for v in call.tensors]
-    found = sweeps.forward(call.op, *parameters, *rows)
-    along = rows[0].shape[1:] if OPS[call.op].along else ()
-    values = found.values.reshape((*shape, *along))  # a tuple, for it may be empty
-    torch.ops.lorentzkit.recompute_far(values, found.right, *call)
-    return values, found.right, found.numbers
+    result = sweeps.forward(call.op, *parameters, *rows)
+    trailing = rows[0].shape[1:] if OPS[call.op].grad_products else ()
+    values = result.values.reshape((*shape, *trailing))  # a tuple, for it may be empty
+    torch.ops.lorentzkit.recompute_far(values, result.accurate, *call)
+    return values, result.accurate, result.numbers
 
 
 def _gradients(
-    call: _Call, right: Tensor, numbers: Sequence[Tensor], grad: Tensor, needed: Sequence[bool]
+    call: _Call, accurate: Tensor, numbers: Sequence[Tensor], grad: Tensor, needed: Sequence[bool]
 ) -> list[Tensor | None]:
     """By curv, t and the tensors."""
     shape, parameters = call.parameters()
     rows = [rowwise.flat_rows(v, shape) for v in call.tensors]
-    of_grad = rowwise.flat_rows(grad if OPS[call.op].along else grad.unsqueeze(-1), shape)
-    of: list[Any] = [numbers, of_grad, needed[2:], *rows]
-    by = sweeps.backward(call.op, *parameters, *of)
-    of_vectors = iter(by.vectors)
-    found = [
+    flat_grad = rowwise.flat_rows(grad if OPS[call.op].grad_products else grad.unsqueeze(-1), shape)
+    args: list[Any] = [numbers, flat_grad, needed[2:], *rows]
+    gradients = sweeps.backward(call.op, *parameters, *args)
+    vector_gradients = iter(gradients.vectors)
+    result = [
         z.view(shape).sum_to_size(like.shape).to(like.dtype) if need and like is not None else None
-        for z, like, need in zip((by.c, by.t), (call.curv, call.t), needed, strict=False)
+        for z, like, need in zip(
+            (gradients.c, gradients.t), (call.curv, call.t), needed, strict=False
+        )
     ] + [
-        rowwise.like(next(of_vectors), v, shape) if need else None
+        rowwise.like(next(vector_gradients), v, shape) if need else None
         for v, need in zip(call.tensors, needed[2:], strict=True)
     ]
-    given = [z for z in found if z is not None]
-    torch.ops.lorentzkit.recompute_far_gradients(given, right & by.right, grad, list(needed), *call)
-    return found
+    present = [z for z in result if z is not None]
+    torch.ops.lorentzkit.recompute_far_gradients(
+        present, accurate & gradients.accurate, grad, list(needed), *call
+    )
+    return result
 
 
 # --- The custom ops -------------------------------------------------------------------------------
@@ -182,8 +188,8 @@ _OP = "str op, float[]? cone, Tensor curv, Tensor? t, Tensor[] tensors"
 
 
 @cpu_op(f"recompute_far(Tensor(a!) values, Tensor right, {_OP}) -> ()", lambda *_: None)
-def recompute_far(values: Tensor, right: Tensor, *op: Any) -> None:
-    if right:
+def recompute_far(values: Tensor, accurate: Tensor, *op: Any) -> None:
+    if accurate:
         return
     call = _Call(*op)
     t = [] if call.t is None else [call.t]
@@ -192,20 +198,22 @@ def recompute_far(values: Tensor, right: Tensor, *op: Any) -> None:
 
 @cpu_op(
     "recompute_far_gradients("
-    f"Tensor(a!)[] found, Tensor right, Tensor grad, bool[] needed, {_OP}) -> ()",
+    f"Tensor(a!)[] gradients, Tensor right, Tensor grad, bool[] needed, {_OP}) -> ()",
     lambda *_: None,
 )
 def recompute_far_gradients(
-    found: Sequence[Tensor],
-    right: Tensor,
+    gradients: Sequence[Tensor],
+    accurate: Tensor,
     grad: Tensor,
     needed: Sequence[bool],
     *op: Any,
 ) -> None:
-    if right:
+    if accurate:
         return
     call = _Call(*op)
     inputs = [call.curv, call.t, *call.tensors]
-    again = by_autograd(rowwise.differentiated, plain(call.op, call.cone), inputs, grad, needed)
-    for place, z in zip(found, (z for z in again if z is not None), strict=True):
-        place.copy_(z)
+    recomputed = by_autograd(
+        rowwise.differentiated, plain(call.op, call.cone), inputs, grad, needed
+    )
+    for target, z in zip(gradients, (z for z in recomputed if z is not None), strict=True):
+        target.copy_(z)

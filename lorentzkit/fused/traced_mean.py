@@ -31,8 +31,8 @@ def midpoint(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
 class _Midpoint(Function):
     @staticmethod
     def compute(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
-        of: Tensor = torch.ops.lorentzkit.midpoint(x, w, c)
-        return of
+        mean: Tensor = torch.ops.lorentzkit.midpoint(x, w, c)
+        return mean
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, c: Tensor) -> Tensor:
@@ -42,8 +42,8 @@ class _Midpoint(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         needed = list(ctx.needs_input_grad)
-        found = iter(torch.ops.lorentzkit.midpoint_gradients(*ctx.saved_tensors, grad, needed))
-        return tuple(next(found) if need else None for need in needed)
+        gradients = iter(torch.ops.lorentzkit.midpoint_gradients(*ctx.saved_tensors, grad, needed))
+        return tuple(next(gradients) if need else None for need in needed)
 
 
 _POINTS = "Tensor x, Tensor w, Tensor c"
@@ -70,8 +70,8 @@ def _gradients_fake(
 def _midpoint_gradients(
     x: Tensor, w: Tensor, c: Tensor, grad: Tensor, needed: Sequence[bool]
 ) -> list[Tensor]:
-    found = by_autograd(_differentiated, (x, w, c), grad, needed)
-    return [by.contiguous() for by in found]
+    gradients = by_autograd(_differentiated, (x, w, c), grad, needed)
+    return [gradient.contiguous() for gradient in gradients]
 
 
 def _differentiated(

@@ -21,7 +21,7 @@ from lorentzkit._geometry.precision import full_precision
 from lorentzkit._geometry.special import dot
 from lorentzkit._geometry.vectors import cpu_op, stored
 from lorentzkit.fused import clouds, pointwise
-from lorentzkit.fused.folding import mend
+from lorentzkit.fused.folding import recompute_small
 from lorentzkit.fused.pointwise import SIGNS
 from lorentzkit.fused.problems import Batch
 
@@ -86,30 +86,37 @@ def loss(similarity: str, x: Tensor, y: Tensor, c: Tensor, scale: Tensor) -> tup
     # Stored is what a compiler would compute anew for each of its uses.
     (u, x_length), (v, y_length) = (map(stored, clouds.polar(z)) for z in (x, y))
     mean = stored(0.5 * (u.mean(0) + v.mean(0)))
-    of_x = _Side(u, u - mean, x_length, _scalars(x_length, c))
-    of_y = _Side(v, mean - v, y_length, [z.mT for z in _scalars(y_length, c)])
-    h = _products(similarity, of_x, of_y, mean)
+    x_side = _Side(u, u - mean, x_length, _scalars(x_length, c))
+    y_side = _Side(v, mean - v, y_length, [z.mT for z in _scalars(y_length, c)])
+    h = _products(similarity, x_side, y_side, mean)
     values = [
         stored(value)
-        for value in pointwise.all_values(similarity, h, of_x.scalars, of_y.scalars, c)
+        for value in pointwise.all_values(similarity, h, x_side.scalars, y_side.scalars, c)
     ]
-    found, *measures = pairs.of_blocks(similarity, x, y, c)
-    value, of_values, of_found = _of_values(similarity, values, found, scale)
-    by_scale = sum((of * v).sum() for of, v in zip(of_values, values, strict=True))
-    by_scale = by_scale + (of_found * found).sum()
-    by = pointwise.all_changes(
-        similarity, h, of_x.scalars, of_y.scalars, c, [scale * of for of in of_values]
+    positives, *measures = pairs.of_blocks(similarity, x, y, c)
+    value, grad_values, grad_positives = _loss_of_values(similarity, values, positives, scale)
+    grad_scale = sum((weights * v).sum() for weights, v in zip(grad_values, values, strict=True))
+    grad_scale = grad_scale + (grad_positives * positives).sum()
+    partials = pointwise.all_vjp(
+        similarity,
+        h,
+        x_side.scalars,
+        y_side.scalars,
+        c,
+        [scale * weights for weights in grad_values],
     )
-    by_x = by.h @ of_y.spread - by.h.sum(1, keepdim=True) * mean
-    by_y = -(by.h.mT @ of_x.spread) - by.h.sum(0)[:, None] * mean
-    own_c, own_x, own_y = pairs.gradients(similarity, x, y, c, scale * of_found, *measures)
-    by_c = by.c.sum() / (2 * c) + own_c.sum()
+    grad_unit_x = partials.h @ y_side.spread - partials.h.sum(1, keepdim=True) * mean
+    grad_unit_y = -(partials.h.mT @ x_side.spread) - partials.h.sum(0)[:, None] * mean
+    positive_c, positive_x, positive_y = pairs.gradients(
+        similarity, x, y, c, scale * grad_positives, *measures
+    )
+    grad_c = partials.c.sum() / (2 * c) + positive_c.sum()
     return (
         value,
-        _gradient(of_x, by_x, by.a.sum(1, keepdim=True), c) + own_x,
-        _gradient(of_y, by_y, by.b.sum(0)[:, None], c) + own_y,
-        by_c.to(c.dtype),
-        by_scale,
+        _gradient(x_side, grad_unit_x, partials.a.sum(1, keepdim=True), c) + positive_x,
+        _gradient(y_side, grad_unit_y, partials.b.sum(0)[:, None], c) + positive_y,
+        grad_c.to(c.dtype),
+        grad_scale,
     )
 
 
@@ -122,46 +129,53 @@ def _products(similarity: str, x: _Side, y: _Side, mean: Tensor) -> Tensor:
     halves = [0.5 * dot(z.spread, z.spread) for z in (x, y)]
     h = x.spread @ y.spread.mT + halves[0] + halves[1].mT
     most = halves[0].amax() * halves[1].amax()
-    torch.ops.lorentzkit.mend(h, x.spread, y.spread, mean, most, similarity == "angle")
+    torch.ops.lorentzkit.recompute_small(h, x.spread, y.spread, mean, most, similarity == "angle")
     return h
 
 
 @cpu_op(
-    "mend(Tensor(a!) h, Tensor x, Tensor y, Tensor mean, Tensor most, bool opposites) -> ()",
+    "recompute_small(Tensor(a!) h, Tensor x, Tensor y, Tensor mean, Tensor most, bool opposites)"
+    " -> ()",
     lambda *_: None,
 )
-def _mend(h: Tensor, x: Tensor, y: Tensor, mean: Tensor, most: Tensor, opposites: bool) -> None:
-    mend(h, x, y, mean, clouds.threshold(len(mean), float(most)), opposites)
+def _recompute_small(
+    h: Tensor, x: Tensor, y: Tensor, mean: Tensor, most: Tensor, opposites: bool
+) -> None:
+    recompute_small(h, x, y, mean, clouds.threshold(len(mean), float(most)), opposites)
 
 
-def _of_values(
-    similarity: str, values: Sequence[Tensor], found: Tensor, scale: Tensor
+def _loss_of_values(
+    similarity: str, values: Sequence[Tensor], positives: Tensor, scale: Tensor
 ) -> tuple[Tensor, list[Tensor], Tensor]:
     """The loss, of the values of all pairs and of positives ``(N, K)``; its derivatives by them.
 
     The derivatives are less the scale, and those by the values have zeros in their diagonals.
     """
-    N = found.shape[0]
+    N = positives.shape[0]
     diagonal = torch.eye(N, dtype=torch.bool)
-    loss, of_values, of_found = scale.new_zeros(()), [], []
+    loss, grad_values, grad_positives = scale.new_zeros(()), [], []
     for sign, k, dim in zip(SIGNS[similarity], (0, -1), (1, 0), strict=True):
         logits = torch.where(diagonal, -torch.inf, sign * scale * values[k])
         log_sums = pointwise.log_sum(logits, dim)
-        excess = log_sums.flatten() - sign * scale * found[:, k]
+        excess = log_sums.flatten() - sign * scale * positives[:, k]
         loss = loss + torch.logaddexp(excess, torch.zeros_like(excess)).sum() / (2 * N)
-        slope = sign / (2 * N) * excess.sigmoid()
-        of_values.append(slope.unsqueeze(dim) * (logits - log_sums).exp())
-        of_found.append(-slope)
+        grad_excess = sign / (2 * N) * excess.sigmoid()
+        grad_values.append(grad_excess.unsqueeze(dim) * (logits - log_sums).exp())
+        grad_positives.append(-grad_excess)
     if len(values) == 1:
-        return loss, [of_values[0] + of_values[1]], (of_found[0] + of_found[1])[:, None]
-    return loss, of_values, torch.stack(of_found, 1)
+        return (
+            loss,
+            [grad_values[0] + grad_values[1]],
+            (grad_positives[0] + grad_positives[1])[:, None],
+        )
+    return loss, grad_values, torch.stack(grad_positives, 1)
 
 
-def _gradient(of: _Side, change: Tensor, by_radius: Tensor, c: Tensor) -> Tensor:
+def _gradient(points: _Side, grad_unit: Tensor, grad_radius: Tensor, c: Tensor) -> Tensor:
     """As `clouds.Cloud.gradient`, of the derivatives by the unit vectors and by the radii."""
-    inside = ~(of.length > norm_limit(c))
-    cosh = of.scalars[1].reshape(of.length.shape)
-    along = torch.where(inside, by_radius * (c.sqrt() / cosh), 0.0)
-    across = stored(1 / of.length.clamp_min(clouds.TINY[of.length.dtype]))
-    change = stored(change)
-    return change * across + of.unit * stored(along - dot(of.unit, change) * across)
+    inside = ~(points.length > norm_limit(c))
+    cosh = points.scalars[1].reshape(points.length.shape)
+    along = torch.where(inside, grad_radius * (c.sqrt() / cosh), 0.0)
+    across = stored(1 / points.length.clamp_min(clouds.TINY[points.length.dtype]))
+    grad_unit = stored(grad_unit)
+    return grad_unit * across + points.unit * stored(along - dot(points.unit, grad_unit) * across)
