@@ -345,28 +345,30 @@ def _signed_dist(x: Tensor, normal: Tensor, offset: Tensor, curv: float | Tensor
     limit = largest_radius(x.dtype) / c.sqrt()
     a = torch.clamp(offset, -limit, limit)
     coshes = root_one_plus(c.sqrt() * r) + root_one_plus(c.sqrt() * along)
-    less = across / coshes * across * sinh(c.sqrt() * a)
-    return _arsinh_less(arsinh_length(along, c) - a, less, c).reshape(*batch, len(normal))
+    cosh_part = across / coshes * across * sinh(c.sqrt() * a)
+    return _arsinh_difference(arsinh_length(along, c) - a, cosh_part, c).reshape(
+        *batch, len(normal)
+    )
 
 
-def _arsinh_less(d: Tensor, less: Tensor, c: Tensor) -> Tensor:
-    """``asinh(sinh(sqrt(c) d) - less) / sqrt(c)``; d itself, to the last digit, where less is 0."""
+def _arsinh_difference(d: Tensor, y: Tensor, c: Tensor) -> Tensor:
+    """``asinh(sinh(sqrt(c) d) - y) / sqrt(c)``; d itself, to the last digit, where y is 0."""
     cosh, sinhc, k = cosh_sinhc(c * d * d)  # all divided by exp(k)
     scale = torch.exp(-k)
-    before, part = c.sqrt() * d * sinhc, less * scale
-    after = before - part
+    sinh_d, subtrahend = c.sqrt() * d * sinhc, y * scale
+    difference = sinh_d - subtrahend
     # What is smaller changes d little: as asinh(p) - asinh(q), without cancellation.
-    little = 2 * part.abs() < before.abs()
-    under = after * cosh + before * hypot(scale, after)
-    by = -part * ((after + before) / torch.where(little, under, 1.0))
-    near = d + arsinh_length(torch.where(little, by, 0.0) / c.sqrt(), c)
-    grown = torch.where(little, 0.0, before) * torch.exp(torch.where(little, 0.0, k))
-    p = grown - torch.where(little, 0.0, less)
+    small = 2 * subtrahend.abs() < sinh_d.abs()
+    denominator = difference * cosh + sinh_d * hypot(scale, difference)
+    argument = -subtrahend * ((difference + sinh_d) / torch.where(small, denominator, 1.0))
+    near = d + arsinh_length(torch.where(small, argument, 0.0) / c.sqrt(), c)
+    minuend = torch.where(small, 0.0, sinh_d) * torch.exp(torch.where(small, 0.0, k))
+    p = minuend - torch.where(small, 0.0, y)
     large = p.abs() > 1
     far = torch.where(large, p.abs(), 1.0)
     far = (far + hypot(torch.ones_like(far), far)).log() / c.sqrt()
     far = torch.where(p < 0, -far, far)
-    return torch.where(little, near, torch.where(large, far, arsinh_length(p / c.sqrt(), c)))
+    return torch.where(small, near, torch.where(large, far, arsinh_length(p / c.sqrt(), c)))
 
 
 __all__ = ["Curvature", "Lift", "LogitScale", "LorentzMLR"]

@@ -198,10 +198,10 @@ def _outlines(x: Tensor, c: Tensor, aperture: Tensor) -> list[NDArray[np.float64
     angles = right[:, None] + between[:, None] * torch.linspace(1, 0, 361, dtype=torch.float64)
     arcs = torch.stack([angles.cos(), angles.sin()], -1)
     circle = torch.linspace(0, 2 * torch.pi, 361, dtype=torch.float64)
-    everything = torch.stack([circle.cos(), circle.sin()], -1).numpy()
+    full_circle = torch.stack([circle.cos(), circle.sin()], -1).numpy()
     outlines = torch.cat([rays[0], arcs, rays[1].flip(1)], 1).numpy()
     at_origin = (x == 0).all(-1).tolist()
-    return [everything if o else outline for o, outline in zip(at_origin, outlines, strict=True)]
+    return [full_circle if o else outline for o, outline in zip(at_origin, outlines, strict=True)]
 
 
 def radius_histogram(
@@ -309,8 +309,8 @@ def _thumbnail(ax: Axes, picture: ArrayLike, row: int) -> None:
     box, pixels = _matplotlib("offsetbox"), np.asarray(picture)
     image = box.OffsetImage(pixels, zoom=_THUMBNAIL / max(pixels.shape[:2]))
     beside = (12 + _THUMBNAIL / 2, 0)
-    at = {"xybox": beside, "boxcoords": "offset points", "frameon": False, "pad": 0}
-    ax.add_artist(box.AnnotationBbox(image, (0, row), **at))
+    placement = {"xybox": beside, "boxcoords": "offset points", "frameon": False, "pad": 0}
+    ax.add_artist(box.AnnotationBbox(image, (0, row), **placement))
 
 
 def _planar(curv: float | Tensor, **named: object) -> list[Tensor]:

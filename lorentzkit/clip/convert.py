@@ -37,7 +37,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 def read(checkpoint: Path) -> dict[str, Tensor]:
     """The parameters in a file of torch.save, by their published names."""
     try:
-        found = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        loaded = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # whatever torch makes of a file that is none of its own
@@ -46,11 +46,11 @@ def read(checkpoint: Path) -> dict[str, Tensor]:
             f"{checkpoint}, which torch.load(weights_only=True) refuses; save its 'model' alone "
             f"with the code it is from ({str(error).splitlines()[0]})"
         ) from error
-    state = found.get("model", found) if isinstance(found, Mapping) else found
+    state = loaded.get("model", loaded) if isinstance(loaded, Mapping) else loaded
     if not isinstance(state, Mapping) or not all(isinstance(x, Tensor) for x in state.values()):
         raise ValueError(
             f"checkpoint: expected the parameters by name, or a 'model' that has them, got "
-            f"{checkpoint}, which holds {_described(found)}"
+            f"{checkpoint}, which holds {_described(loaded)}"
         )
     return dict(state)
 
@@ -131,8 +131,10 @@ def _objective(kind: str, given: Objective | None) -> Objective:
     return given
 
 
-def _described(found: Any) -> str:
-    return f"the keys {sorted(map(str, found))}" if isinstance(found, Mapping) else f"{type(found)}"
+def _described(loaded: Any) -> str:
+    return (
+        f"the keys {sorted(map(str, loaded))}" if isinstance(loaded, Mapping) else f"{type(loaded)}"
+    )
 
 
 def main(argv: list[str] | None = None) -> None:

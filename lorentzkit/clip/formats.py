@@ -64,7 +64,7 @@ UNCHA_OTHERS = {"logit_scale", "local_logit_scale", "global_local_logit_scale"}
 
 def names(vision_layers: int, text_layers: int, kind: str) -> dict[str, tuple[str, ...]]:
     """Each published name with ours; theirs has queries, keys and values in one."""
-    found: dict[str, tuple[str, ...]] = {theirs: (ours,) for theirs, ours in TOP.items()}
+    names_: dict[str, tuple[str, ...]] = {theirs: (ours,) for theirs, ours in TOP.items()}
     layers = dict(LAYERS)
     fused: dict[str, tuple[str, str]] = {}
     for n in range(vision_layers):
@@ -75,11 +75,11 @@ def names(vision_layers: int, text_layers: int, kind: str) -> dict[str, tuple[st
         theirs, ours = f"textual.resblocks.{n}.", f"text_model.encoder.layers.{n}."
         layers |= {theirs + a: ours + b for a, b in TEXT_BLOCK.items()}
         fused |= {f"{theirs}attn.in_proj_{part}": (f"{ours}self_attn", part) for part in PARTS}
-    found |= {f"{a}.{part}": (f"{b}.{part}",) for a, b in layers.items() for part in PARTS}
-    found |= {a: tuple(f"{b}.{x}_proj.{part}" for x in "qkv") for a, (b, part) in fused.items()}
-    found[UNCHA if kind == "uncha" else "logit_scale"] = ("logit_scale.log_scale",)
+    names_ |= {f"{a}.{part}": (f"{b}.{part}",) for a, b in layers.items() for part in PARTS}
+    names_ |= {a: tuple(f"{b}.{x}_proj.{part}" for x in "qkv") for a, (b, part) in fused.items()}
+    names_[UNCHA if kind == "uncha" else "logit_scale"] = ("logit_scale.log_scale",)
     scalars = {"clip": {}, "phyclip": FACTORS}.get(kind, SCALARS)
-    return found | {theirs: (ours,) for theirs, ours in scalars.items()}
+    return names_ | {theirs: (ours,) for theirs, ours in scalars.items()}
 
 
 PARTS = ("weight", "bias")
@@ -96,12 +96,12 @@ def kind_of(state: Mapping[str, Tensor]) -> str:
 
 def gathered(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """PHyCLIP's numbers ``curvs.0, curvs.1, ...`` as one tensor ``curvs``, and its other two."""
-    found = dict(state)
+    names_ = dict(state)
     for name in FACTORS:
         numbers = [f"{name}.{n}" for n in range(sum(key.startswith(f"{name}.") for key in state))]
-        if numbers and all(key in found for key in numbers):
-            found[name] = torch.stack([found.pop(key) for key in numbers])
-    return found
+        if numbers and all(key in names_ for key in numbers):
+            names_[name] = torch.stack([names_.pop(key) for key in numbers])
+    return names_
 
 
 def check_names(state: Mapping[str, Tensor], expected: set[str], kind: str) -> None:
@@ -205,9 +205,9 @@ def check_scales(state: Mapping[str, Tensor], logit_scale: str) -> None:
 
 def converted(state: Mapping[str, Tensor], table: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
     """The parameters by our names, in float32."""
-    found: dict[str, Any] = {}
+    names_: dict[str, Any] = {}
     for theirs, ours in table.items():
         whole = state[theirs].to(torch.float32)
         whole = whole.reshape(1) if whole.ndim == 0 else whole
-        found |= dict(zip(ours, whole.chunk(len(ours)), strict=True))
-    return {name: part.contiguous() for name, part in found.items()}
+        names_ |= dict(zip(ours, whole.chunk(len(ours)), strict=True))
+    return {name: part.contiguous() for name, part in names_.items()}
