@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from lorentzkit._geometry.arrays import (
+from lorentzkit._geometry.array_functions import (
     Numbers,
     arcsinh,
     arctan2,

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from lorentzkit._geometry.arrays import Numbers
+from lorentzkit._geometry.array_functions import Numbers
 
 NEAR = 2.0**14  # of c |x|**2: a radius of 5.5
 SHORT = 2.0**8  # of c <u, u>, of tangent vectors whose exponential is taken

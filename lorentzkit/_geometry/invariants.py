@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from lorentzkit._geometry.arrays import Numbers, where
+from lorentzkit._geometry.array_functions import Numbers, where
 from lorentzkit._geometry.compilation import earned
 from lorentzkit._geometry.elementary import hardshrink
 from lorentzkit._geometry.special import values_at_hand

@@ -8,7 +8,7 @@ from torch import Tensor
 from lorentzkit._geometry.arguments import norm_limit, within
 from lorentzkit._geometry.elementary import hypot
 from lorentzkit._geometry.invariants import Measures, Products, products
-from lorentzkit._geometry.singles import length
+from lorentzkit._geometry.single_points import length
 from lorentzkit._geometry.smooth import (
     cosh_root,
     excess,

@@ -1,9 +1,11 @@
 """The Einstein midpoint and the Frechet mean, the same with other weights, each by two ways.
 
-*From a place* (`places`): O(N D), in a type wider than the points'. Eager calls for a midpoint need
-none: there its gradients are written out, and exact anywhere. *From the pairs*: the distances
-between the points alone give the weights of the mean, and no coordinates of a place enter. This
-takes O(N^2 D), for few points, and is exact even where a place has too few digits to look from.
+*From a base point* (`midpoint`): O(N D), in a type wider than the points'. Eager calls for a
+midpoint need no wider type: its gradients are written out, and exact anywhere.
+
+*From the pairs*: the distances between the points alone give the weights of the mean, and no
+coordinates of a base point enter. This takes O(N^2 D), so it is for few points. It is exact even
+where coordinates relative to a base point have too few digits.
 """
 
 from __future__ import annotations
@@ -16,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lorentzkit._geometry import places
+from lorentzkit._geometry import midpoint
 from lorentzkit._geometry.elementary import is_exporting
 from lorentzkit._geometry.invariants import products
-from lorentzkit._geometry.places import (
+from lorentzkit._geometry.midpoint import (
     Place,
     measures,
     place_of_midpoint,
@@ -55,18 +57,18 @@ def einstein_midpoint(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
     # An export is of values, which are exact either way in float32, and serves all sizes.
     exporting = is_exporting() and x.dtype != wide_dtype(x)
     by_pairs = not exporting and _few(x)
-    plain = _midpoint_from_pairs if by_pairs else places.midpoint
+    plain = _midpoint_from_pairs if by_pairs else midpoint.midpoint
     if not (eager(x) and values_at_hand(x)):
         return plain(x, w, c)
     sets = torch.broadcast_shapes(x.shape[:-2], c.shape[:-2])  # type: ignore[no-untyped-call]
     x, w = (t.expand(*sets, *t.shape[-2:]) for t in (x, w))
     c, start = c.expand(*sets, 1, 1), None
     constants = x.detach(), w.detach(), c.detach()
-    sums = places.sums(*constants)
+    sums = midpoint.sums(*constants)
     if not sums.near(spare=x.dtype != w.dtype):
-        start = places.heaviest(*constants)
-        sums = places.sums(*constants, start)
-    mean: Tensor = places.Midpoint.apply(plain, x, w, c, start, *sums)  # type: ignore[no-untyped-call]
+        start = midpoint.heaviest(*constants)
+        sums = midpoint.sums(*constants, start)
+    mean: Tensor = midpoint.Midpoint.apply(plain, x, w, c, start, *sums)  # type: ignore[no-untyped-call]
     return mean
 
 

@@ -15,7 +15,7 @@ from torch.autograd import Function
 
 from lorentzkit._geometry import smooth
 from lorentzkit._geometry.arguments import norm_limit
-from lorentzkit._geometry.arrays import Numbers, as_arrays, as_tensor, maximum, where
+from lorentzkit._geometry.array_functions import Numbers, as_arrays, as_tensor, maximum, where
 from lorentzkit._geometry.compilation import earned
 from lorentzkit._geometry.invariants import Measures, measured
 from lorentzkit._geometry.special import values_at_hand

@@ -1,4 +1,4 @@
-"""Ops on rows of float32 vectors near the origin, on a CPU: the way in to `sweeps`."""
+"""Ops on rows of float32 vectors near the origin, on a CPU: the way in to `gram_rows`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from lorentzkit._geometry import sweeps
+from lorentzkit._geometry import gram_rows
 from lorentzkit._geometry.arguments import (
     check_broadcast,
     curvature,
@@ -19,7 +19,7 @@ from lorentzkit._geometry.arguments import (
     vectors,
     working_dtype,
 )
-from lorentzkit._geometry.arrays import FEW_ROWS, Numbers, as_tensor
+from lorentzkit._geometry.array_functions import FEW_ROWS, Numbers, as_tensor
 from lorentzkit._geometry.compilation import earned
 from lorentzkit._geometry.formulas import OPS
 from lorentzkit._geometry.special import values_known
@@ -73,8 +73,8 @@ def expmap_transp(x: Tensor, u: Tensor, v: Tensor, curv: Tensor) -> tuple[Tensor
     named = {"x": x, "u": u, "v": v}
     shape, given = parameters([x, u, v], curv, None, 0.0, named)
     rows, found = [flat_rows(z, shape) for z in (x, u, v)], []
-    function = earned(sweeps.expmap_transp, "", rows[0])
-    compiled = function is not sweeps.expmap_transp
+    function = earned(gram_rows.expmap_transp, "", rows[0])
+    compiled = function is not gram_rows.expmap_transp
     for chunk in _chunks(rows[0], compiled):
         c, *_ = _some(given, chunk, compiled)
         some, near = function(c, *(_part(z, chunk) for z in rows))
@@ -108,8 +108,8 @@ def computed(
     """The op of these vectors, and its values; None if they are too far out for `gram`."""
     shape, given = parameters(tensors, curv, t, min_radius, named)
     rows = [flat_rows(v, shape) for v in tensors]
-    forward = earned(sweeps.forward, kind, rows[0])
-    compiled, found = forward is not sweeps.forward, []
+    forward = earned(gram_rows.forward, kind, rows[0])
+    compiled, found = forward is not gram_rows.forward, []
     for chunk in _chunks(rows[0], compiled):
         some = forward(kind, *_some(given, chunk, compiled), *(_part(v, chunk) for v in rows))
         if not some.right:
@@ -229,8 +229,8 @@ def gradients(
     (curv, t, *tensors), (by_curv, by_t, *by_tensors) = inputs, needed
     rows = [flat_rows(v, of.shape) for v in tensors]
     grad = flat_rows(grad if OPS[of.kind].along else grad.unsqueeze(-1), of.shape)
-    backward = earned(sweeps.backward, of.kind, rows[0])
-    compiled, found = backward is not sweeps.backward, []
+    backward = earned(gram_rows.backward, of.kind, rows[0])
+    compiled, found = backward is not gram_rows.backward, []
     for chunk in _chunks(rows[0], compiled):
         numbers: Sequence[Numbers] = of.numbers
         if chunk or compiled:
@@ -239,7 +239,7 @@ def gradients(
         some: list[Any] = [numbers, own_grad, by_tensors, *own]
         by = backward(of.kind, *_some(of.parameters, chunk, compiled), *some)
         if not by.right:  # compiled, of all rows
-            by = sweeps.backward(of.kind, *of.parameters, *some)
+            by = gram_rows.backward(of.kind, *of.parameters, *some)
         found.append(by)
     of_vectors = iter(map(_joined, zip(*(g.vectors for g in found), strict=True)))
     return [

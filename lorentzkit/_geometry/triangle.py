@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 
 from lorentzkit._geometry import elementary
-from lorentzkit._geometry.arrays import (
+from lorentzkit._geometry.array_functions import (
     Numbers,
     arctan2,
     is_double,

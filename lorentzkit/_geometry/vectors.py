@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from lorentzkit._geometry import small
-from lorentzkit._geometry.arrays import Numbers, as_tensor
+from lorentzkit._geometry import numpy_products
+from lorentzkit._geometry.array_functions import Numbers, as_tensor
 from lorentzkit._geometry.elementary import exporting_values, floor_to_power_of_two, is_exporting
 from lorentzkit._geometry.special import values_known
 
@@ -153,7 +153,7 @@ def _blas_dot(x: Parts, y: Parts) -> Tensor:
     # BLAS goes over the vectors once; torch makes a product of them first, but by all threads.
     if torch.compiler.is_compiling() or p.numel() * torch.get_num_threads() > 2**21:
         return dot(x, y)
-    return torch.from_numpy(small.vecdot(p.numpy(), q.numpy())).unsqueeze(-1)
+    return torch.from_numpy(numpy_products.vecdot(p.numpy(), q.numpy())).unsqueeze(-1)
 
 
 def or_one(x: Tensor) -> Tensor:
@@ -430,7 +430,7 @@ def _sum(terms: Sequence[tuple[Tensor | float, Tensor]], out: Tensor | None = No
 def _in_range(coefficients: Numbers, dtype: torch.dtype) -> bool:
     """Whether they may be rounded to the dtype: none is near the ends of its range."""
     if isinstance(coefficients, np.ndarray):
-        return small.in_range(coefficients)
+        return numpy_products.in_range(coefficients)
     if coefficients.dtype == dtype or coefficients.numel() == 0:
         return True
     if coefficients.device.type != "cpu":  # where one would wait for the answer

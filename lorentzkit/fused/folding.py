@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lorentzkit._geometry.compilation import row_chunks
 from lorentzkit._geometry.special import dot
-from lorentzkit.fused.clouds import FEW_DIMENSIONS
+from lorentzkit.fused.operands import FEW_DIMENSIONS
 
 _ALIGNED = 1e-36  # under what `triangle.sines` takes for 0, but with a sign
 

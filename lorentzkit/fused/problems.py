@@ -57,7 +57,7 @@ class Prepared(NamedTuple):
     """What a loss and its gradient share, of the points alone; empty tensors if nothing is kept."""
 
     x: Tensor
-    """As `clouds.Directions`, to which but the last belong"""
+    """As `operands.Directions`, to which but the last belong"""
     y: Tensor
     x_length: Tensor
     y_length: Tensor

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from lorentzkit._geometry.precision import full_precision
-from lorentzkit.fused import chosen, reference, streaming
+from lorentzkit.fused import reference, selected_pairs, streaming
 from lorentzkit.fused.problems import (
     Backend,
     ChosenPairs,
@@ -295,7 +295,7 @@ def _prepare(problem: PairwiseProblem) -> Prepared:
 
 @_op(lambda problem, impl: _terms_like(problem))
 def _loss_terms(problem: LossProblem, impl: str) -> LossTerms:
-    return LossTerms(*_backend(impl).log_sums(problem), chosen.selected(problem.positives))
+    return LossTerms(*_backend(impl).log_sums(problem), selected_pairs.selected(problem.positives))
 
 
 @_op(lambda problem, *_: _like(problem.x, problem.y, problem.c, problem.scale))
@@ -304,18 +304,18 @@ def _loss_terms_gradients(
 ) -> LossGradients:
     by = _backend(impl).log_sums_gradients(problem, sums, at.sums)
     # In the same memory, which is most of what a step takes.
-    by_c = chosen.add_gradients(problem.positives, at.values, by.x, by.y)
+    by_c = selected_pairs.add_gradients(problem.positives, at.values, by.x, by.y)
     return by._replace(c=by.c + by_c)
 
 
 @_op(lambda problem: _values_like(problem))
 def _selected(problem: ChosenPairs) -> Tensor:
-    return chosen.selected(problem)
+    return selected_pairs.selected(problem)
 
 
 @_op(lambda problem, at: _like(problem.x, problem.y, problem.c))
 def _selected_gradients(problem: ChosenPairs, at: Tensor) -> Gradients:
-    return chosen.selected_gradients(problem, at)
+    return selected_pairs.selected_gradients(problem, at)
 
 
 # --- From a pair of custom ops to a differentiable function ---------------------------------------

@@ -17,7 +17,8 @@ from lorentzkit._geometry import compilation
 from lorentzkit._geometry.compilation import row_blocks
 from lorentzkit._geometry.vectors import wide_dtype
 from lorentzkit.fused import pointwise
-from lorentzkit.fused.clouds import (
+from lorentzkit.fused.folding import fold
+from lorentzkit.fused.operands import (
     Cloud,
     Clouds,
     Directions,
@@ -25,7 +26,6 @@ from lorentzkit.fused.clouds import (
     directions,
     in_space,
 )
-from lorentzkit.fused.folding import fold
 from lorentzkit.fused.pointwise import Sums
 from lorentzkit.fused.problems import (
     Gradients,

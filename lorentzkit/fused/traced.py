@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from lorentzkit._geometry import rowwise, sweeps
+from lorentzkit._geometry import gram_rows, rowwise
 from lorentzkit._geometry.arguments import check_broadcast, vectors, working_dtype
 from lorentzkit._geometry.elementary import is_exporting, with_exact_constants
 from lorentzkit._geometry.formulas import OPS
@@ -147,7 +147,7 @@ def _forward(call: _Call) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
     """The values, whether they were right without looking, and the Gram numbers."""
     shape, parameters = call.parameters()
     rows = [rowwise.flat_rows(v, shape) for v in call.tensors]
-    found = sweeps.forward(call.op, *parameters, *rows)
+    found = gram_rows.forward(call.op, *parameters, *rows)
     along = rows[0].shape[1:] if OPS[call.op].along else ()
     values = found.values.reshape((*shape, *along))  # a tuple, for it may be empty
     torch.ops.lorentzkit.recompute_far(values, found.right, *call)
@@ -162,7 +162,7 @@ def _gradients(
     rows = [rowwise.flat_rows(v, shape) for v in call.tensors]
     of_grad = rowwise.flat_rows(grad if OPS[call.op].along else grad.unsqueeze(-1), shape)
     of: list[Any] = [numbers, of_grad, needed[2:], *rows]
-    by = sweeps.backward(call.op, *parameters, *of)
+    by = gram_rows.backward(call.op, *parameters, *of)
     of_vectors = iter(by.vectors)
     found = [
         z.view(shape).sum_to_size(like.shape).to(like.dtype) if need and like is not None else None

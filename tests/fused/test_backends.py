@@ -7,7 +7,7 @@ import torch
 from pairwise_calls import points
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lorentzkit.fused import chosen, reference, registry, streaming
+from lorentzkit.fused import reference, registry, selected_pairs, streaming
 from lorentzkit.fused.problems import (
     ChosenPairs,
     LogSums,
@@ -101,7 +101,7 @@ def test_positives_gradients_are_added_without_memory_of_their_own():
     of = ChosenPairs(x, y, torch.ones(1), each, each, "angle")
     by_x, by_y = torch.zeros_like(x), torch.zeros_like(y)
     with Largest(x, y, by_x, by_y) as largest:
-        chosen.add_gradients(of, torch.ones(2000, 2), by_x, by_y)
+        selected_pairs.add_gradients(of, torch.ones(2000, 2), by_x, by_y)
     assert by_x.any(1).all()
     assert 0 < largest.numel <= x.numel() / 3
 

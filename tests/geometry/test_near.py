@@ -14,7 +14,7 @@ from condition import gradient_errors, value_error
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from lorentzkit import ops
-from lorentzkit._geometry import arrays, compilation, rowwise, small, vectors
+from lorentzkit._geometry import array_functions, compilation, numpy_products, rowwise, vectors
 from lorentzkit._geometry.formulas import OPS
 from lorentzkit._geometry.gram import SHORT
 
@@ -106,8 +106,8 @@ def test_close_and_distant_points_in_one_batch(op):
 def test_rows_of_numpy_and_of_torch_are_the_same(monkeypatch, op):
     inputs = pair(100, 1.0)
     expected = value_and_gradients(getattr(ops, op), inputs)
-    monkeypatch.setattr(small, "_FEW_ELEMENTS", 0)
-    monkeypatch.setattr(arrays, "FEW_ROWS", 0)
+    monkeypatch.setattr(numpy_products, "_FEW_ELEMENTS", 0)
+    monkeypatch.setattr(array_functions, "FEW_ROWS", 0)
     monkeypatch.setattr(vectors, "_BLOCK", 7 * 6)
     torch.testing.assert_close(value_and_gradients(getattr(ops, op), inputs), expected)
 

@@ -16,7 +16,7 @@ from contrastive_calls import NAMES, SIMILARITIES, compare, leaves, logits
 from pairwise_calls import Largest, points
 
 from lorentzkit._geometry import compilation, pairs
-from lorentzkit.fused import chosen, streaming
+from lorentzkit.fused import selected_pairs, streaming
 from lorentzkit.fused.problems import ChosenPairs, LossProblem, PairwiseProblem
 from lorentzkit.losses import contrastive_loss
 
@@ -286,7 +286,7 @@ def test_positives_are_pairs_side_by_side(similarity, dtype):
     value = pairs.of_rows(similarity, leaves[0][i], leaves[1][i], leaves[2])
     expected = value, *torch.autograd.grad(value, leaves, at)
     of = ChosenPairs(x, y, c, i, i, similarity)
-    found, gradients = chosen.selected(of), chosen.selected_gradients(of, at)
+    found, gradients = selected_pairs.selected(of), selected_pairs.selected_gradients(of, at)
     eps = torch.finfo(dtype).eps
     for ours, theirs in zip((found, *gradients), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e3 * eps, atol=1e2 * eps)

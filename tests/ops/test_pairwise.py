@@ -13,8 +13,8 @@ from strategies import CASES
 from lorentzkit import ops
 from lorentzkit._geometry import compilation
 from lorentzkit.fused import streaming
-from lorentzkit.fused.clouds import clouds, directions
 from lorentzkit.fused.folding import fold
+from lorentzkit.fused.operands import clouds, directions
 from lorentzkit.fused.problems import PairwiseProblem, Search
 
 DTYPES = [torch.float32, torch.float64]
@@ -105,7 +105,7 @@ def test_the_product_alone_would_not_do(monkeypatch):
         return (ops.pairwise_dist(x, y).diagonal() / exact - 1).abs().max()
 
     assert worst() < 1e-4
-    monkeypatch.setattr("lorentzkit.fused.clouds.mend_below", lambda D, spread=1.0: 0.0)
+    monkeypatch.setattr("lorentzkit.fused.operands.mend_below", lambda D, spread=1.0: 0.0)
     assert worst() > 1e-3
 
 

@@ -1,6 +1,6 @@
 """Two clouds of points as the kernels want them, and gradients from what the kernels return.
 
-As in `clouds`, directions less their common mean; but whole tensors at a time, without a wait for
+As in `operands`, directions less their common mean; but whole tensors at a time, without a wait for
 the device, and with two differences that suit tensor cores. The half squares are added after the
 product, whose few digits they would not survive. And what is rounded is the spread, of which the
 product then is exact: the rounded direction has a length ``rho`` that is not 1, and the kernels
@@ -17,7 +17,7 @@ from torch import Tensor
 from lorentzkit._geometry.arguments import norm_limit
 from lorentzkit._geometry.special import dot
 from lorentzkit._geometry.triangle import exponentials, radial
-from lorentzkit.fused.clouds import FEW_DIMENSIONS, TINY, mend_below, rounded
+from lorentzkit.fused.operands import FEW_DIMENSIONS, TINY, mend_below, rounded
 from lorentzkit.fused.problems import LossProblem, PairwiseProblem
 from lorentzkit.fused.triton.config import INTERPRETED
 
@@ -84,7 +84,7 @@ def _polar(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _threshold(D: int, half_squares: Tensor) -> Tensor:
-    """`clouds.mend_below` of a spread that is known on the device."""
+    """`operands.mend_below` of a spread that is known on the device."""
     smallest = 1e-3
     spread = (2 * half_squares.sqrt()).clamp_min(smallest) / smallest
     return (mend_below(D, smallest) * spread * spread).clamp_max(1.0)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lorentzkit._geometry.arrays import FEW_ROWS
+from lorentzkit._geometry.array_functions import FEW_ROWS
 
 _FEW_ELEMENTS = 2**16
 

@@ -20,7 +20,7 @@ from lorentzkit._geometry.arguments import norm_limit
 from lorentzkit._geometry.precision import full_precision
 from lorentzkit._geometry.special import dot
 from lorentzkit._geometry.vectors import cpu_op, stored
-from lorentzkit.fused import clouds, pointwise
+from lorentzkit.fused import operands, pointwise
 from lorentzkit.fused.folding import mend
 from lorentzkit.fused.pointwise import SIGNS
 from lorentzkit.fused.problems import Batch
@@ -44,7 +44,7 @@ Run = Callable[[], Loss]
 def earned(batch: Batch) -> Run | None:
     """The compiled loss of these points; None until such batches have earned its compilation."""
     x, (N, D) = batch.x, batch.x.shape
-    if D <= clouds.FEW_DIMENSIONS or not 1 < N * N <= _MOST_PAIRS:
+    if D <= operands.FEW_DIMENSIONS or not 1 < N * N <= _MOST_PAIRS:
         return None
     # An eager call takes some five times as long as this says, and so does this compilation.
     if not compilation.earns(loss, batch.similarity, x, _CALL + 2 * N * (N + D)):
@@ -75,16 +75,16 @@ class _Side(NamedTuple):
 
     unit: Tensor
     spread: Tensor
-    """As of `clouds.Cloud`"""
+    """As of `operands.Cloud`"""
     length: Tensor
     scalars: list[Tensor]
-    """As of `clouds.Cloud`, each ``(N, 1)``; of columns ``(1, N)``"""
+    """As of `operands.Cloud`, each ``(N, 1)``; of columns ``(1, N)``"""
 
 
 def loss(similarity: str, x: Tensor, y: Tensor, c: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
     """Of points ``(N, D)`` and ``(N, D)``; and its derivatives by them, c and the scale."""
     # Stored is what a compiler would compute anew for each of its uses.
-    (u, x_length), (v, y_length) = (map(stored, clouds.polar(z)) for z in (x, y))
+    (u, x_length), (v, y_length) = (map(stored, operands.polar(z)) for z in (x, y))
     mean = stored(0.5 * (u.mean(0) + v.mean(0)))
     of_x = _Side(u, u - mean, x_length, _scalars(x_length, c))
     of_y = _Side(v, mean - v, y_length, [z.mT for z in _scalars(y_length, c)])
@@ -114,7 +114,7 @@ def loss(similarity: str, x: Tensor, y: Tensor, c: Tensor, scale: Tensor) -> tup
 
 
 def _scalars(length: Tensor, c: Tensor) -> list[Tensor]:
-    return [stored(z) for z in clouds.scalars(length, c)]
+    return [stored(z) for z in operands.scalars(length, c)]
 
 
 def _products(similarity: str, x: _Side, y: _Side, mean: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ def _products(similarity: str, x: _Side, y: _Side, mean: Tensor) -> Tensor:
     lambda *_: None,
 )
 def _mend(h: Tensor, x: Tensor, y: Tensor, mean: Tensor, most: Tensor, opposites: bool) -> None:
-    mend(h, x, y, mean, clouds.threshold(len(mean), float(most)), opposites)
+    mend(h, x, y, mean, operands.threshold(len(mean), float(most)), opposites)
 
 
 def _of_values(
@@ -158,10 +158,10 @@ def _of_values(
 
 
 def _gradient(of: _Side, change: Tensor, by_radius: Tensor, c: Tensor) -> Tensor:
-    """As `clouds.Cloud.gradient`, of the derivatives by the unit vectors and by the radii."""
+    """As `operands.Cloud.gradient`, of the derivatives by the unit vectors and by the radii."""
     inside = ~(of.length > norm_limit(c))
     cosh = of.scalars[1].reshape(of.length.shape)
     along = torch.where(inside, by_radius * (c.sqrt() / cosh), 0.0)
-    across = stored(1 / of.length.clamp_min(clouds.TINY[of.length.dtype]))
+    across = stored(1 / of.length.clamp_min(operands.TINY[of.length.dtype]))
     change = stored(change)
     return change * across + of.unit * stored(along - dot(of.unit, change) * across)

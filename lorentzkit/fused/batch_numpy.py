@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lorentzkit._geometry.arrays import Numbers
+from lorentzkit._geometry.array_functions import Numbers
 from lorentzkit._geometry.gram import NEAR
 from lorentzkit._geometry.pairs import TINY
 from lorentzkit._geometry.triangle import Radial, change, exact_triangle, radial, values
+from lorentzkit.fused.batch_compiled import Loss, Run
 from lorentzkit.fused.pointwise import SIGNS
 from lorentzkit.fused.problems import Batch
-from lorentzkit.fused.whole import Loss, Run
 
 _MOST_PAIRS, _MOST_NUMBERS = 2**16, 2**18  # NumPy has one thread
 _LEAST_LENGTH = TINY[torch.float32]  # so that derivatives have their limit at the origin

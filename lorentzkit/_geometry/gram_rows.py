@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lorentzkit._geometry import small
-from lorentzkit._geometry.arrays import Numbers, as_arrays, as_tensor, where
+from lorentzkit._geometry import numpy_products
+from lorentzkit._geometry.array_functions import Numbers, as_arrays, as_tensor, where
 from lorentzkit._geometry.formulas import EXPMAP_TRANSP, OPS, side
 from lorentzkit._geometry.gram import Apart, Gram, Op, Settings, Slopes, Sum
 from lorentzkit._geometry.vectors import (
@@ -105,8 +105,8 @@ def _numbers(op: Op, vectors: Sequence[Tensor]) -> tuple[Numbers, ...]:
 
 def _products(op: Op, vectors: Mapping[str, Tensor], pairs: Sequence[str]) -> tuple[Numbers, ...]:
     """Products ``(N, 1)`` of the vectors x, b, u and g, by letters; two points' b as y."""
-    if small.is_small(vectors["x"]):
-        return small.products(vectors, op.points, pairs)
+    if numpy_products.is_small(vectors["x"]):
+        return numpy_products.products(vectors, op.points, pairs)
     blocks = []
     for block in wide_blocks(list(vectors.values())):
         v = dict(zip(vectors, block, strict=True))
