@@ -126,12 +126,12 @@ def check_cones(min_radius: float, aperture_scale: float = 1.0) -> None:
 
 @in_torch("exterior_angle")
 def _exterior_angle(x: Tensor, y: Tensor, curv: float | Tensor) -> Tensor:
-    return pairs.of_rows("exterior", *points_and(curv, {}, {"x": x, "y": y})).squeeze(-1)
+    return pairs.row_values("exterior", *points_and(curv, {}, {"x": x, "y": y})).squeeze(-1)
 
 
 @in_torch("interior_angle")
 def _interior_angle(x: Tensor, y: Tensor, curv: float | Tensor) -> Tensor:
-    return pairs.of_rows("interior", *points_and(curv, {}, {"x": x, "y": y})).squeeze(-1)
+    return pairs.row_values("interior", *points_and(curv, {}, {"x": x, "y": y})).squeeze(-1)
 
 
 @in_torch("half_aperture")

@@ -62,7 +62,7 @@ def dist0(x: Tensor, curv: float | Tensor = 1.0, *, keepdim: bool = False) -> Te
 
 @in_torch("dist")
 def _dist(x: Tensor, y: Tensor, curv: float | Tensor) -> Tensor:
-    return pairs.of_rows("distance", *points_and(curv, {}, {"x": x, "y": y})).squeeze(-1)
+    return pairs.row_values("distance", *points_and(curv, {}, {"x": x, "y": y})).squeeze(-1)
 
 
 @in_torch("dist0")

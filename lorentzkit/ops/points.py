@@ -154,7 +154,7 @@ def tangent_norm(x: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
 
 @in_torch("inner")
 def _inner(x: Tensor, y: Tensor, curv: float | Tensor) -> Tensor:
-    return pairs.of_rows("inner", *points_and(curv, {}, {"x": x, "y": y})).squeeze(-1)
+    return pairs.row_values("inner", *points_and(curv, {}, {"x": x, "y": y})).squeeze(-1)
 
 
 @in_torch("time")
