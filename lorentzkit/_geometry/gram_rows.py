@@ -1,6 +1,7 @@
-"""`gram`'s formulas of rows of float32 vectors: two sweeps over them, and numbers between.
+"""`gram`'s formulas for rows of float32 vectors, in two passes over the vectors.
 
-One sweep takes the products of the vectors in float64, the other sums them up with coefficients.
+The first pass takes the products of the vectors in float64. The formulas make coefficients of them,
+and the second pass sums the vectors up with those.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 from lorentzkit._geometry import numpy_products
 from lorentzkit._geometry.array_functions import Numbers, as_arrays, as_tensor, where
 from lorentzkit._geometry.formulas import EXPMAP_TRANSP, OPS, side
-from lorentzkit._geometry.gram import Apart, Gram, Op, Settings, Slopes, Sum
+from lorentzkit._geometry.gram import Coefficients, Gram, Op, Partials, Settings, SplitVector
 from lorentzkit._geometry.vectors import (
     joined,
     sums,
@@ -26,85 +27,89 @@ from lorentzkit._geometry.vectors import (
 
 class Values(NamedTuple):
     values: Any
-    """``(N, 1)`` or ``(N, D)``; None in eager code if the vectors are too far out"""
+    """``(N, 1)`` or ``(N, D)``; None if eager code sees that the vectors are too far out"""
     numbers: tuple[Numbers, ...] = ()
     """The Gram numbers"""
-    right: Numbers = False
-    """One bool: whether the vectors are near enough. Compiled code does not look at it"""
+    valid: Numbers = False
+    """One bool: whether the vectors were near enough. Compiled code cannot branch on it"""
 
 
 class Gradients(NamedTuple):
     c: Numbers
-    """Row by row, as t"""
+    """Row by row, like t"""
     t: Numbers
     vectors: list[Tensor]
-    right: Numbers = True
-    """As of `Values`"""
+    valid: Numbers = True
+    """As in `Values`"""
 
 
-def _gram(op: Op, numbers: Sequence[Numbers]) -> Gram:
+def _named_gram(op: Op, numbers: Sequence[Numbers]) -> Gram:
     return Gram(**dict(zip(op.numbers, numbers, strict=True)))
 
 
 def forward(kind: str, c: Numbers, t: Numbers, min_radius: float, *vectors: Tensor) -> Values:
     """The op of rows of vectors. c and t are floats, or ``(N, 1)``."""
     op = OPS[kind]
-    *numbers, c, t = as_arrays(*_numbers(op, vectors), c, t)
-    gram, settings = _measured(op, numbers, c, t, min_radius)
+    *numbers, c, t = as_arrays(*_gram_numbers(op, vectors), c, t)
+    gram, settings = _gram_and_settings(op, numbers, c, t, min_radius)
     near = op.within(gram, settings)
     if not torch.compiler.is_compiling() and not near:
         return Values(None)
     value = op.value(gram, settings)
-    if op.apart:
-        (found,), right = _sums(op, gram, vectors, [value[:1]])
-        return Values(_with_last(found, value.last), tuple(numbers), near & right)
-    if op.along:
-        (found,), right = _sums(op, gram, vectors, [value])
-        return Values(found, tuple(numbers), near & right)
+    if op.splits_last:
+        (result,), valid = _sums(op, gram, vectors, [value[:1]])
+        return Values(_with_last(result, value.last), tuple(numbers), near & valid)
+    if op.grad_dots:
+        (result,), valid = _sums(op, gram, vectors, [value])
+        return Values(result, tuple(numbers), near & valid)
     return Values(as_tensor(value).to(torch.float32), tuple(numbers), near)
 
 
-def _with_last(found: Tensor, last: Numbers) -> Tensor:
-    found[:, -1:] = as_tensor(last)
-    return found
+def _with_last(result: Tensor, last: Numbers) -> Tensor:
+    result[:, -1:] = as_tensor(last)
+    return result
 
 
 def _rest(v: Tensor) -> Tensor:
-    """All coordinates but the last; a zero in the place of none."""
+    """All coordinates but the last; if there are no others, a zero."""
     return v[:, :-1] if v.shape[1] > 1 else torch.zeros_like(v)
 
 
 def expmap_transp(c: Numbers, *vectors: Tensor) -> tuple[list[Tensor], Numbers]:
     """`expmap` of the second vector, and the third one transported along it; no derivatives.
 
-    And whether the vectors are near enough; if eager code sees that they are not, nothing else.
+    Also whether the vectors are near enough. If eager code sees that they are not, the list is
+    empty.
     """
     op = EXPMAP_TRANSP
-    *numbers, c = as_arrays(*_numbers(op, vectors), c)
-    gram, settings = _measured(op, numbers, c, None, 0.0)
+    *numbers, c = as_arrays(*_gram_numbers(op, vectors), c)
+    gram, settings = _gram_and_settings(op, numbers, c, None, 0.0)
     near = op.within(gram, settings)
     if not torch.compiler.is_compiling() and not near:
         return [], False
-    found, right = _sums(op, gram, vectors, op.value(gram, settings))
-    return found, near & right
+    results, valid = _sums(op, gram, vectors, op.value(gram, settings))
+    return results, near & valid
 
 
-def _measured(
+def _gram_and_settings(
     op: Op, numbers: Sequence[Numbers], c: Numbers, t: Numbers, min_radius: float
 ) -> tuple[Gram, Settings]:
-    gram, of = _gram(op, numbers), Settings(c, t=t, min_radius=min_radius)
-    return gram, of._replace(side=side(gram, c)) if op.points == 2 else of
+    gram, settings = _named_gram(op, numbers), Settings(c, t=t, min_radius=min_radius)
+    return gram, settings._replace(side=side(gram, c)) if op.points == 2 else settings
 
 
-def _numbers(op: Op, vectors: Sequence[Tensor]) -> tuple[Numbers, ...]:
-    if not op.apart:
+def _gram_numbers(op: Op, vectors: Sequence[Tensor]) -> tuple[Numbers, ...]:
+    if not op.splits_last:
         return _products(op, dict(zip("xbu", vectors, strict=False)), op.numbers)
     (x,) = vectors
     return *_products(op, {"x": _rest(x)}, ["xx"]), x[:, -1:].double()
 
 
 def _products(op: Op, vectors: Mapping[str, Tensor], pairs: Sequence[str]) -> tuple[Numbers, ...]:
-    """Products ``(N, 1)`` of the vectors x, b, u and g, by letters; two points' b as y."""
+    """Products ``(N, 1)`` of pairs of the vectors x, b, u and g, such as "xb".
+
+    For an op of two points, ``vectors["b"]`` is the second point y.
+    """
     if numpy_products.is_small(vectors["x"]):
         return numpy_products.products(vectors, op.points, pairs)
     blocks = []
@@ -127,50 +132,52 @@ def backward(
     needed: Sequence[bool],
     *vectors: Tensor,
 ) -> Gradients:
-    """Derivatives of ``(grad * values).sum()``, of the vectors those needed."""
-    op, value = OPS[kind], Sum(None)
-    every: tuple[Tensor | None, ...] = vectors
+    """Derivatives of ``(grad * values).sum()``; by the vectors, those that are needed."""
+    op, value = OPS[kind], Coefficients(None)
+    all_vectors: tuple[Tensor | None, ...] = vectors
     *numbers, c, t = as_arrays(*numbers, c, t)
-    gram, settings = _measured(op, numbers, c, t, min_radius)
-    if op.apart:
-        return _backward_apart(op, gram, settings, grad, *vectors)
-    if op.along:
-        with_grad = dict(zip(op.along, vectors, strict=False)) | {"g": grad}
-        of_grad = _products(op, with_grad, [f"{v}g" for v in op.along])
-        along: Any = Sum(*as_arrays(*of_grad))
+    gram, settings = _gram_and_settings(op, numbers, c, t, min_radius)
+    if op.splits_last:
+        return _backward_split(op, gram, settings, grad, *vectors)
+    if op.grad_dots:
+        named = dict(zip(op.grad_dots, vectors, strict=False)) | {"g": grad}
+        dots = _products(op, named, [f"{v}g" for v in op.grad_dots])
+        grad_dots: Any = Coefficients(*as_arrays(*dots))
         value = op.value(gram, settings)
-        every = (*vectors, *[None] * (3 - len(vectors)), grad)
+        all_vectors = (*vectors, *[None] * (3 - len(vectors)), grad)
     else:
-        (along,) = as_arrays(grad.double())
-    by = op.slopes(gram, settings, along)
-    rows = _by_vector(op, by, value)
+        (grad_dots,) = as_arrays(grad.double())
+    partials = op.vjp(gram, settings, grad_dots)
+    rows = _vector_coefficients(op, partials, value)
     wanted = [row for row, need in zip(rows, needed, strict=False) if need]
-    return Gradients(by.c, by.t, *(_sums(op, gram, every, wanted) if wanted else ([], True)))
+    return Gradients(
+        partials.c, partials.t, *(_sums(op, gram, all_vectors, wanted) if wanted else ([], True))
+    )
 
 
-def _backward_apart(op: Op, gram: Gram, settings: Settings, grad: Tensor, x: Tensor) -> Gradients:
-    of_rest = _products(op, {"x": _rest(x), "g": _rest(grad)}, ["xg"])
-    along = Apart(*as_arrays(*of_rest, grad[:, -1:].double()))
-    by = op.slopes(gram, settings, along)
-    row = [_twice(by.xx), op.value(gram, settings).rest]
-    (found,), right = _sums(op, gram, [x, grad], [row])
-    return Gradients(by.c, None, [_with_last(found, by.last)], right)
+def _backward_split(op: Op, gram: Gram, settings: Settings, grad: Tensor, x: Tensor) -> Gradients:
+    rest_dot = _products(op, {"x": _rest(x), "g": _rest(grad)}, ["xg"])
+    grad_dots = SplitVector(*as_arrays(*rest_dot, grad[:, -1:].double()))
+    partials = op.vjp(gram, settings, grad_dots)
+    row = [_twice(partials.xx), op.value(gram, settings).rest]
+    (grad_x,), valid = _sums(op, gram, [x, grad], [row])
+    return Gradients(partials.c, None, [_with_last(grad_x, partials.last)], valid)
 
 
-def _by_vector(op: Op, by: Slopes, value: Sum) -> list[list[Numbers]]:
+def _vector_coefficients(op: Op, partials: Partials, value: Coefficients) -> list[list[Numbers]]:
     """The gradients by x, y and u, as sums of x, b, u and grad."""
-    x = [_twice(by.xx), by.xb, by.xu, value.x]
-    b = [by.xb, _twice(by.bb), by.bu, value.b]
+    x = [_twice(partials.xx), partials.xb, partials.xu, value.x]
+    b = [partials.xb, _twice(partials.bb), partials.bu, value.b]
     if op.points == 2:  # b is y - x
-        x = [_less(p, q) for p, q in zip(x, b, strict=True)]
-    return [x, b, [by.xu, by.bu, None, value.u]]
+        x = [_minus(p, q) for p, q in zip(x, b, strict=True)]
+    return [x, b, [partials.xu, partials.bu, None, value.u]]
 
 
 def _twice(x: Numbers) -> Numbers:
     return None if x is None else 2 * x
 
 
-def _less(x: Numbers, y: Numbers) -> Numbers:
+def _minus(x: Numbers, y: Numbers) -> Numbers:
     if y is None:
         return x
     return -y if x is None else x - y
@@ -182,18 +189,18 @@ def _sums(
     vectors: Sequence[Tensor | None],
     rows: Sequence[Sequence[Numbers]],
 ) -> tuple[list[Tensor], Numbers]:
-    """For each row of coefficients that sum of x, b, ...; and whether compiled code is right."""
+    """For each row of coefficients the sum of x, b, ...; and whether compiled code may use them."""
     rows, close = _in_basis(op, gram, rows)
-    near = close if close is True or close is False else as_tensor(close)
+    close_rows = close if close is True or close is False else as_tensor(close)
     if torch.compiler.is_compiling():
-        return sums_unseen(vectors, rows, near)
-    return sums(vectors, rows, near), True
+        return sums_unseen(vectors, rows, close_rows)
+    return sums(vectors, rows, close_rows), True
 
 
 def _in_basis(
     op: Op, gram: Gram, rows: Sequence[Sequence[Numbers]]
 ) -> tuple[Sequence[Sequence[Numbers]], Numbers]:
-    """In terms of ``y - x`` where that is no larger than half of x, else of y."""
+    """The coefficients in terms of ``y - x`` where that is at most half of x, else of y."""
     if op.points < 2:
         return rows, False
     close = 4 * gram.bb <= gram.xx
@@ -201,5 +208,5 @@ def _in_basis(
         if close.all():
             return rows, True
         if not close.any():
-            return [[_less(x, b), b, *others] for x, b, *others in rows], False
-    return [[_less(x, where(close, 0.0, b)), b, *others] for x, b, *others in rows], close
+            return [[_minus(x, b), b, *tail] for x, b, *tail in rows], False
+    return [[_minus(x, where(close, 0.0, b)), b, *tail] for x, b, *tail in rows], close
