@@ -14,7 +14,7 @@ from lorentzkit import ops
 from lorentzkit._geometry import compilation
 from lorentzkit.fused import streaming
 from lorentzkit.fused.folding import fold
-from lorentzkit.fused.operands import clouds, directions
+from lorentzkit.fused.operands import directions, operands
 from lorentzkit.fused.problems import PairwiseProblem, Search
 
 DTYPES = [torch.float32, torch.float64]
@@ -105,7 +105,7 @@ def test_the_product_alone_would_not_do(monkeypatch):
         return (ops.pairwise_dist(x, y).diagonal() / exact - 1).abs().max()
 
     assert worst() < 1e-4
-    monkeypatch.setattr("lorentzkit.fused.operands.mend_below", lambda D, spread=1.0: 0.0)
+    monkeypatch.setattr("lorentzkit.fused.operands.recompute_below", lambda D, spread=1.0: 0.0)
     assert worst() > 1e-3
 
 
@@ -234,8 +234,8 @@ def test_topk_makes_no_matrix(monkeypatch):
 def test_the_centre_takes_the_cone_out_of_the_product():
     axis = torch.ones(500)
     x = axis + 0.1 * torch.randn(100, 500, generator=torch.Generator().manual_seed(0))
-    near = clouds(x, x, torch.ones(1), "highest").threshold
-    far = clouds(x - axis, x - axis, torch.ones(1), "highest").threshold
+    near = operands(x, x, torch.ones(1), "highest").threshold
+    far = operands(x - axis, x - axis, torch.ones(1), "highest").threshold
     assert near < far / 100
 
 
