@@ -1,4 +1,7 @@
-"""Chosen pairs, by a kernel where there is a GPU, else by `_geometry`: positives and winners."""
+"""Values of selected pairs, such as the positives of a loss or the results of a search.
+
+On a GPU a kernel computes them, elsewhere `_geometry.pairs`.
+"""
 
 from __future__ import annotations
 
@@ -9,37 +12,45 @@ import torch
 from torch import Tensor
 
 from lorentzkit._geometry import pairs
-from lorentzkit.fused.problems import ChosenPairs, Gradients
+from lorentzkit.fused.problems import Gradients, SelectedPairs
 from lorentzkit.fused.rows import by_kernel
 
 
-def selected(of: ChosenPairs) -> Tensor:
+def selected(problem: SelectedPairs) -> Tensor:
     """Their values, ``(P, K)``."""
-    run = _kernels() if _has_kernel(of) else pairs
-    found: Tensor = run.selected(of.kind, of.x, of.y, of.c, of.i, of.j)
-    return found
+    module = _kernels() if _has_kernel(problem) else pairs
+    values: Tensor = module.selected(*_fields(problem))
+    return values
 
 
-def selected_gradients(of: ChosenPairs, at: Tensor) -> Gradients:
-    """Derivatives of ``(at * selected).sum()``."""
-    if _has_kernel(of):
-        return Gradients(*_kernels().selected_gradients(of.kind, of.x, of.y, of.c, of.i, of.j, at))
-    x, y = (torch.zeros_like(z, memory_format=torch.contiguous_format) for z in (of.x, of.y))
-    return Gradients(x, y, add_gradients(of, at, x, y))
+def selected_gradients(problem: SelectedPairs, grad_output: Tensor) -> Gradients:
+    """Derivatives of ``(grad_output * selected).sum()``."""
+    if _has_kernel(problem):
+        return Gradients(*_kernels().selected_gradients(*_fields(problem), grad_output))
+    grad_x, grad_y = (
+        torch.zeros_like(z, memory_format=torch.contiguous_format) for z in (problem.x, problem.y)
+    )
+    return Gradients(grad_x, grad_y, add_gradients(problem, grad_output, grad_x, grad_y))
 
 
-def add_gradients(of: ChosenPairs, at: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Adds `selected_gradients` by the points to x and y, a block at a time; returns that by c."""
-    if _has_kernel(of):  # which takes all pairs at once
-        by = selected_gradients(of, at)
-        x += by.x
-        y += by.y
-        return by.c
-    return pairs.add_selected_gradients(of.kind, of.x, of.y, of.c, of.i, of.j, at, x, y)
+def add_gradients(
+    problem: SelectedPairs, grad_output: Tensor, grad_x: Tensor, grad_y: Tensor
+) -> Tensor:
+    """Adds the gradients by x and y to these, a block at a time; returns that by c."""
+    if _has_kernel(problem):  # which takes all pairs at once
+        grads = selected_gradients(problem, grad_output)
+        grad_x += grads.x
+        grad_y += grads.y
+        return grads.c
+    return pairs.add_selected_gradients(*_fields(problem), grad_output, grad_x, grad_y)
 
 
-def _has_kernel(of: ChosenPairs) -> bool:
-    return len(of.i) > 0 and by_kernel([of.c], [of.x, of.y])
+def _fields(problem: SelectedPairs) -> tuple[str, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return problem.kind, problem.x, problem.y, problem.c, problem.i, problem.j
+
+
+def _has_kernel(problem: SelectedPairs) -> bool:
+    return len(problem.i) > 0 and by_kernel([problem.c], [problem.x, problem.y])
 
 
 def _kernels() -> ModuleType:

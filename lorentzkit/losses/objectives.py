@@ -27,7 +27,7 @@ class Objective(nn.Module):
         precision: Precision = "highest",
     ) -> None:
         super().__init__()
-        registry.check_how(impl, precision)
+        registry.check_impl(impl, precision)
         self.group = group
         self.how: dict[str, Any] = {"impl": impl, "precision": precision, "group": group}
 

@@ -9,12 +9,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lorentzkit.fused import reference, registry, selected_pairs, streaming
 from lorentzkit.fused.problems import (
-    ChosenPairs,
     LogSums,
     LossProblem,
     LossTerms,
     PairwiseProblem,
     Search,
+    SelectedPairs,
     built,
     flat,
     layout,
@@ -98,7 +98,7 @@ class Largest(TorchDispatchMode):
 def test_positives_gradients_are_added_without_memory_of_their_own():
     x, y = points(2000, 512, torch.float32), points(2000, 512, torch.float32, seed=1)
     each = torch.arange(2000)
-    of = ChosenPairs(x, y, torch.ones(1), each, each, "angle")
+    of = SelectedPairs(x, y, torch.ones(1), each, each, "angle")
     by_x, by_y = torch.zeros_like(x), torch.zeros_like(y)
     with Largest(x, y, by_x, by_y) as largest:
         selected_pairs.add_gradients(of, torch.ones(2000, 2), by_x, by_y)
