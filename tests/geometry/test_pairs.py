@@ -31,9 +31,9 @@ def chosen(op):
     kind = {"exterior_angle": "angle"}.get(op, KINDS[op])
 
     def function(x, y, curv):
-        points, others = torch.stack([0 * x, x]), torch.stack([y, 0 * y, 2 * y])
+        points, gallery = torch.stack([0 * x, x]), torch.stack([y, 0 * y, 2 * y])
         i, j = torch.tensor([1]), torch.tensor([0])
-        pairs = SelectedPairs(points, others, curv.reshape(1), i, j, kind)
+        pairs = SelectedPairs(points, gallery, curv.reshape(1), i, j, kind)
         return registry.selected(pairs)[0, 0]
 
     return function
@@ -85,16 +85,16 @@ def results(kind, D, dtype=torch.float32):
     inputs = (*pairs_of_all_kinds(D), torch.tensor([0.7]))
     leaves = [t.to(dtype).requires_grad_() for t in inputs]
     value = pairs.row_values(kind, *leaves)
-    at = torch.linspace(0.5, 1.5, value.numel()).view_as(value)
-    return value.detach(), *torch.autograd.grad(value, leaves, at)
+    grad_output = torch.linspace(0.5, 1.5, value.numel()).view_as(value)
+    return value.detach(), *torch.autograd.grad(value, leaves, grad_output)
 
 
 def check_same(ours, theirs, tolerance):
-    for found, expected in zip(ours, theirs, strict=True):
+    for got, expected in zip(ours, theirs, strict=True):
         size = expected.norm(dim=-1, keepdim=True) if expected.dim() else expected.abs()
-        least = 1e-30 if found.dtype == torch.float32 else 1e-290
-        assert found.isfinite().all()
-        error = (found - expected).norm(dim=-1, keepdim=True)
+        least = 1e-30 if got.dtype == torch.float32 else 1e-290
+        assert got.isfinite().all()
+        error = (got - expected).norm(dim=-1, keepdim=True)
         assert (error <= tolerance * size.clamp_min(least)).all()
 
 
