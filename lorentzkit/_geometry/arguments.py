@@ -26,7 +26,7 @@ from lorentzkit._geometry.special import (
 )
 
 SMALLEST_CURV, LARGEST_CURV = 1e-8, 1e8
-_LEAST_CURV = SMALLEST_CURV * (1 - 2**-24)  # a float32 of the smallest is a hair less
+_LEAST_CURV = SMALLEST_CURV * (1 - 2**-24)  # as a float32 the smallest is a little less
 
 
 def floating(name: str, value: object) -> Tensor:
@@ -73,8 +73,8 @@ def curvature(curv: object, dtype: torch.dtype, device: torch.device) -> Tensor:
     if isinstance(curv, Tensor):
         c = floating("curv", curv).to(device if curv.dim() == 0 else curv.device, dtype)
         c = c.unsqueeze(-1)
-        if _one_at_hand(c):
-            _value_of_curvature(c)
+        if _is_known_scalar(c):
+            _curvature_value(c)
             return c
         valid = (c >= _LEAST_CURV) & (c <= LARGEST_CURV)
         # On an accelerator the check would stop the queue at every op: invalid values are NaN.
@@ -89,7 +89,7 @@ def curvature_number(curv: object) -> float | None:
     if not isinstance(curv, Tensor):
         value = _valid_curvature(curv)
     elif curv.is_cpu and curv.dim() == 0 and curv.is_floating_point() and values_known(curv):
-        value = _value_of_curvature(curv.float())
+        value = _curvature_value(curv.float())
     else:
         return None
     return float(np.float32(value))
@@ -102,7 +102,7 @@ def _valid_curvature(curv: object) -> float:
     return value
 
 
-def _value_of_curvature(c: Tensor) -> float:
+def _curvature_value(c: Tensor) -> float:
     value = float(c.detach())
     if not _LEAST_CURV <= value <= LARGEST_CURV and not math.isnan(value):
         raise ValueError(_bad_curvature(f"a tensor with the value {value:g}"))
@@ -110,19 +110,19 @@ def _value_of_curvature(c: Tensor) -> float:
 
 
 def number(name: str, value: object, expected: str) -> float:
-    """``value`` as a float: one real number, of Python, NumPy or what else has ``__float__``."""
+    """``value`` as a float: one real number of Python, of NumPy or with a ``__float__``."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return _as_float(value)
-    one = value
-    if getattr(value, "size", None) == 1 and hasattr(value, "item"):  # of NumPy
-        one = value.item()
-    other = isinstance(one, (bool, str)) or (
-        isinstance(one, numbers.Complex) and not isinstance(one, numbers.Real)
+    scalar = value
+    if getattr(value, "size", None) == 1 and hasattr(value, "item"):  # a NumPy array
+        scalar = value.item()
+    not_real = isinstance(scalar, (bool, str)) or (
+        isinstance(scalar, numbers.Complex) and not isinstance(scalar, numbers.Real)
     )
-    if not other and hasattr(one, "__float__"):
+    if not not_real and hasattr(scalar, "__float__"):
         try:
-            return _as_float(one)
-        except (TypeError, ValueError):  # several numbers, or what is none
+            return _as_float(scalar)
+        except (TypeError, ValueError):  # several numbers, or no number
             pass
     shape = getattr(value, "shape", ())
     raise TypeError(
@@ -158,14 +158,14 @@ def working_dtype(*values: object) -> torch.dtype:
 def points_and(
     curv: object,
     points: Mapping[str, object],
-    others: Mapping[str, object] | None = None,
+    unclamped: Mapping[str, object] | None = None,
     scalars: object = None,
 ) -> list[Tensor]:
-    """Checked, promoted ``[*points, *others, c]``: points clamped, ``c`` of shape ``(..., 1)``.
+    """Checked, promoted ``[*points, *unclamped, c]``: points clamped, ``c`` of shape ``(..., 1)``.
 
     ``scalars``, a parameter or weights, takes part in the promotion only.
     """
-    named = {**points, **(others or {})}
+    named = {**points, **(unclamped or {})}
     tensors = vectors(**named)
     dtype = working_dtype(*tensors, curv, scalars)
     c = curvature(curv, dtype, tensors[0].device)
@@ -184,8 +184,8 @@ def check_broadcast(
 ) -> None:
     """Raise ValueError unless the shapes of curvature, parameter and points broadcast.
 
-    Also if points ``(N, D)`` come with a curvature ``(N, 1)``: that makes ``(N, N)``, which is
-    hardly ever meant. Under a compiler torch's own error will do for the rest.
+    Also if points ``(N, D)`` come with a curvature ``(N, 1)``: that would make ``(N, N)``, which
+    hardly anyone means. Under a compiler other mistakes are left to torch's own error.
     """
     points = {name: tuple(shape) for name, shape in leading.items()}
     if len(curv) > max(map(len, points.values())):
@@ -224,12 +224,12 @@ def _broadcast(shapes: Iterable[Sequence[int]]) -> tuple[int, ...] | None:
 def norm_limit(c: Tensor) -> Tensor:
     """The largest Euclidean norm of a point: ``sinh(max_radius)/sqrt(c)``.
 
-    A hair more, so that the rounding of a point at that radius does not clamp it; and less for tiny
-    curvature, so that the cubes of lengths in derivatives with respect to ``c`` stay finite.
+    A little more, so that a rounded point at that radius is not clamped. For tiny curvature it is
+    less, so that the cubes of lengths in derivatives with respect to ``c`` stay finite.
     """
     radius = math.sinh(largest_radius(c.dtype)) * (1 + 2.0**-12)
     cube = 2.0**500 if c.dtype == torch.float64 else 2.0**62
-    if _one_at_hand(c) and not c.requires_grad:  # numbers are quicker than tensors of one
+    if _is_known_scalar(c) and not c.requires_grad:  # floats are quicker than one-element tensors
         value = float(c)
         return c.new_full(c.shape, min(radius / math.sqrt(value), cube * value**0.25))
     return torch.minimum(radius / c.sqrt(), cube * c.sqrt().sqrt())
@@ -248,7 +248,7 @@ def clamp_norm(x: Tensor, limit: Tensor) -> Tensor:
 
 
 def within(x: Tensor, limit: Tensor) -> bool:
-    """Whether all of ``x`` is seen at a glance to be no longer than ``limit``."""
+    """Whether a quick bound shows that all of ``x`` is at most as long as ``limit``."""
     if not values_at_hand(x) or x.numel() == 0 or limit.numel() == 0:
         return False
     least, most = x.detach().aminmax()
@@ -256,5 +256,5 @@ def within(x: Tensor, limit: Tensor) -> bool:
     return largest * (1 + 2.0**-20) <= float(limit.detach().min())
 
 
-def _one_at_hand(c: Tensor) -> bool:
+def _is_known_scalar(c: Tensor) -> bool:
     return c.numel() == 1 and values_at_hand(c)

@@ -1,7 +1,7 @@
-"""Chains of elementwise operations in one pass over memory, where inductor can make it.
+"""Chains of elementwise operations compiled to one pass over memory, where inductor can.
 
-That is on a CPU with a C++ compiler, and pays for much work. Without, the same functions run as
-they are written.
+That needs a CPU with a C++ compiler, and pays for much work only. Otherwise the same functions run
+as they are written.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from lorentzkit._geometry.special import values_known
 from lorentzkit._geometry.vectors import FEW
 
 _WORTH_COMPILING = 2**18  # elements
-# In numbers of a row, of which an eager call takes some 5 ns each: compiling takes 10 s or so.
+# In numbers of rows: an eager call takes some 5 ns for each, and compiling takes 10 s or so.
 _EARNS_COMPILING = 2**31
-_CALL, _SCALARS = 2**18, 64  # what a call costs besides its rows, and a row besides its numbers
+_CALL, _SCALARS = 2**18, 64  # the fixed cost of a call, and of a row
 _done: dict[tuple[Callable[..., Any], str, torch.dtype], int] = {}
 _CHUNK = 2**17  # elements: two threads share them, in the cache
 _ROWS: dict[str, Any] = {}
 if hasattr(torch.compiler, "skip_guard_on_globals_unsafe"):  # older torch has none
-    # Our modules do not change, and some hundred looks at them cost as much as a small step.
+    # Our modules do not change, and a hundred guards on them cost as much as a small step.
     _ROWS["guard_filter_fn"] = torch.compiler.skip_guard_on_globals_unsafe
 _ELEMENTWISE: dict[str, Any] = {
     **_ROWS,
@@ -45,9 +45,9 @@ def fused(function: Callable[..., Any], kind: str, x: Tensor, work: int) -> Call
 def by_rows(
     function: Callable[..., None], kind: str, rowwise: Sequence[Tensor], *rest: Tensor
 ) -> None:
-    """``function(kind, *rowwise, *rest)``: compiled, or of some rows at a time that fit the cache.
+    """``function(kind, *rowwise, *rest)``: compiled, or in blocks of rows that fit the cache.
 
-    It writes what it finds into some of the tensors.
+    The function writes its results into some of the tensors.
     """
     x = rowwise[0]
     run = fused(function, kind, x, x.numel())
@@ -66,16 +66,16 @@ def row_blocks(count: int, size: int) -> Iterator[slice]:
 
 
 def earned(function: Callable[..., Any], kind: str, x: Tensor) -> Callable[..., Any]:
-    """``function(kind, ...)`` of rows x: compiled once it has done as much as compiling costs.
+    """``function(kind, ...)`` of rows x: compiled once it has done as much work as compiling costs.
 
     So a program that calls it a few times never waits for a compiler, and one that calls it often
-    pays for that at most as much again. What is counted is work, not time: a program that is run
-    again compiles at the same call.
+    at most doubles its time. Work is counted, not time: a program that is run again compiles at the
+    same call.
     """
     if not x.is_cpu or not values_known(x):
         return function
     N, D = x.shape
-    kind = f"{kind}_{D if D <= FEW else 0}"  # short rows are code of their own
+    kind = f"{kind}_{D if D <= FEW else 0}"  # short rows have code of their own
     work = _CALL + N * (D + _SCALARS)
     return (
         compiled(function, kind, x.dtype, rows=True) if earns(function, kind, x, work) else function
@@ -83,7 +83,7 @@ def earned(function: Callable[..., Any], kind: str, x: Tensor) -> Callable[..., 
 
 
 def earns(function: Callable[..., Any], kind: str, x: Tensor, work: int) -> bool:
-    """Whether it has done so much work that it is to be compiled, with this on tensors like x."""
+    """Whether the function has now done enough work on tensors like x to be compiled."""
     key = (function, kind, x.dtype)
     _done[key] = _done.get(key, 0) + work
     return _done[key] >= _EARNS_COMPILING and _has_compiler()
@@ -100,7 +100,7 @@ def _has_compiler() -> bool:
         from torch._inductor.cpp_builder import get_cpp_compiler
 
         get_cpp_compiler()
-    except Exception:  # whatever is missing, the blocks run without
+    except Exception:  # whatever is missing: the functions also run uncompiled
         return False
     return True
 
@@ -109,10 +109,10 @@ def _has_compiler() -> bool:
 def compiled(
     function: Callable[..., Any], kind: str, dtype: torch.dtype, rows: bool = False
 ) -> Callable[..., Any]:
-    # Its own code for each kind: of one code, torch compiles 8 variants and then fails.
+    # Each kind gets a code object of its own: torch compiles 8 variants of one, and then fails.
     name = f"{function.__name__}_{kind}_{dtype}".replace(".", "_")
     code = function.__code__.replace(co_name=name)
-    options = _ROWS if rows else _ELEMENTWISE  # sums over rows are loops of their own
+    options = _ROWS if rows else _ELEMENTWISE  # sums over rows make loops of their own
     own = FunctionType(code, function.__globals__, name)
     own.__kwdefaults__ = function.__kwdefaults__
     return Compiled(own, **options)

@@ -1,9 +1,9 @@
-"""A compiled function, called past `torch.compile`'s own checks where they are known to hold.
+"""Compiled functions that skip `torch.compile`'s own checks where these are known to hold.
 
 Dynamo and AOTAutograd look at every argument before each call, which takes as long as a small op.
-Of CPU tensors without derivatives, whose memory does not overlap where it is written to, the graph
-that is chosen depends on nothing but what is in `_key`. So the graph that served one call serves
-every later one with the same key.
+For CPU tensors without derivatives, whose memory does not overlap where it is written to, the
+choice of a graph depends only on what `_key` contains. So the graph that served one call serves
+every later call with the same key.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class Compiled:
         tensors: list[Tensor] = []
         key = _key(args, tensors)
         direct = self._known.get(key)
-        return self._called(key, args) if direct is None else direct(tensors)
+        return self._through_compile(key, args) if direct is None else direct(tensors)
 
-    def _called(self, key: Hashable, args: Sequence[Any]) -> Any:
-        """By way of `torch.compile`."""
-        # A parameter's sizes would be part of the code, and whether derivatives are wanted.
+    def _through_compile(self, key: Hashable, args: Sequence[Any]) -> Any:
+        """Calls the function of `torch.compile`, and keeps its graph for the next call."""
+        # Detached: the sizes of a parameter, and its derivatives, would be part of the code.
         tensors: list[Tensor] = []
         args = [_detached(a, tensors) for a in args]
         self._thread.call = None
@@ -64,16 +64,16 @@ class Compiled:
         def compile_graph(*args: Any, **kwargs: Any) -> Any:
             graph = compile_fx_inner(*args, **kwargs)
 
-            def run(given: list[Any]) -> Any:
-                same = list(given)  # for the graph empties it
-                results = graph(given)
-                self._thread.call = _Call(graph, same, results)
+            def run(inputs: list[Any]) -> Any:
+                kept = list(inputs)  # the graph empties its list
+                results = graph(inputs)
+                self._thread.call = _Call(graph, kept, results)
                 return results
 
             run._boxed_call = True  # type: ignore[attr-defined]
             return run
 
-        # What its cache has was compiled without `compile_graph`; that of inductor stays.
+        # AOTAutograd's cache has graphs compiled without `compile_graph`; inductor's cache stays.
         with config.patch(enable_autograd_cache=False):
             return compile_fx(
                 module, inputs, inner_compile=compile_graph, config_patches=self._options
@@ -81,10 +81,10 @@ class Compiled:
 
 
 class _Call(NamedTuple):
-    """Of a compiled graph."""
+    """A call of a compiled graph."""
 
     graph: Any
-    given: list[Any]
+    inputs: list[Any]
     results: Sequence[Any]
 
 
@@ -92,43 +92,43 @@ class _Direct(NamedTuple):
     """How to call a graph with tensors, and what to make of its results."""
 
     graph: Any
-    given: list[Any]
+    inputs: list[Any]
     result: Callable[[Sequence[Tensor]], Any]
 
     def __call__(self, tensors: Sequence[Tensor]) -> Any:
-        given = [tensors[a.place] if type(a) is _At else a for a in self.given]
-        return self.result(self.graph(given))
+        inputs = [tensors[a.slot] if type(a) is _Position else a for a in self.inputs]
+        return self.result(self.graph(inputs))
 
 
-class _At(NamedTuple):
-    """A tensor's place among others."""
+class _Position(NamedTuple):
+    """A tensor's position in a list."""
 
-    place: int
+    slot: int
 
 
 def _key(args: Sequence[Any], tensors: list[Tensor]) -> Hashable:
-    """What the choice of a graph depends on. Adds the tensors to a list."""
+    """What the choice of a graph depends on; adds the tensors to the list."""
     return (
         torch.get_num_threads(),
         torch.is_autocast_enabled("cpu"),
         torch.are_deterministic_algorithms_enabled(),
-        *[_described(a, tensors) for a in args],
+        *[_signature(a, tensors) for a in args],
     )
 
 
-def _described(a: Any, tensors: list[Tensor]) -> Hashable:
+def _signature(a: Any, tensors: list[Tensor]) -> Hashable:
     if isinstance(a, Tensor):
         tensors.append(a)
         return a.dtype, a.shape, a.stride(), a.is_neg()
     if isinstance(a, (list, tuple)):
-        return tuple([_described(z, tensors) for z in a])
+        return tuple([_signature(z, tensors) for z in a])
     return a if isinstance(a, Hashable) else object()
 
 
 def _detached(a: Any, tensors: list[Tensor]) -> Any:
-    """The same with plain tensors, each another one, for Dynamo would tell equal ones apart.
+    """The argument with detached tensors, each a new one: Dynamo treats repeated ones apart.
 
-    Adds them to a list, in the order of `_key`.
+    Adds them to the list, in the order of `_key`.
     """
     if isinstance(a, Tensor):
         tensors.append(a.detach())
@@ -144,28 +144,28 @@ def _direct(call: _Call | None, tensors: Sequence[Tensor], result: Any) -> _Dire
     """How to make this call directly; None if the tensors are not those of the graph itself."""
     if call is None:
         return None
-    given = [_placed(a, tensors) for a in call.given]
+    inputs = [_position(a, tensors) for a in call.inputs]
     build = _builder(result, call.results)
-    # Dynamo makes tensors of floats: those of the key, and constants.
-    others = [a for a in given if isinstance(a, Tensor)]
-    if build is None or any(a.dim() > 0 for a in others):
+    # What is left are tensors that Dynamo makes of floats: those in the key, and constants.
+    constants = [a for a in inputs if isinstance(a, Tensor)]
+    if build is None or any(a.dim() > 0 for a in constants):
         return None
-    return _Direct(call.graph, given, build)
+    return _Direct(call.graph, inputs, build)
 
 
-def _placed(a: Any, tensors: Sequence[Any]) -> Any:
-    """A tensor's place among others, if it is there; else what was given."""
-    return next((_At(i) for i, other in enumerate(tensors) if other is a), a)
+def _position(a: Any, tensors: Sequence[Any]) -> Any:
+    """A tensor's position in the list, if it is there; else the argument itself."""
+    return next((_Position(i) for i, tensor in enumerate(tensors) if tensor is a), a)
 
 
 def _builder(a: Any, results: Sequence[Any]) -> Callable[[Sequence[Tensor]], Any] | None:
-    """Makes the like of a, a nest of a graph's results, of other results; None if it is not one."""
+    """A function that nests a graph's results as ``a`` nests these; None if it holds others."""
     if isinstance(a, Tensor):
-        at = _placed(a, results)
-        return itemgetter(at.place) if type(at) is _At else None
+        position = _position(a, results)
+        return itemgetter(position.slot) if type(position) is _Position else None
     if not isinstance(a, (list, tuple)):
         return lambda _: a
     builders = [_builder(z, results) for z in a]
     if None in builders:
         return None
-    return lambda others: _like(a, [build(others) for build in builders])  # type: ignore[misc]
+    return lambda values: _like(a, [build(values) for build in builders])  # type: ignore[misc]

@@ -133,12 +133,12 @@ def atan2(y: Tensor, x: Tensor) -> Tensor:
     if not is_exporting():
         return torch.atan2(y, x)
     size = _size(x)
-    steep = y > size
-    t = torch.where(steep, size, y) / torch.where(steep, y, size)
+    swapped = y > size
+    t = torch.where(swapped, size, y) / torch.where(swapped, y, size)
     for _ in range(2):  # atan t = 2 atan(t / (1 + sqrt(1 + t^2))): t <= 1 becomes t <= 0.2
         t = t / (1 + (1 + t * t).sqrt())
     acute = 4 * t * series(_ATANC, t * t)
-    acute = torch.where(steep, math.pi / 2 - acute, acute)
+    acute = torch.where(swapped, math.pi / 2 - acute, acute)
     return torch.where(x < 0, math.pi - acute, acute)
 
 
@@ -158,6 +158,6 @@ def floor_to_power_of_two(x: Tensor) -> Tensor:
         return (x.view(integer) & exponent).view(x.dtype)
     power = torch.where(x < 1, torch.finfo(x.dtype).tiny, torch.ones_like(x))
     for digit in range(9 if double else 6, -1, -1):  # of the exponent, in binary
-        more = power * 2.0 ** (2**digit)
-        power = torch.where(more <= x, more, power)
+        larger = power * 2.0 ** (2**digit)
+        power = torch.where(larger <= x, larger, power)
     return power

@@ -1,13 +1,13 @@
 """Ops by the Gram numbers of their vectors: values and written-out derivatives, in float64.
 
-No rotation changes what an op does, so its value is a function of the products of its vectors, and
-a resulting vector is a sum of them with such functions as coefficients. The products of two vectors
-along one ray cancel: at the radius a numbers lose a factor of ``cosh(a)**2``, and derivatives in c
-its square. Near the origin float64 has so many digits to spare for float32 points. Farther out, and
-of float64 points, `pairs`, `tangents` and `maps` take lengths and angles instead.
+Ops commute with rotations. So the value of an op is a function of the inner products of its
+vectors, and a resulting vector is a sum of them with such functions as coefficients. The products
+of two vectors along one ray cancel: at the radius a, numbers lose a factor of ``cosh(a)**2``, and
+derivatives in c lose its square. Near the origin float64 can spare those digits of float32 points.
+Farther out, and for float64 points, `pairs`, `tangents` and `maps` use lengths and angles instead.
 
-The first vector is x. The second, b, is a tangent vector, or ``y - x`` if it is a point y: so that
-nothing cancels of close points. The third, u, is a tangent vector.
+The first vector is x. The second, b, is a tangent vector; for a second point y it is ``y - x``, so
+that close points lose no digits. The third, u, is a tangent vector.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from lorentzkit._geometry.arrays import Numbers
+from lorentzkit._geometry.array_functions import Numbers
 
 NEAR = 2.0**14  # of c |x|**2: a radius of 5.5
 SHORT = 2.0**8  # of c <u, u>, of tangent vectors whose exponential is taken
 
 
 class Gram(NamedTuple):
-    """Products ``(N, 1)`` of x, b and u; None of those that an op does not need."""
+    """Products ``(N, 1)`` of x, b and u; None where an op does not need the product."""
 
     xx: Numbers
     xb: Numbers = None
@@ -30,10 +30,10 @@ class Gram(NamedTuple):
     xu: Numbers = None
     bu: Numbers = None
     last: Numbers = None
-    """Of half-space maps: the last coordinate of x, which xx leaves out"""
+    """The last coordinate of x, for half-space maps: their xx leaves it out"""
 
 
-class Sum(NamedTuple):
+class Coefficients(NamedTuple):
     """Coefficients of x, b and u."""
 
     x: Numbers
@@ -41,15 +41,15 @@ class Sum(NamedTuple):
     u: Numbers = None
 
 
-class Apart(NamedTuple):
-    """A vector ``(rest x_rest, last)``: of half-space maps, which single out one coordinate."""
+class SplitVector(NamedTuple):
+    """A vector ``(rest x_rest, last)``: half-space maps treat the last coordinate by itself."""
 
     rest: Numbers
     last: Numbers
 
 
-class Slopes(NamedTuple):
-    """Partial derivatives of a sum over the rows, by the Gram numbers, by c, and by t."""
+class Partials(NamedTuple):
+    """Partial derivatives of a sum over the rows: by the Gram numbers, by c, and by t."""
 
     xx: Numbers
     xb: Numbers = None
@@ -66,65 +66,66 @@ class Side(NamedTuple):
 
     x_cosh: Numbers
     y_cosh: Numbers
-    gap: Numbers
+    cosh_diff: Numbers
     """``cosh(a) - cosh(b)``"""
     T: Numbers
     """``sinh(D/2)**2``"""
     R: Numbers
     """``sinh D``"""
 
-    def c_slope(self) -> Numbers:
+    def log_c_partial(self) -> Numbers:
         """The derivative of T by ``log c``"""
-        return self.T - 0.25 * self.gap * self.gap / (self.x_cosh * self.y_cosh)
+        return self.T - 0.25 * self.cosh_diff * self.cosh_diff / (self.x_cosh * self.y_cosh)
 
 
 class Settings(NamedTuple):
-    """What else an op depends on."""
+    """What an op depends on besides its vectors."""
 
     c: Numbers
     side: Side = None  # type: ignore[assignment]
-    """Of two points; other ops have none"""
+    """For ops of two points"""
     t: Numbers = None
-    """Of "geodesic", in [0, 1]"""
+    """The parameter of "geodesic", in [0, 1]"""
     min_radius: float = 0.1
 
 
 class Op(NamedTuple):
-    """An op, or what `rowwise` needs to know of it.
+    """An op, as `rowwise` needs it.
 
-    ``value(gram, settings)`` is the op's number or a `Sum`. ``slopes(gram, settings, grad)`` are
-    the derivatives of ``(grad * value).sum()`` or, of a vector, those of ``along.x * value.x +
-    along.b * value.b + along.u * value.u``, with ``along`` the products of x, b and u with grad.
+    ``value(gram, settings)`` is a number or, where the op gives a vector, its `Coefficients`.
+    ``vjp(gram, settings, grad)`` has the derivatives of ``(grad * value).sum()``. Where the op
+    gives a vector, grad is ``grad_dots``, the products of x, b and u with the gradient, and the
+    derivatives are those of ``grad_dots.x * value.x + grad_dots.b * value.b + ...``.
     """
 
     value: Callable[[Gram, Settings], Any]
-    slopes: Callable[[Gram, Settings, Any], Slopes]
+    vjp: Callable[[Gram, Settings, Any], Partials]
     numbers: tuple[str, ...]
     """Which Gram numbers it takes"""
     points: int
     """How many of its vectors are points, the first ones"""
-    along: str = ""
-    """Of a vector: those of x and b whose products with grad the slopes take"""
+    grad_dots: str = ""
+    """Which of x and b the vjp needs the products with the gradient of; empty if no vector"""
     reach: float = NEAR
-    """The most of ``c |x|**2`` that it is exact for, and of ``c |y|**2``"""
+    """It is exact up to this ``c |x|**2``, and ``c |y|**2``"""
     size: Callable[[Gram, Settings], Numbers] | None = None
-    """What `reach` limits, if it is not the size of the vectors"""
+    """What `reach` limits in place of ``c |x|**2``"""
 
     @property
-    def apart(self) -> bool:
-        """Whether it singles out the last coordinate."""
+    def splits_last(self) -> bool:
+        """Whether it takes the last coordinate by itself."""
         return "last" in self.numbers
 
-    def within(self, gram: Gram, of: Settings) -> Numbers:
-        """Whether all Gram numbers are exact enough, one bool; not if they are NaN."""
-        sizes = [of.c * gram.xx if self.size is None else self.size(gram, of)]
+    def within(self, gram: Gram, settings: Settings) -> Numbers:
+        """Whether all Gram numbers are exact enough, as one bool; False for NaN."""
+        sizes = [settings.c * gram.xx if self.size is None else self.size(gram, settings)]
         if self.points == 2:
-            sizes.append(0.25 * of.c * gram.bb)
+            sizes.append(0.25 * settings.c * gram.bb)
         # NaN is not less than anything, and no maximum hides it.
         within = sizes[0].max() <= self.reach
         for size in sizes[1:]:
             within = within & (size.max() <= self.reach)
-        if of.t is None:
+        if settings.t is None:
             return within
-        inside = (of.t >= 0) & (of.t <= 1)
+        inside = (settings.t >= 0) & (settings.t <= 1)
         return within & (inside if isinstance(inside, bool) else inside.all())

@@ -1,7 +1,7 @@
-"""What no rotation changes of vectors side by side: their lengths and the angles between them.
+"""The rotation invariants of paired vectors: their lengths and the angles between them.
 
-Of float32 vectors they are measured in float64. float64 vectors have no wider type: what cancels of
-their products is split into exact parts.
+Those of float32 vectors are measured in float64. float64 vectors have no wider type: where their
+products would cancel, they are split into exact parts.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from lorentzkit._geometry.arrays import Numbers, where
+from lorentzkit._geometry.array_functions import Numbers, where
 from lorentzkit._geometry.compilation import earned
 from lorentzkit._geometry.elementary import hardshrink
 from lorentzkit._geometry.special import values_at_hand
@@ -35,7 +35,7 @@ from lorentzkit._geometry.vectors import (
     wide_dtype,
 )
 
-_TINY = 1e-300  # in the place of 0 as a divisor: squares of float32 numbers are larger
+_TINY = 1e-300  # a divisor in place of 0: squares of float32 numbers are larger
 
 
 class Measures(NamedTuple):
@@ -47,7 +47,7 @@ class Measures(NamedTuple):
     """``rx - ry``, exact for close vectors"""
     cosine: Tensor
     sine2: Tensor
-    """The square of the sine, exact at any angle; where y is 0, 0, and where only x is, 1"""
+    """The square of the sine, exact at any angle; 0 where y is 0, and 1 where only x is 0"""
 
     def h(self) -> Numbers:
         """``1 - cosine``"""
@@ -60,17 +60,17 @@ class Measures(NamedTuple):
         return where(self.cosine > 0, 1 + self.cosine, obtuse)
 
     def close(self) -> Tensor:
-        """Whether the vectors' difference is the smaller vector: of like length and direction."""
+        """Whether the vectors are of like length and direction, so that the difference is small."""
         return (self.rx <= 2 * self.ry) & (self.ry <= 2 * self.rx) & (self.cosine > 0)
 
 
 class Products(NamedTuple):
-    """Of x and y, and of a third vector u if there is one; differentiable."""
+    """Differentiable products of x and y, and of a third vector u if there is one."""
 
     xx: Tensor
     yy: Tensor
     rise: Tensor
-    """0, with the derivatives of ``x.y`` or, of close vectors, of ``-|x - y|**2 / 2``"""
+    """0, with the derivatives of ``x.y`` or, for close vectors, of ``-|x - y|**2 / 2``"""
     xu: Tensor | None = None
     yu: Tensor | None = None
     uu: Tensor | None = None
@@ -79,16 +79,16 @@ class Products(NamedTuple):
 # --- Measures -------------------------------------------------------------------------------------
 
 
-def _sweep(vectors: Sequence[Parts], exact: bool) -> tuple[Tensor, ...]:
-    """`Measures`; of each other u ``x.u``, ``y.u``, ``u.u``, and u times y's part across x.
+def _invariants(vectors: Sequence[Parts], exact: bool) -> tuple[Tensor, ...]:
+    """`Measures`; for a third vector u ``x.u``, ``y.u``, ``u.u``, and u times y's part across x.
 
-    ``exact``: whether the vectors had no wider type.
+    ``exact``: whether the vectors have no wider type.
     """
-    x, y, *others = vectors
-    measures, across = (_exact_measures if exact else _wide_measures)(x, y, bool(others))
+    x, y, *third = vectors
+    measures, across = (_exact_measures if exact else _wide_measures)(x, y, bool(third))
     numbers = [*measures]
-    for u in others:
-        # Of aligned vectors only noise is left.
+    for u in third:
+        # Aligned vectors leave only noise.
         part = torch.where(measures.sine2 == 0, 0.0, dot(across, u))
         numbers += dot(x, u), dot(y, u), dot(u, u), part
     return tuple(numbers)
@@ -96,43 +96,45 @@ def _sweep(vectors: Sequence[Parts], exact: bool) -> tuple[Tensor, ...]:
 
 def _wide_measures(x: Parts, y: Parts, needed: bool) -> tuple[Measures, Parts]:
     """Of float32 vectors in float64, which holds all digits of their products."""
-    # Of a block of `wide_blocks`, which may be written to, or of anything.
+    # Blocks of `wide_blocks` take BLAS, and y may be written to; other vectors may not.
     products = wide_dots if values_at_hand(x[0]) else dots
     xx, yy, xy = products([(x, x), (y, y), (x, y)])
     rx, ry = xx.sqrt(), yy.sqrt()
-    # An error of the quotient lies along x: the square of what is across x does not see it.
+    # An error of the quotient lies along x, and hardly changes the square of the part across x.
     k = xy / xx.clamp_min(_TINY)
-    across = _less(y, x, k) if needed or products is dots else _less(y, x, k, out=y)
+    across = (
+        _minus_multiple(y, x, k) if needed or products is dots else _minus_multiple(y, x, k, out=y)
+    )
     (square,) = products([(across, across)])
-    # No two float32 directions are so close, but equal ones.
+    # Two float32 directions so close are equal.
     sine2 = hardshrink(square / yy.clamp_min(_TINY), 1e-28)
     if needed:
-        across = _less(across, x, dot(x, across) / xx.clamp_min(_TINY))
+        across = _minus_multiple(across, x, dot(x, across) / xx.clamp_min(_TINY))
     return Measures(rx, ry, rx - ry, xy / (rx * ry).clamp_min(_TINY), sine2), across
 
 
 def _exact_measures(x: Parts, y: Parts, needed: bool) -> tuple[Measures, Parts]:
-    """Of vectors without a wider type; scaled, lest their squares overflow."""
-    of_x, of_y = power_of_two(x), power_of_two(y)
-    p, q = [v / of_x for v in x], [v / of_y for v in y]
+    """Of vectors without a wider type; scaled, or their squares might overflow."""
+    scale_x, scale_y = power_of_two(x), power_of_two(y)
+    p, q = [v / scale_x for v in x], [v / scale_y for v in y]
     pp, qq, pq = dot(p, p), dot(q, q), dot(p, q)
     across = subtract_product(q, p, pq / or_one(pp))
-    # A second time, lest of aligned vectors more than the noise of the noise is left.
+    # A second time, so that aligned vectors leave only the noise of the noise.
     along = dot(p, across) / or_one(pp)
-    across = subtract_product(across, p, along) if needed else _less(across, p, along)
+    across = subtract_product(across, p, along) if needed else _minus_multiple(across, p, along)
     least = 2.0**-200 if pp.dtype == torch.float64 else 2.0**-80
     sine2 = hardshrink(dot(across, across) / or_one(qq), least)
     cosine = pq / or_one(pp.sqrt() * qq.sqrt())
     most = torch.finfo(pp.dtype).max
-    rx, ry = (of_x * pp.sqrt()).clamp_max(most), (of_y * qq.sqrt()).clamp_max(most)
+    rx, ry = (scale_x * pp.sqrt()).clamp_max(most), (scale_y * qq.sqrt()).clamp_max(most)
     if needed:
-        # What was along x may have been the larger part, and its rounding is still there.
-        across = [of_y * w for w in _less(across, p, dot(p, across) / or_one(pp))]
+        # The part along x may have been the larger one, and its rounding is still in `across`.
+        across = [scale_y * w for w in _minus_multiple(across, p, dot(p, across) / or_one(pp))]
     return Measures(rx, ry, _radius_difference(x, y, rx, ry), cosine, sine2), across
 
 
-def _less(y: Parts, x: Parts, k: Tensor, out: Parts | None = None) -> Parts:
-    """``y - k x``, in the place of `out`, for new memory takes longer than the sum."""
+def _minus_multiple(y: Parts, x: Parts, k: Tensor, out: Parts | None = None) -> Parts:
+    """``y - k x``; into `out` if given, because new memory takes longer than the sum."""
     if out is None:
         return [torch.addcmul(q, p, k, value=-1) for p, q in zip(x, y, strict=True)]
     return [torch.addcmul(q, p, k, value=-1, out=z) for p, q, z in zip(x, y, out, strict=True)]
@@ -140,8 +142,8 @@ def _less(y: Parts, x: Parts, k: Tensor, out: Parts | None = None) -> Parts:
 
 def _radius_difference(x: Parts, y: Parts, rx: Tensor, ry: Tensor) -> Tensor:
     near = (rx < 2 * ry) & (ry < 2 * rx)
-    # x - y is exact enough where the radii are within a factor of two (Sterbenz).
-    # The sum itself might overflow, and half of the least number is 0.
+    # x - y is exact where the radii are within a factor of two (Sterbenz). Halves, because the sum
+    # might overflow; and half of the least number is 0.
     middle = or_one(torch.where(near, 0.5 * rx + 0.5 * ry, 1.0))
     differences = [(p - q) / middle for p, q in zip(x, y, strict=True)]
     middles = [0.5 * p + 0.5 * q for p, q in zip(x, y, strict=True)]
@@ -154,13 +156,13 @@ def subtract_product(y: Parts, x: Parts, k: Tensor) -> Parts:
     The products of halves are exact (Dekker 1971), and stay so if they are fused with the sums.
     """
     high, low = _halves(k)
-    rest = []
+    result = []
     for p, q in zip(x, y, strict=True):
         p_high, p_low = _halves(p)
         for a, b in ((p_high, high), (p_low, high), (p_high, low), (p_low, low)):
             q = torch.addcmul(q, a, b, value=-1)
-        rest.append(q)
-    return rest
+        result.append(q)
+    return result
 
 
 def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,31 +178,31 @@ def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
 # --- Products and measures, differentiable --------------------------------------------------------
 
 
-def products(x: Tensor, y: Tensor, *others: Tensor) -> tuple[Products, Measures, Tensor | None]:
-    """Of x and y, and of a third vector; its product with the part of y across x."""
-    vectors = torch.broadcast_tensors(x, y, *others)  # type: ignore[no-untyped-call]
+def products(x: Tensor, y: Tensor, *third: Tensor) -> tuple[Products, Measures, Tensor | None]:
+    """Of x and y, and of a third vector u; then also the product of u with y's part across x."""
+    vectors = torch.broadcast_tensors(x, y, *third)  # type: ignore[no-untyped-call]
     if eager(vectors[0]):
         shape = (*vectors[0].shape[:-1], 1)
         numbers = tuple(n.view(shape) for n in run(_Products, *map(flat, vectors)))
     else:
         numbers = _plain_products(*vectors)
-    count = 6 if others else 3
-    across = numbers[count + 5] if others else None
+    count = 6 if third else 3
+    across = numbers[count + 5] if third else None
     return Products(*numbers[:count]), Measures(*numbers[count : count + 5]), across
 
 
-def _plain_products(x: Tensor, y: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+def _plain_products(x: Tensor, y: Tensor, *third: Tensor) -> tuple[Tensor, ...]:
     dtype = wide_dtype(x)
-    numbers = _sweep([parts(v.detach(), dtype) for v in (x, y, *others)], dtype == x.dtype)
+    numbers = _invariants([parts(v.detach(), dtype) for v in (x, y, *third)], dtype == x.dtype)
     p, q = parts(x, dtype), parts(y, dtype)
     difference = [b - a for a, b in zip(p, q, strict=True)]
     close = Measures(*numbers[:5]).close()
     rise = torch.where(close, -0.5 * dot(difference, difference), dot(p, q))
-    found = [dot(p, p), dot(q, q), rise - rise.detach()]
-    for other in others:
-        u = parts(other, dtype)
-        found += dot(p, u), dot(q, u), dot(u, u)
-    return (*found, *numbers[:5], *numbers[8:])
+    derived = [dot(p, p), dot(q, q), rise - rise.detach()]
+    for v in third:
+        u = parts(v, dtype)
+        derived += dot(p, u), dot(q, u), dot(u, u)
+    return (*derived, *numbers[:5], *numbers[8:])
 
 
 class _Products(Function):
@@ -226,16 +228,21 @@ class _Products(Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, ...]:
         *vectors, close = ctx.saved_tensors
         zero = torch.zeros_like(close, dtype=wide_dtype(vectors[0]))
-        given = [zero if g is None else g for g in grads[: 3 * len(vectors) - 3]]
-        by_xx, by_yy, rise, *by_u = given
-        # In terms of x, of y (less x, where they are close), and of u.
-        of_x = [2 * by_xx, rise]
-        of_y = [torch.where(close, 2 * by_yy, rise), 2 * by_yy - torch.where(close, rise, 0.0)]
+        partials = [zero if g is None else g for g in grads[: 3 * len(vectors) - 3]]
+        by_xx, by_yy, rise, *by_u = partials
+        # Coefficients of x, of y (of y - x where they are close), and of u.
+        x_coefficients = [2 * by_xx, rise]
+        y_coefficients = [
+            torch.where(close, 2 * by_yy, rise),
+            2 * by_yy - torch.where(close, rise, 0.0),
+        ]
         if not by_u:
-            return expand(vectors, close, of_x, of_y)
+            return expand(vectors, close, x_coefficients, y_coefficients)
         by_xu, by_yu, by_uu = by_u
-        of_u = [by_xu + torch.where(close, by_yu, 0.0), by_yu, 2 * by_uu]
-        return expand(vectors, close, [*of_x, by_xu], [*of_y, by_yu], of_u)
+        u_coefficients = [by_xu + torch.where(close, by_yu, 0.0), by_yu, 2 * by_uu]
+        return expand(
+            vectors, close, [*x_coefficients, by_xu], [*y_coefficients, by_yu], u_coefficients
+        )
 
 
 def measured(*vectors: Tensor) -> tuple[Tensor, ...]:
@@ -246,4 +253,4 @@ def measured(*vectors: Tensor) -> tuple[Tensor, ...]:
         blocks = wide_blocks(vectors)
     else:
         blocks = ([parts(v[rows], dtype) for v in vectors] for rows in row_blocks(x))
-    return joined([_sweep(some, dtype == x.dtype) for some in blocks])
+    return joined([_invariants(block, dtype == x.dtype) for block in blocks])

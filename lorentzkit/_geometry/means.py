@@ -1,9 +1,11 @@
 """The Einstein midpoint and the Frechet mean, the same with other weights, each by two ways.
 
-*From a place* (`places`): O(N D), in a type wider than the points'. Eager calls for a midpoint need
-none: there its gradients are written out, and exact anywhere. *From the pairs*: the distances
-between the points alone give the weights of the mean, and no coordinates of a place enter. This
-takes O(N^2 D), for few points, and is exact even where a place has too few digits to look from.
+*From a base point* (`midpoint`): O(N D), in a type wider than the points'. Eager calls for a
+midpoint need no wider type: its gradients are written out, and exact anywhere.
+
+*From the pairs*: the distances between the points alone give the weights of the mean, and no
+coordinates of a base point enter. This takes O(N^2 D), so it is for few points. It is exact even
+where coordinates relative to a base point have too few digits.
 """
 
 from __future__ import annotations
@@ -16,13 +18,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lorentzkit._geometry import places
+from lorentzkit._geometry import midpoint
 from lorentzkit._geometry.elementary import is_exporting
 from lorentzkit._geometry.invariants import products
-from lorentzkit._geometry.places import (
-    Place,
-    measures,
-    place_of_midpoint,
+from lorentzkit._geometry.midpoint import (
+    BasePoint,
+    midpoint_base,
+    projections,
     split,
     squared,
     step_to_midpoint,
@@ -41,38 +43,38 @@ from lorentzkit._geometry.special import (
 )
 from lorentzkit._geometry.vectors import eager, wide_dtype
 
-# So many points at most go by their pairs; the second is for a dtype that has no wider one.
+# At most so many points go by their pairs; the second number is for a dtype without a wider one.
 _FEW, _FEW_OF_WIDEST = 8, 64
 _STEPS, _PATIENT_STEPS = 100, 20
-# Newton's method squares the error: of so little, nothing is left after one more step.
-_CLOSE = {torch.float64: 2.0**-32, torch.float32: 2.0**-12}
+# Newton's method squares the error: below this, one more step leaves none.
+_TOLERANCE = {torch.float64: 2.0**-32, torch.float32: 2.0**-12}
 # The rounding of the objective.
-_SAME = {torch.float64: 2.0**-40, torch.float32: 2.0**-18}
+_OBJECTIVE_ROUNDING = {torch.float64: 2.0**-40, torch.float32: 2.0**-18}
 
 
 def einstein_midpoint(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
-    """Of points ``(..., N, D)`` and weights ``(..., N, 1)`` of sum 1; all but the points wide."""
-    # An export is of values, which are exact either way in float32, and serves all sizes.
+    """Of points ``(..., N, D)`` and weights ``(..., N, 1)`` of sum 1; w and c in a wider dtype."""
+    # An exported program has values only, exact either way in float32, and serves all sizes.
     exporting = is_exporting() and x.dtype != wide_dtype(x)
     by_pairs = not exporting and _few(x)
-    plain = _midpoint_from_pairs if by_pairs else places.midpoint
+    plain = _midpoint_from_pairs if by_pairs else midpoint.midpoint
     if not (eager(x) and values_at_hand(x)):
         return plain(x, w, c)
     sets = torch.broadcast_shapes(x.shape[:-2], c.shape[:-2])  # type: ignore[no-untyped-call]
     x, w = (t.expand(*sets, *t.shape[-2:]) for t in (x, w))
     c, start = c.expand(*sets, 1, 1), None
     constants = x.detach(), w.detach(), c.detach()
-    sums = places.sums(*constants)
-    if not sums.near(spare=x.dtype != w.dtype):
-        start = places.heaviest(*constants)
-        sums = places.sums(*constants, start)
-    mean: Tensor = places.Midpoint.apply(plain, x, w, c, start, *sums)  # type: ignore[no-untyped-call]
+    sums = midpoint.klein_sums(*constants)
+    if not sums.origin_suffices(spare=x.dtype != w.dtype):
+        start = midpoint.heaviest(*constants)
+        sums = midpoint.klein_sums(*constants, start)
+    mean: Tensor = midpoint.Midpoint.apply(plain, x, w, c, start, *sums)  # type: ignore[no-untyped-call]
     return mean
 
 
 def frechet_mean(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
     """As `einstein_midpoint`."""
-    return (_mean_from_pairs if _few(x) else _mean_from_place)(x, w, c)
+    return (_mean_from_pairs if _few(x) else _mean_from_base)(x, w, c)
 
 
 def _few(x: Tensor) -> bool:
@@ -82,8 +84,8 @@ def _few(x: Tensor) -> bool:
 # --- The Frechet mean -------------------------------------------------------------------------
 
 
-class _Look(NamedTuple):
-    """At the midpoint of some weights: ``cosh(s_i) - 1`` from there, and how exact the place is."""
+class _Evaluation(NamedTuple):
+    """At the midpoint of some weights: ``cosh(s_i) - 1`` from there, and how exact that is."""
 
     excess: Tensor
     noise: Tensor | float
@@ -92,89 +94,101 @@ class _Look(NamedTuple):
 
 
 @torch.no_grad()
-def _minimise(w: Tensor, look: Callable[[Tensor], _Look]) -> tuple[Tensor, Tensor]:
-    """Where ``pull = s/sinh(s)``, s from the midpoint of the weights ``w pull``; Newton's matrix.
+def _minimise(w: Tensor, evaluate: Callable[[Tensor], _Evaluation]) -> tuple[Tensor, Tensor]:
+    """The pull with ``pull = s/sinh(s)``, s from the midpoint of the weights ``w pull``; and
+    Newton's matrix.
 
-    The simple step, to what is seen, is that of Lou et al. 2020: it never increases the objective
-    ``sum w s^2``. Where it is slow Newton's is tried, and taken back if that does. So it converges.
+    The simple step, to the ``s/sinh(s)`` of the current midpoint, is that of Lou et al. 2020. It
+    never increases the objective ``sum w s^2``. Where it is slow, Newton's step is tried, and taken
+    back if it does increase the objective. So the iteration converges.
     """
-    pull, close = torch.ones_like(w), _CLOSE[w.dtype]
+    pull, tolerance = torch.ones_like(w), _TOLERANCE[w.dtype]
     simple = pull
     least = previous = torch.full_like(w[..., :1, :], torch.inf)
-    for count in range(_STEPS):
-        excess, noise, newton = look(pull)
-        seen = arc_over_sinh(excess)
+    for iteration in range(_STEPS):
+        excess, noise, newton = evaluate(pull)
+        simple_step = arc_over_sinh(excess)
         # The logarithms alone are as large as s.
-        residual = (seen / pull).log().abs().amax(-2, keepdim=True)
-        done = not bool((residual > (close if count < _PATIENT_STEPS else noise + close)).any())
+        residual = (simple_step / pull).log().abs().amax(-2, keepdim=True)
+        done = not bool(
+            (residual > (tolerance if iteration < _PATIENT_STEPS else noise + tolerance)).any()
+        )
         objective = (w * arc_square(excess)).sum(-2, keepdim=True)
-        worse = objective > least * (1 + _SAME[w.dtype])
-        step, matrix = seen, w
+        worse = objective > least * (1 + _OBJECTIVE_ROUNDING[w.dtype])
+        step, matrix = simple_step, w
         if done or bool((residual > previous / 8).any()):
             step, matrix = newton()
         if done:
             return step, matrix
         pull = torch.where(worse, simple, step)
-        simple, least = torch.where(worse, simple, seen), torch.where(worse, least, objective)
+        simple, least = (
+            torch.where(worse, simple, simple_step),
+            torch.where(worse, least, objective),
+        )
         previous = residual
     raise RuntimeError(
         f"frechet_mean: not converged in {_STEPS} steps, residual {float(residual.max()):.2e}, "
-        f"expected at most {close:.2e} (of the logarithms of the weights); use "
+        f"expected at most {tolerance:.2e} (of the logarithms of the weights); use "
         f"einstein_midpoint, which has a closed form"
     )
 
 
-def _mean_from_place(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
+def _mean_from_base(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
     x_, w_, c_ = x.detach(), w.detach(), c.detach()
-    pull, bend = _minimise(w_, partial(_look_around, x_, w_, c_))
-    place = place_of_midpoint(x_, w_ * pull, c_)
+    pull, bend = _minimise(w_, partial(_evaluate_at_base, x_, w_, c_))
+    base = midpoint_base(x_, w_ * pull, c_)
     if not differentiable(x, w, c):
-        return place.point()
+        return base.point()
     # A Newton step from the optimum, with a constant matrix, has the first derivatives of the
     # optimum; two steps have the second ones, too.
-    step = torch.zeros_like(place.unit)
+    step = torch.zeros_like(base.unit)
     for _ in range(2):
-        excess, there = _excesses(x, w, place, c, place.upright(step, c))
-        pulled = w * arc_over_sinh(there)
-        total = measures(x, pulled, place.unit, step).total
-        rest = (
-            step_to_midpoint((pulled * (1 + excess)).sum(-2, keepdim=True), total, place, c) - step
+        excess, excess_after_step = _excesses(x, w, base, c, base.to_orthonormal(step, c))
+        pulled = w * arc_over_sinh(excess_after_step)
+        total = projections(x, pulled, base.unit, step).total
+        residual = (
+            step_to_midpoint((pulled * (1 + excess)).sum(-2, keepdim=True), total, base, c) - step
         )
-        step = step + rest + place.tangent(place.upright(rest, c) @ bend, c)
-    return carry(place.point(), place.beyond(step, c))
+        step = step + residual + base.from_orthonormal(base.to_orthonormal(residual, c) @ bend, c)
+    return carry(base.point(), base.moved(step, c))
 
 
-def _excesses(x: Tensor, w: Tensor, place: Place, c: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """``cosh(s) - 1``, s from the place and from where the step z, upright and sinh long, leads."""
-    z_radial = dot(place.unit, z)
-    along, square, product, _ = measures(x, w, place.unit, z - z_radial * place.unit)
-    excess, radial = place.seen(along, square, c)
+def _excesses(x: Tensor, w: Tensor, base: BasePoint, c: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """``cosh(s) - 1``, s from the base point and from where the step z leads.
+
+    z is in orthonormal coordinates, and its length is the sinh of the distance.
+    """
+    z_radial = dot(base.unit, z)
+    along, square, product, _ = projections(x, w, base.unit, z - z_radial * base.unit)
+    excess, radial = base.excess_and_radial(along, square, c)
     rise = dot(z, z) / (1 + (1 + dot(z, z)).sqrt())
-    there = excess + rise * (1 + excess) - z_radial * radial - c.sqrt() * product
-    return excess, there.clamp_min(0)
+    excess_after_step = excess + rise * (1 + excess) - z_radial * radial - c.sqrt() * product
+    return excess, excess_after_step.clamp_min(0)
 
 
-def _look_around(x: Tensor, w: Tensor, c: Tensor, pull: Tensor) -> _Look:
-    place = place_of_midpoint(x, w * pull, c)
+def _evaluate_at_base(x: Tensor, w: Tensor, c: Tensor, pull: Tensor) -> _Evaluation:
+    base = midpoint_base(x, w * pull, c)
 
     def newton() -> tuple[Tensor, Tensor]:
         # The Hessian of s^2/2 is 1 along the geodesic and s coth(s) across: mass I - bend.
-        mass, total, bend = summed(_second_moments, x, w, place, c)
+        mass, total, bend = summed(_second_moments, x, w, base, c)
         eye = torch.eye(x.shape[-1], dtype=w.dtype, device=w.device)
         inverse = torch.linalg.inv(mass * eye - bend)
-        return arc_over_sinh(_excesses(x, w, place, c, total @ inverse)[1]), inverse @ bend
+        return arc_over_sinh(_excesses(x, w, base, c, total @ inverse)[1]), inverse @ bend
 
-    excess, _ = _excesses(x, w, place, c, torch.zeros_like(place.unit))
-    noise = 64 * torch.finfo(w.dtype).eps * c.sqrt() * place.radius
-    return _Look(excess, noise, newton)
+    excess, _ = _excesses(x, w, base, c, torch.zeros_like(base.unit))
+    noise = 64 * torch.finfo(w.dtype).eps * c.sqrt() * base.radius
+    return _Evaluation(excess, noise, newton)
 
 
-def _second_moments(x: Tensor, w: Tensor, place: Place, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _second_moments(
+    x: Tensor, w: Tensor, base: BasePoint, c: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """``sum w s coth(s)``, ``sum w s e`` and ``sum w (s coth(s) - 1) e e``."""
-    along, across, apart = split(x, place.unit)
+    along, across, apart = split(x, base.unit)
     across = torch.where(apart, across, 0.0)
-    excess, radial = place.seen(along, squared(across), c)
-    z, pull = c.sqrt() * across + radial * place.unit, arc_over_sinh(excess)
+    excess, radial = base.excess_and_radial(along, squared(across), c)
+    z, pull = c.sqrt() * across + radial * base.unit, arc_over_sinh(excess)
     bend = w * pull**2 * coth_excess(arc_square(excess))
     w = w * pull
     return (w * (1 + excess)).sum(-2, keepdim=True), w.mT @ z, (bend * z).mT @ z
@@ -190,27 +204,31 @@ def _midpoint_from_pairs(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
 
 def _mean_from_pairs(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
     excess = _pair_excess(x, c)
-    pull, inverse = _minimise(w.detach(), partial(_look_at_pairs, w.detach(), excess.detach()))
-    change = torch.zeros_like(pull)
-    for _ in range(2):  # as from a place
-        change = change + inverse @ (_residual(w * change.exp(), pull, excess) - change)
-    w = w * change.exp()
+    pull, inverse = _minimise(
+        w.detach(), partial(_evaluate_from_pairs, w.detach(), excess.detach())
+    )
+    log_pull_step = torch.zeros_like(pull)
+    for _ in range(2):  # as in `_mean_from_base`
+        log_pull_step = log_pull_step + inverse @ (
+            _residual(w * log_pull_step.exp(), pull, excess) - log_pull_step
+        )
+    w = w * log_pull_step.exp()
     pull = pull / (w * pull).sum(-2, keepdim=True).detach()
     return _midpoint(x, w, pull, _balance(w, pull, excess).pairs)
 
 
-def _look_at_pairs(w: Tensor, excess: Tensor, pull: Tensor) -> _Look:
+def _evaluate_from_pairs(w: Tensor, excess: Tensor, pull: Tensor) -> _Evaluation:
     def newton() -> tuple[Tensor, Tensor]:
         inverse = torch.linalg.inv(_newton_matrix(w, pull, excess))
-        # What weighs nothing moves nothing else, not even by the rounding of the inverse.
-        itself = torch.eye(w.shape[-2], device=w.device) > 0
-        inverse = torch.where((w.mT > 0) | itself, inverse, 0.0)
+        # A point of weight 0 must not move the others, not even by the rounding of the inverse.
+        diagonal = torch.eye(w.shape[-2], device=w.device) > 0
+        inverse = torch.where((w.mT > 0) | diagonal, inverse, 0.0)
         step = pull * (inverse @ _residual(w, pull, excess)).exp()
         # The mean is within the convex hull of the points: nearer to x_i than the farthest of them.
         least = arc_over_sinh(excess.amax(-1, keepdim=True))
         return step.clamp(least, torch.ones_like(w)), inverse
 
-    return _Look(_balance(w, pull, excess).excess, 0.0, newton)
+    return _Evaluation(_balance(w, pull, excess).excess, 0.0, newton)
 
 
 def _pair_excess(x: Tensor, c: Tensor) -> Tensor:
@@ -218,9 +236,9 @@ def _pair_excess(x: Tensor, c: Tensor) -> Tensor:
     n = x.shape[-2]
     i, j = torch.triu_indices(n, n, 1, device=x.device)
     pairs = excess(*products(x[..., i, :], x[..., j, :])[:2], c).squeeze(-1)
-    place = torch.full((n, n), len(i), device=x.device)  # the diagonal: what is padded, 0
-    place[i, j] = place[j, i] = torch.arange(len(i), device=x.device)
-    return pad(pairs, (0, 1))[..., place]
+    index = torch.full((n, n), len(i), device=x.device)  # the diagonal: what is padded, 0
+    index[i, j] = index[j, i] = torch.arange(len(i), device=x.device)
+    return pad(pairs, (0, 1))[..., index]
 
 
 class _Balance(NamedTuple):
@@ -239,14 +257,14 @@ class _Balance(NamedTuple):
 def _balance(w: Tensor, pull: Tensor, excess: Tensor) -> _Balance:
     """Sums over all pairs: ``mass^2 = (sum w)^2 + sum_ij w_i w_j (cosh(s_ij) - 1)``.
 
-    Of the forms of this difference it is the one without any cancellation. The weights are
-    ``w pull``, in two factors: their derivatives may overflow where those in ``w`` do not.
+    This form of ``S_0^2 - |S|^2`` has no cancellation. The weights ``w pull`` come as two factors:
+    derivatives in the product may overflow where those in ``w`` do not.
     """
-    to_others = (w.mT * (pull.mT * excess)).sum(-1, keepdim=True)
+    pair_sums = (w.mT * (pull.mT * excess)).sum(-1, keepdim=True)
     total = (w * pull).sum(-2, keepdim=True)
-    pairs = (w * (pull * to_others)).sum(-2, keepdim=True)
+    pairs = (w * (pull * pair_sums)).sum(-2, keepdim=True)
     mass = (total**2 + pairs).sqrt()
-    return _Balance(total, pairs, mass, (to_others - pairs / (total + mass)) / mass)
+    return _Balance(total, pairs, mass, (pair_sums - pairs / (total + mass)) / mass)
 
 
 def _midpoint(x: Tensor, w: Tensor, pull: Tensor, pairs: Tensor) -> Tensor:
@@ -262,9 +280,9 @@ def _midpoint(x: Tensor, w: Tensor, pull: Tensor, pairs: Tensor) -> Tensor:
 
 def _residual(w: Tensor, pull: Tensor, excess: Tensor) -> Tensor:
     """``log(s_i/sinh(s_i) / pull_i)``, s_i from x_i to the midpoint of the weights ``w pull``."""
-    seen = _balance(w, pull, excess).excess
+    midpoint_excess = _balance(w, pull, excess).excess
     # The logarithms alone are as large as s.
-    return carry((arc_over_sinh(seen) / pull).log(), log_arc_over_sinh(seen))
+    return carry((arc_over_sinh(midpoint_excess) / pull).log(), log_arc_over_sinh(midpoint_excess))
 
 
 def _newton_matrix(w: Tensor, pull: Tensor, excess: Tensor) -> Tensor:
@@ -275,10 +293,10 @@ def _newton_matrix(w: Tensor, pull: Tensor, excess: Tensor) -> Tensor:
     ``-tanh(s_i) tanh(s_j) cos(angle at the mean)``, so nothing overflows, and h is in (-1, -1/3]:
     the matrix is never singular.
     """
-    _, _, mass, seen = _balance(w, pull, excess)
-    cosh = 1 + seen
+    _, _, mass, midpoint_excess = _balance(w, pull, excess)
+    cosh = 1 + midpoint_excess
     share = w * pull * cosh / mass
-    square = arc_square(seen)
+    square = arc_square(midpoint_excess)
     bend = coth_excess(square)
     h = -bend * (1 + bend * square)
     eye = torch.eye(w.shape[-2], dtype=w.dtype, device=w.device)

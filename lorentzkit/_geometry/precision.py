@@ -58,20 +58,20 @@ class _Full(AbstractContextManager[None]):
 
     def __init__(self) -> None:
         self._lock, self._inside = Lock(), 0
-        self._found: _Settings | None = None
+        self._saved: _Settings | None = None
 
     def __enter__(self) -> None:
         with self._lock:
             if self._inside == 0 and reduced():
-                self._found = _set_full()
+                self._saved = _set_full()
             self._inside += 1
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._inside -= 1
-            if self._inside == 0 and self._found is not None:
-                found, self._found = self._found, None
-                _restore(found)
+            if self._inside == 0 and self._saved is not None:
+                saved, self._saved = self._saved, None
+                _restore(saved)
 
 
 _FULL = _Full()
@@ -90,7 +90,7 @@ def _set_full() -> _Settings:
     return _Settings(tuple(levels), legacy)
 
 
-def _restore(found: _Settings) -> None:
-    torch.set_float32_matmul_precision(found.legacy)  # which sets some levels
-    for level, precision in zip(_LEVELS if _get else (), found.levels, strict=True):
+def _restore(saved: _Settings) -> None:
+    torch.set_float32_matmul_precision(saved.legacy)  # which sets some levels
+    for level, precision in zip(_LEVELS if _get else (), saved.levels, strict=True):
         _set(*level, precision)

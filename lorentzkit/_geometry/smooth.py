@@ -1,10 +1,10 @@
 """Formulas with derivatives of every order, also where polar coordinates have none.
 
-A value comes from lengths and angles, where all is a sum of terms of one sign; so does its
+A value comes from lengths and angles, by which it is a sum of terms of one sign; so does its
 derivative with respect to the curvature. Its derivatives with respect to the points come from
 their products, which are smooth everywhere, by *increments*: ``f(p) - f(p')`` with
 ``p' = p.detach()``, written so that every term has a factor like ``p - p'``. An increment is
-exactly zero, so is its derivative with respect to c, and its derivatives with respect to p, of
+exactly zero, and so is its derivative with respect to c. Its derivatives with respect to p, of
 every order, are those of f.
 
 ``x0 = sqrt(1/c + |x|**2)`` is the time component and ``C = sqrt(1 + c |x|**2) = cosh a``.
@@ -82,7 +82,7 @@ def sinh_difference(m: Measures, dr: Tensor, fx: Root, fy: Root) -> Tensor:
 
 
 def rise(p: Tensor) -> Tensor:
-    """0, with the derivatives of p."""
+    """The increment of p itself: 0, with the derivatives of p."""
     return p - p.detach()
 
 
@@ -116,15 +116,15 @@ def product_rise(p: Products, m: Measures) -> Tensor:
 def excess_rise(p: Products, m: Measures, c: Tensor) -> Tensor:
     """The increment of ``cosh(sqrt(c) d) - 1 = C_x C_y - 1 - c x.y``.
 
-    Its x-derivative is ``c (x y0/x0 - y)``: of close points it is made of their difference, by
-    ``(c |x - y|**2 - (C_x - C_y)**2) / 2``, and of others from the two products.
+    Its x-derivative is ``c (x y0/x0 - y)``. For close points the increment is made of their
+    difference, by ``(c |x - y|**2 - (C_x - C_y)**2) / 2``, and for others of the two products.
     """
     x, y = coshes(p.xx, c), coshes(p.yy, c)
-    gap = c * m.dr * (m.rx + m.ry) / (x.value + y.value)  # C_x - C_y
+    cosh_diff = c * m.dr * (m.rx + m.ry) / (x.value + y.value)  # C_x - C_y
     widens = x.rise - y.rise
-    of_close = -0.5 * widens * (2 * gap + widens)
-    of_far = x.rise * (y.value + y.rise) + x.value * y.rise
-    return torch.where(m.close(), of_close, of_far) - c * p.rise
+    close_rise = -0.5 * widens * (2 * cosh_diff + widens)
+    far_rise = x.rise * (y.value + y.rise) + x.value * y.rise
+    return torch.where(m.close(), close_rise, far_rise) - c * p.rise
 
 
 # --- Pairs ----------------------------------------------------------------------------------------
@@ -132,15 +132,17 @@ def excess_rise(p: Products, m: Measures, c: Tensor) -> Tensor:
 
 def excess(p: Products, m: Measures, c: Tensor) -> Tensor:
     """``E = cosh(sqrt(c) d) - 1``; smooth everywhere."""
-    t = sinh_difference(m, m.dr, time_root(m.rx, c), time_root(m.ry, c))
-    value: Tensor = t * (t / (1 + root_one_plus(t))) + c * m.rx * m.ry * m.h()
+    sinh_diff = sinh_difference(m, m.dr, time_root(m.rx, c), time_root(m.ry, c))
+    value: Tensor = (
+        sinh_diff * (sinh_diff / (1 + root_one_plus(sinh_diff))) + c * m.rx * m.ry * m.h()
+    )
     return value + excess_rise(p, m, c)
 
 
 def inner(p: Products, m: Measures, c: Tensor) -> Tensor:
-    """``x.y - x0 y0``; its derivative in c is that of the times alone."""
-    c_ = c.detach()
-    value = -(1 + excess(p, m, c_).detach()) / c_
+    """``x.y - x0 y0``; only the time components depend on c."""
+    c_constant = c.detach()
+    value = -(1 + excess(p, m, c_constant).detach()) / c_constant
     x, y = times(p.xx, c), times(p.yy, c)
     return carry(value, -x.value * y.value) - excess_rise(p, m, c) / c
 
@@ -148,8 +150,8 @@ def inner(p: Products, m: Measures, c: Tensor) -> Tensor:
 def distance(p: Products, m: Measures, c: Tensor) -> Tensor:
     """The gradient is 0 where the points coincide."""
     # By the chord, (2/sqrt(c)) sinh(sqrt(c) d/2), which c hardly enters.
-    turn = sinh_difference(m, m.dr, cosh_root(m.rx, c), cosh_root(m.ry, c))
-    radial = turn / ((1 + root_one_plus(c.sqrt() * turn)) / 2).sqrt()
+    sinh_diff = sinh_difference(m, m.dr, cosh_root(m.rx, c), cosh_root(m.ry, c))
+    radial = sinh_diff / ((1 + root_one_plus(c.sqrt() * sinh_diff)) / 2).sqrt()
     length = hypot(radial, m.rx.sqrt() * m.ry.sqrt() * (2 * m.h()).sqrt())
     scale = torch.where(length > 0, length, 1.0).detach().clamp_min(smallest_length(c.dtype))
     square = (length / scale) ** 2 + 2 / c * excess_rise(p, m, c) / scale / scale
@@ -159,41 +161,41 @@ def distance(p: Products, m: Measures, c: Tensor) -> Tensor:
 
 
 class Relative(NamedTuple):
-    """Increments of two points' products over the lengths in them: free of any scale."""
+    """Increments of two points' products, divided by the lengths in them, so free of any scale."""
 
     xx: Tensor
     yy: Tensor
     xy: Tensor
-    """Of close points less the half of both: then that of ``-|x - y|**2 / 2``"""
+    """For close points that of ``-|x - y|**2 / 2``, which is less by half of the other two"""
 
 
 def relative(p: Products, m: Measures, scale: Tensor | float) -> Relative:
-    """``p`` is of points over ``scale``. At the origin there is no increment."""
+    """``p`` holds products of points over ``scale``. At the origin there is no increment."""
     x, y = (or_one(r / scale) for r in (m.rx, m.ry))
     return Relative(rise(p.xx) / x / x, rise(p.yy) / y / y, p.rise / x / y)
 
 
-def exterior_legs(m: Measures, of: Relative, c: Tensor) -> tuple[Tensor, Tensor]:
+def exterior_legs(m: Measures, increments: Relative, c: Tensor) -> tuple[Tensor, Tensor]:
     """Sine and cosine of the exterior angle at x, up to a common positive factor.
 
     ``|y| sin(theta)`` and ``-sinh(a - b)/sqrt(c) - C_x |y| h``, with the increments of the radii
     and of h: at the origin angles have no derivative anyway, and far out those of products cancel.
     """
     h, cosh_x, cosh_y = m.h(), cosh_root(m.rx, c), cosh_root(m.ry, c)
-    turn = sinh_difference(m, m.dr, cosh_x, cosh_y)
-    size = (m.ry * m.sine2.sqrt() + turn.abs() + cosh_x.times(m.ry * h)).detach()
+    sinh_diff = sinh_difference(m, m.dr, cosh_x, cosh_y)
+    size = (m.ry * m.sine2.sqrt() + sinh_diff.abs() + cosh_x.times(m.ry * h)).detach()
     exists = (size > 0) & (m.rx > 0)
     # The gradient grows as 1/|x| and 1/|x - y|: where that would overflow it is left out.
     steady = ~(torch.minimum(size, m.rx) > smallest_length(size.dtype))
     size = torch.where(exists, size, 1.0)
 
-    longer, by_h = 1 + _length_rise(of.yy), _chord_rise(m, of)
+    longer, by_h = 1 + _length_rise(increments.yy), _chord_rise(m, increments)
     aligned = (m.sine2 == 0) | (m.ry == 0)
     square = torch.where(aligned, 1.0, m.sine2 + by_h * (2 * m.cosine - by_h))
     sine = torch.where(aligned, 0.0, m.ry / size * longer * square.sqrt())
 
-    (a, cosh_rise), (b, _) = _arc_rise(m.rx, of.xx, c), _arc_rise(m.ry, of.yy, c)
-    cosh = root_one_plus(c.sqrt() * turn) / c.sqrt()
+    (a, cosh_rise), (b, _) = _arc_rise(m.rx, increments.xx, c), _arc_rise(m.ry, increments.yy, c)
+    cosh = root_one_plus(c.sqrt() * sinh_diff) / c.sqrt()
     radial = sinh_difference(m, m.dr / size, cosh_x, cosh_y) * elementary.cosh(a - b)
     radial = radial + cosh / size * elementary.sinh(a - b)
     across = m.ry / size * longer * (h + by_h)
@@ -202,57 +204,60 @@ def exterior_legs(m: Measures, of: Relative, c: Tensor) -> tuple[Tensor, Tensor]
     return torch.where(steady, sine.detach(), sine), torch.where(steady, cosine.detach(), cosine)
 
 
-def _length_rise(of: Tensor) -> Tensor:
-    """The increment of a length over it, by that of the square over the square."""
-    return of / (1 + (1 + of).sqrt())
+def _length_rise(relative_rise: Tensor) -> Tensor:
+    """The relative increment of a length, from that of its square."""
+    return relative_rise / (1 + (1 + relative_rise).sqrt())
 
 
-def _arc_rise(r: Tensor, of: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+def _arc_rise(r: Tensor, relative_rise: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """The increments of ``a = asinh(sqrt(c) r)`` and of its hyperbolic cosine."""
     sinh = c.sqrt() * r
     square = sinh * sinh
-    cosh, grown = (1 + square).sqrt(), (1 + square + square * of).sqrt()
+    cosh, grown = (1 + square).sqrt(), (1 + square + square * relative_rise).sqrt()
     # asinh(p) - asinh(q) = asinh((p^2 - q^2) / (p sqrt(1 + q^2) + q sqrt(1 + p^2)))
     # The factor first: a gradient divided by it before it is multiplied might underflow.
-    step = sinh / (grown + (1 + of).sqrt() * cosh) * of
-    return asinh(step), square / (grown + cosh) * of
+    step = sinh / (grown + (1 + relative_rise).sqrt() * cosh) * relative_rise
+    return asinh(step), square / (grown + cosh) * relative_rise
 
 
-def _chord_rise(m: Measures, of: Relative) -> Tensor:
+def _chord_rise(m: Measures, increments: Relative) -> Tensor:
     """The increment of ``h = 1 - x.y/(|x| |y|) = (|x - y|**2 - (|x| - |y|)**2) / (2 |x| |y|)``."""
-    x, y = _length_rise(of.xx), _length_rise(of.yy)
+    x, y = _length_rise(increments.xx), _length_rise(increments.yy)
     grows = x + y + x * y
     rx, ry = or_one(m.rx), or_one(m.ry)
     gap = x * m.rx - y * m.ry
-    of_close = -of.xy - 0.5 * (gap / rx) * ((2 * m.dr + gap) / ry) - m.h() * grows
-    change = torch.where(m.close(), of_close, m.cosine * grows - of.xy) / (1 + grows)
-    return torch.where((m.rx > 0) & (m.ry > 0), change, 0.0)
+    close_rise = -increments.xy - 0.5 * (gap / rx) * ((2 * m.dr + gap) / ry) - m.h() * grows
+    chord_rise = torch.where(m.close(), close_rise, m.cosine * grows - increments.xy) / (1 + grows)
+    return torch.where((m.rx > 0) & (m.ry > 0), chord_rise, 0.0)
 
 
 def values(
     kind: str, p: Products, m: Measures, c: Tensor, scale: Tensor | float = 1.0
 ) -> tuple[Tensor, ...]:
-    """Of "angle" two, that at x and that at y. ``p`` is of points over ``scale``."""
+    """Two values for "angle", at x and at y. ``p`` holds products of points over ``scale``."""
     if kind == "distance":
         return (distance(p, m, c),)
     if kind == "inner":
         return (inner(p, m, c),)
-    of = relative(p, m, scale)
+    increments = relative(p, m, scale)
     if kind == "cosine":
-        some = (m.rx > 0) & (m.ry > 0)
-        return (torch.where(some, m.cosine - _chord_rise(m, of), 0.0),)
-    sine, along = exterior_legs(m, of, c)
+        nonzero = (m.rx > 0) & (m.ry > 0)
+        return (torch.where(nonzero, m.cosine - _chord_rise(m, increments), 0.0),)
+    sine, along = exterior_legs(m, increments, c)
     if kind == "interior":
         return (atan2(sine, -along),)
     at_x = atan2(sine, along)
     if kind == "exterior":
         return (at_x,)
-    exchanged = m._replace(rx=m.ry, ry=m.rx, dr=-m.dr), Relative(of.yy, of.xx, of.xy)
+    exchanged = (
+        m._replace(rx=m.ry, ry=m.rx, dr=-m.dr),
+        Relative(increments.yy, increments.xx, increments.xy),
+    )
     return at_x, atan2(*exterior_legs(*exchanged, c))
 
 
-def of_rows(kind: str, x: Tensor, y: Tensor, c: Tensor) -> Tensor:
-    """`pairs.of_rows`, with derivatives of every order."""
+def row_values(kind: str, x: Tensor, y: Tensor, c: Tensor) -> Tensor:
+    """`pairs.row_values`, with derivatives of every order."""
     limit = norm_limit(c.detach())
     x, y = clamp_norm(x, limit), clamp_norm(y, limit)
     p, m, _ = products(x, y)
@@ -269,7 +274,7 @@ ANGLES = ("angle", "exterior", "interior")
 def middle(rx: Tensor, ry: Tensor) -> Tensor:
     """A scale between two lengths, a power of two.
 
-    Of points that size the coefficients of an angle's gradient do not underflow.
+    For points of that size the coefficients of an angle's gradient do not underflow.
     """
     tiny = torch.finfo(rx.dtype).tiny
     scale = rx.clamp_min(tiny).sqrt() * ry.clamp_min(tiny).sqrt()

@@ -35,13 +35,17 @@ _COSH_LESS_SINHC = [2 * k / math.factorial(2 * k + 1) for k in range(11, 0, -1)]
 _ASINHC = [(-1) ** k * math.comb(2 * k, k) / (4**k * (2 * k + 1)) for k in range(12, -1, -1)]
 
 
+# Shorter points count as the origin. There derivatives take their limit, at a point of this length.
+TINY_LENGTH = {torch.float32: 2.0**-66, torch.float64: 2.0**-330}
+
+
 def largest_radius(dtype: torch.dtype) -> float:
     """The largest ``sqrt(curv) * dist0(x, curv)`` of a point in this dtype (`ops.max_radius`)."""
     return 300.0 if dtype == torch.float64 else 40.0
 
 
 def smallest_length(dtype: torch.dtype) -> float:
-    """Lengths under this one are not divided by, lest a gradient overflow."""
+    """Nothing is divided by shorter lengths, because a gradient would overflow."""
     return 2.0**-900 if dtype == torch.float64 else 2.0**-100
 
 
@@ -51,7 +55,7 @@ def dot(x: Tensor, y: Tensor) -> Tensor:
 
 
 def values_known(tensor: Tensor) -> bool:
-    """Whether code may depend on the numbers: not if it is compiled, transformed or traced."""
+    """Whether code may branch on the values: not if it is compiled, transformed or traced."""
     if torch.compiler.is_compiling() or tensor.is_meta:
         return False
     if torch._C._get_tracing_state() is not None:  # torch.jit.trace
@@ -64,17 +68,17 @@ def values_known(tensor: Tensor) -> bool:
 
 
 def values_at_hand(tensor: Tensor) -> bool:
-    """`values_known`, and looking at them stops no accelerator's queue."""
+    """`values_known`, and reading the values does not wait for an accelerator."""
     return tensor.device.type == "cpu" and values_known(tensor)
 
 
 def differentiable(*tensors: Tensor) -> bool:
     """Whether derivatives may be asked for, in reverse or forward mode.
 
-    If not, the increments and corrections that only carry them, about half of the work, are left
-    out. Compiled and transformed code keeps them.
+    If not, the increments and corrections that only carry derivatives are left out, about half of
+    the work. Compiled and transformed code keeps them.
     """
-    # The compiler is asked for first: it then sees a constant.
+    # `is_compiling` comes first: to the compiler the result is then a constant.
     if torch.compiler.is_compiling() or not all(values_known(tensor) for tensor in tensors):
         return not elementary.exporting_values()
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
@@ -113,7 +117,7 @@ def polar(x: Tensor) -> tuple[Tensor, Tensor]:
     nonzero = square != 0  # so that NaN stays NaN
     n = torch.where(nonzero, square, 1.0).sqrt()
     unit = torch.where(nonzero, z, 0.0) / n
-    # The derivative from u.x: in that of scale * n a small gradient underflows on its way.
+    # The derivative is that of u.x: through scale * n a small gradient would underflow.
     return torch.where(nonzero, carry(scale * n, dot(unit, x)), 0.0), unit
 
 
@@ -128,11 +132,11 @@ def root_one_plus(t: Tensor) -> Tensor:
     return elementary.hypot(torch.ones_like(t), t)
 
 
-def _near(z: Tensor, wide: bool) -> tuple[Tensor, Tensor, int]:
-    """Where a series is taken, z there and else 0, and how many terms that takes.
+def _series_domain(z: Tensor, wide: bool) -> tuple[Tensor, Tensor, int]:
+    """Where to use a series; z there and else 0; and the number of terms.
 
-    Numbers that are wider than what they are for (`wide`) lose digits without harm: for them the
-    plain form does nearly down to 0, derivatives included.
+    Numbers wider than their result (`wide`) can spare digits: for them the plain form is exact
+    enough nearly down to 0, derivatives included.
     """
     small = z <= (1e-3 if wide else 1.0)
     return small, torch.where(small, z, 0.0), 5 if wide else 99
@@ -144,11 +148,11 @@ def cosh_sinhc(z: Tensor, wide: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     ``k`` is 0 for small ``z`` (there the functions are smooth in ``z``) and ``t`` beyond, so that
     nothing overflows however large ``z`` is.
     """
-    small, near, terms = _near(z, wide)
+    small, near, terms = _series_domain(z, wide)
     t = torch.where(small, 1.0, z).sqrt()
-    decay = torch.exp(-2 * t)
-    cosh = torch.where(small, series(_COSH[-terms:], near), (1 + decay) / 2)
-    sinhc = torch.where(small, series(_SINHC[-terms:], near), (1 - decay) / (2 * t))
+    exp_neg = torch.exp(-2 * t)
+    cosh = torch.where(small, series(_COSH[-terms:], near), (1 + exp_neg) / 2)
+    sinhc = torch.where(small, series(_SINHC[-terms:], near), (1 - exp_neg) / (2 * t))
     return cosh, sinhc, torch.where(small, 0.0, t)
 
 
@@ -173,7 +177,7 @@ def asinhc(z: Tensor, wide: bool = False) -> Tensor:
     if elementary.exporting_values():  # only derivatives need the series
         t = torch.where(z == 0, 1.0, z).sqrt()
         return torch.where(z == 0, 1.0, asinh(t) / t)
-    small, near, terms = _near(z, wide)
+    small, near, terms = _series_domain(z, wide)
     t = torch.where(small, 1.0, z).sqrt()
     if wide:
         return torch.where(small, series(_ASINHC[-terms:], near), asinh(t) / t)
@@ -201,7 +205,7 @@ def arc_over_sinh(excess: Tensor, wide: bool = False) -> Tensor:
 
 
 def log_arc_over_sinh(excess: Tensor) -> Tensor:
-    """Its logarithm, with a derivative that does not underflow on its way."""
+    """``log(s / sinh(s))``, with a derivative that does not underflow on the way."""
     half = excess / 2
     small = half <= 1
     t = torch.where(small, 1.0, half).sqrt()
@@ -225,7 +229,7 @@ def arsinh_length(r: Tensor, c: Tensor, wide: bool = False) -> Tensor:
 def onto_sphere(x: Tensor, radius: Tensor, factor: Tensor, unit: Tensor) -> Tensor:
     """``radius x/|x|``, given ``factor = radius/|x|`` and ``unit = x/|x|``.
 
-    As a linear map of x: by the quotient rule a large gradient would overflow.
+    It is a linear map of x to autograd: with the quotient rule a large gradient would overflow.
     """
     moved = x * factor.detach()
     return moved + unit.detach() * (radius - dot(unit.detach(), moved))
@@ -234,30 +238,30 @@ def onto_sphere(x: Tensor, radius: Tensor, factor: Tensor, unit: Tensor) -> Tens
 def sinh_ratio(t: Tensor, s2: Tensor, wide: bool) -> Tensor:
     """``sinh(t s) / sinh(s)`` for ``s2 = s**2 <= 1`` and ``(t s)**2 <= 1``.
 
-    By logarithms: their derivatives in s cancel exactly at t = 1, which those of a quotient do not.
+    By logarithms: at t = 1 their derivatives in s cancel exactly, those of a quotient do not.
     """
     return t * torch.exp(log_sinhc(t**2 * s2, wide) - log_sinhc(s2, wide))
 
 
-def sinh_decay(t: Tensor, s: Tensor, decline: Tensor) -> Tensor:
-    """``sinh(t s) / sinh(s) exp(-decline s)`` for ``decline >= |t| - 1``."""
+def scaled_sinh_ratio(t: Tensor, s: Tensor, rate: Tensor) -> Tensor:
+    """``sinh(t s) / sinh(s) exp(-rate s)`` for ``rate >= |t| - 1``."""
     size = torch.where(t < 0, -t, t)  # unlike abs it has a derivative at 0
-    ratio = torch.exp((size - 1 - decline) * s) * _expm1_ratio(size, -2 * s)
+    ratio = torch.exp((size - 1 - rate) * s) * _expm1_ratio(size, -2 * s)
     return torch.where(t < 0, -ratio, ratio)
 
 
 def _expm1_ratio(t: Tensor, s: Tensor) -> Tensor:
     """``expm1(t s) / expm1(s)`` for t >= 0 and s < 0; at t = 1 its derivative in s is exactly 0."""
-    whole = expm1(s)
+    denominator = expm1(s)
     above, gap = t >= 1, t - 1
-    more = torch.exp(s) * expm1(torch.where(above, gap, 0.0) * s)
-    less = torch.exp(t * s) * expm1(torch.where(above, 0.0, -gap) * s)
-    near_one = 1 + torch.where(above, more, -less) / whole
-    return torch.where(t > 0.5, near_one, expm1(t * s) / whole)
+    above_one = torch.exp(s) * expm1(torch.where(above, gap, 0.0) * s)
+    below_one = torch.exp(t * s) * expm1(torch.where(above, 0.0, -gap) * s)
+    near_one = 1 + torch.where(above, above_one, -below_one) / denominator
+    return torch.where(t > 0.5, near_one, expm1(t * s) / denominator)
 
 
 def arc_times_tanh(excess: Tensor, wide: bool) -> Tensor:
-    """``s tanh(s/2) = excess * s / sinh(s)``, as a product where its derivative does not cancel."""
+    """``s tanh(s/2) = excess * s / sinh(s)``, as a product only where its derivative is exact."""
     half = excess / 2
     small = half <= 1
     far = torch.where(small, 1.0, half)

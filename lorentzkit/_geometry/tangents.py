@@ -1,7 +1,7 @@
-"""Of tangent vectors u at points x: inner products and lengths.
+"""Inner products and lengths of tangent vectors u at points x.
 
-``<u, v> = u.v - (x.u)(x.v)/x0**2``, by its parts across x and along it: far out the difference is
-noise. Values and their derivatives in c come from the parts, derivatives in the vectors from the
+Far out the difference ``<u, v> = u.v - (x.u)(x.v)/x0**2`` is noise. So values, and their
+derivatives in c, come from the parts across x and along x. Derivatives in the vectors come from the
 increments of the difference (`smooth`).
 """
 
@@ -83,7 +83,7 @@ def squared_arc(p: Products, m: Measures, c: Tensor) -> Tensor:
 
 
 def _scaled(x: Tensor) -> tuple[Tensor, Tensor | float]:
-    """Far points without a wider type over their size, lest ``1/x0**2`` underflow; the size."""
+    """x over its size, if it has no wider type: ``1/x0**2`` might underflow; and the size."""
     if wide_dtype(x) != x.dtype:
         return x, 1.0
     scale = power_of_two([x]).clamp_min(1.0)
@@ -91,12 +91,12 @@ def _scaled(x: Tensor) -> tuple[Tensor, Tensor | float]:
 
 
 def _times(p: Products, c: Tensor, scale: Tensor | float) -> Roots:
-    """``x0 / scale``, of products of ``x / scale``."""
+    """``x0 / scale``, from products of ``x / scale``."""
     return roots(1 / c / scale / scale, 1.0, p.xx)
 
 
 def _square_rise(p: Products, m: Measures, x0: Roots) -> Tensor:
-    """The increment of ``u.u - (x.u)**2/x0**2``, u in the place of y."""
+    """The increment of ``u.u - (x.u)**2/x0**2``; u is the y of p and m."""
     a, rises = _time(m.rx * m.ry * m.cosine, product_rise(p, m), x0)
     return rise(p.yy) - rises * (2 * a + rises)
 

@@ -1,4 +1,4 @@
-"""One pair of points, in scalars: what every kernel computes between its matrix products.
+"""The formulas of one pair of points: what every kernel computes between its matrix products.
 
 With ``a = sqrt(c) d(O, x)``, ``b`` likewise for y, and ``h = 1 - cos(theta)``, theta the angle at
 the origin, a triangle O, x, y of curvature -1 has
@@ -11,8 +11,8 @@ where D is the distance, alpha the exterior angle at x, and beta, N_y, M_y are a
 the points exchanged. ``N_x**2 + M_x**2 = R**2 = N_y**2 + M_y**2``, and so all derivatives are
 ratios of these numbers (docs/kernels.md derives them). Nothing cancels and nothing overflows.
 
-Rows carry the scalars of x as ``(N, 1)``, columns those of y as ``(1, M)``; the functions are plain
-torch, for `torch.compile` to fuse; of few pairs of points side by side, NumPy's.
+Rows carry the scalars of x as ``(N, 1)``, columns those of y as ``(1, M)``. Tensors take plain
+torch, which `torch.compile` fuses; the scalars of few paired rows are NumPy arrays.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 
 from lorentzkit._geometry import elementary
-from lorentzkit._geometry.arrays import (
+from lorentzkit._geometry.array_functions import (
     Numbers,
     arctan2,
     is_double,
@@ -43,17 +43,17 @@ class Radial(NamedTuple):
     tanh: Numbers
     sech: Numbers
     apex: Numbers
-    """1, but 0 at the origin: every angle there is 0, for the origin entails everything."""
+    """1, but 0 at the origin: angles there are 0, because the origin entails everything."""
 
 
 class Exponentials(NamedTuple):
-    """From which differences of radii that are rounded themselves are taken."""
+    """Of a rounded radius: what differences of two such radii are taken from."""
 
-    grow: Numbers
+    exp_half: Numbers
     """``exp(a/2)``"""
-    decay: Numbers
+    exp_neg: Numbers
     """``exp(-a)``"""
-    rest: Numbers
+    complement: Numbers
     """``1 - exp(-a)``"""
 
 
@@ -65,53 +65,62 @@ def radial(s: Numbers, apex: Numbers) -> Radial:
 
 
 def exponentials(x: Radial) -> Exponentials:
-    decay = 1 / (x.sinh + x.cosh)
-    rest = (x.sinh + x.sinh * (x.sinh / (1 + x.cosh))) * decay
-    return Exponentials(decay.rsqrt(), decay, rest)
+    exp_neg = 1 / (x.sinh + x.cosh)
+    complement = (x.sinh + x.sinh * (x.sinh / (1 + x.cosh))) * exp_neg
+    return Exponentials(exp_neg.rsqrt(), exp_neg, complement)
 
 
 class Triangle(NamedTuple):
-    turn: Numbers
+    sinh_diff: Numbers
     """``sinh(a - b)``"""
     T: Numbers
     R: Numbers
-    gap: Numbers
+    cosh_diff: Numbers
     """``cosh(a) - cosh(b)``"""
 
 
-def triangle(h: Numbers, x: Radial, y: Radial, of_x: Exponentials, of_y: Exponentials) -> Triangle:
-    """From radii that are rounded: those of all pairs of points."""
-    total = of_x.decay + of_y.decay
+def triangle(
+    h: Numbers, x: Radial, y: Radial, x_exp: Exponentials, y_exp: Exponentials
+) -> Triangle:
+    """From rounded radii, as all pairs of two sets of points have them."""
+    total = x_exp.exp_neg + y_exp.exp_neg
     # exp(-b) - exp(-a), from the complements where those are the smaller numbers.
-    difference = where(total > 1, of_x.rest - of_y.rest, of_y.decay - of_x.decay)
-    both = of_x.grow * of_y.grow
-    half = 0.5 * both
+    difference = where(
+        total > 1, x_exp.complement - y_exp.complement, y_exp.exp_neg - x_exp.exp_neg
+    )
+    exp_mid = x_exp.exp_half * y_exp.exp_half
+    half = 0.5 * exp_mid
     t = half * difference
     T = t * t + 0.5 * x.sinh * y.sinh * h
-    low = T.clamp_max(1e18)  # whose square is still a float32 number; of more, R is 2 T
+    low = T.clamp_max(1e18)  # whose square float32 still holds; beyond, R is 2 T
     R = 2 * ((low * (low + 1)).sqrt() + (T - low))
-    return Triangle(2 * t * (half * total), T, R, t * both * (of_x.rest + of_x.decay * of_y.rest))
+    return Triangle(
+        2 * t * (half * total),
+        T,
+        R,
+        t * exp_mid * (x_exp.complement + x_exp.exp_neg * y_exp.complement),
+    )
 
 
 def exact_triangle(h: Numbers, difference: Numbers, x: Radial, y: Radial, wide: bool) -> Triangle:
-    """From ``sinh(a) - sinh(b)``, exact for close points too: those of points side by side.
+    """From ``sinh(a) - sinh(b)``, exact for close points too, as paired points have it.
 
     ``wide``: whether the numbers are of a wider type than the points, so that T does not underflow.
     """
     total = x.sinh + y.sinh
-    turn = difference * (total / or_one(x.sinh * y.cosh + x.cosh * y.sinh))
-    square = turn * turn
+    sinh_diff = difference * (total / or_one(x.sinh * y.cosh + x.cosh * y.sinh))
+    square = sinh_diff * sinh_diff
     halves = 2 + 2 * sqrt(1 + square)
     if wide:
         T = square / halves + (0.5 * h) * (x.sinh * y.sinh)
         R = 2 * sqrt(T * (1 + T))
     else:
         root = elementary.hypot(
-            turn * halves.rsqrt(), (0.5 * h).sqrt() * (x.sinh.sqrt() * y.sinh.sqrt())
+            sinh_diff * halves.rsqrt(), (0.5 * h).sqrt() * (x.sinh.sqrt() * y.sinh.sqrt())
         )
         T = root * root
         R = 2 * root * sqrt(1 + T)
-    return Triangle(turn, T, R, difference * (total / (x.cosh + y.cosh)))
+    return Triangle(sinh_diff, T, R, difference * (total / (x.cosh + y.cosh)))
 
 
 def unfold(folded: Numbers) -> tuple[Numbers, Numbers]:
@@ -131,8 +140,8 @@ def sines(h: Numbers, g: Numbers) -> tuple[Numbers, Numbers]:
     return sine, where(apart, 1 / where(apart, sine, 1.0), 0.0)
 
 
-class Change(NamedTuple):
-    """Derivative of a sum over pairs, term by term: in h, in both radii, and in c times ``2 c``."""
+class Partials(NamedTuple):
+    """Partial derivatives of each pair: by h, by the radii a and b, and by c times ``2 c``."""
 
     h: Numbers
     a: Numbers
@@ -150,13 +159,13 @@ class Legs(NamedTuple):
 
 
 def legs(h: Numbers, sine: Numbers, tri: Triangle, x: Radial, y: Radial) -> Legs:
-    both = x.apex * y.apex  # at the origin there is no angle, and of it a constant one
-    x_sinh, y_sinh = x.sinh * both, y.sinh * both
+    apexes = x.apex * y.apex  # 0 if a point is the origin: then both angles are constant
+    x_sinh, y_sinh = x.sinh * apexes, y.sinh * apexes
     return Legs(
         n_x=y_sinh * sine,
         n_y=x_sinh * sine,
-        m_x=-tri.turn - x.cosh * y_sinh * h,
-        m_y=tri.turn - y.cosh * x_sinh * h,
+        m_x=-tri.sinh_diff - x.cosh * y_sinh * h,
+        m_y=tri.sinh_diff - y.cosh * x_sinh * h,
     )
 
 
@@ -210,39 +219,45 @@ def angle_of(n: Numbers, m: Numbers) -> Numbers:
     size = m.abs()
     t = torch.minimum(n, size) / torch.maximum(n, size)
     square = t * t
-    (first, *others), pi = arctangent()
+    (first, *tail), pi = arctangent()
     series = torch.full_like(t, first)
-    for coefficient in others:
+    for coefficient in tail:
         series = series * square + coefficient
     acute = where(n > size, pi / 2 - series * t, series * t)
     return where(m < 0, pi - acute, acute)
 
 
-def angle_change(
-    h: Numbers, g: Numbers, tri: Triangle, x: Radial, y: Radial, at_x: Numbers, at_y: Numbers | None
-) -> Change:
-    """Derivative of ``at_x * alpha + at_y * beta``."""
+def angle_vjp(
+    h: Numbers,
+    g: Numbers,
+    tri: Triangle,
+    x: Radial,
+    y: Radial,
+    grad_alpha: Numbers,
+    grad_beta: Numbers | None,
+) -> Partials:
+    """Derivatives of ``grad_alpha * alpha + grad_beta * beta``; without ``grad_beta``, of alpha."""
     sine, inverse_sine = sines(h, g)
     inverse = _inverse(tri.R)
     # The sines' common factor is left out: in the derivative by h it is in the denominator.
     n_x, n_y, m_x, m_y = (leg * inverse for leg in legs(h, 1.0, tri, x, y))
-    # Each product in an order in which none is far below its result, lest it underflow.
+    # Each product in an order in which none is far below its result: it would underflow.
     sine_x, sine_y = n_x * sine, n_y * sine
     coth_d = (1 + 2 * tri.T) * inverse
-    product, tilt = x.sinh * y.sinh * h * inverse, tri.turn * inverse
-    change = Change(
-        h=-at_x * n_x * m_y * inverse_sine,
-        a=at_x * sine_x * coth_d,
-        b=-at_x * sine_y * inverse,
-        c=at_x * sine_x * x.tanh * (product - tilt * y.tanh),
+    product, tilt = x.sinh * y.sinh * h * inverse, tri.sinh_diff * inverse
+    partials = Partials(
+        h=-grad_alpha * n_x * m_y * inverse_sine,
+        a=grad_alpha * sine_x * coth_d,
+        b=-grad_alpha * sine_y * inverse,
+        c=grad_alpha * sine_x * x.tanh * (product - tilt * y.tanh),
     )
-    if at_y is None:
-        return change
-    return Change(
-        h=change.h - at_y * n_y * m_x * inverse_sine,
-        a=change.a - at_y * sine_x * inverse,
-        b=change.b + at_y * sine_y * coth_d,
-        c=change.c + at_y * sine_y * y.tanh * (product + tilt * x.tanh),
+    if grad_beta is None:
+        return partials
+    return Partials(
+        h=partials.h - grad_beta * n_y * m_x * inverse_sine,
+        a=partials.a - grad_beta * sine_x * inverse,
+        b=partials.b + grad_beta * sine_y * coth_d,
+        c=partials.c + grad_beta * sine_y * y.tanh * (product + tilt * x.tanh),
     )
 
 
@@ -251,29 +266,35 @@ def distance(tri: Triangle) -> Numbers:
     return log1p(2 * tri.T + tri.R)
 
 
-def distance_change(
-    h: Numbers, tri: Triangle, x: Radial, y: Radial, at: Numbers, by_c: bool, wide: bool
-) -> Change:
-    """Derivative of ``at * sqrt(c) d``, but in c that of ``at * d``, times ``2 c sqrt(c)``."""
+def distance_vjp(
+    h: Numbers, tri: Triangle, x: Radial, y: Radial, grad_output: Numbers, by_c: bool, wide: bool
+) -> Partials:
+    """Derivatives of ``grad_output * sqrt(c) d``; that by c is of ``grad_output * d`` instead,
+    times ``2 c sqrt(c)``.
+    """
     inverse = _inverse(tri.R)
-    change = Change(
-        h=at * (x.sinh * inverse) * y.sinh,
-        a=at * (tri.turn + x.cosh * y.sinh * h) * inverse,
-        b=at * (y.cosh * x.sinh * h - tri.turn) * inverse,
-        c=inverse,  # in the place of what is not wanted
+    partials = Partials(
+        h=grad_output * (x.sinh * inverse) * y.sinh,
+        a=grad_output * (tri.sinh_diff + x.cosh * y.sinh * h) * inverse,
+        b=grad_output * (y.cosh * x.sinh * h - tri.sinh_diff) * inverse,
+        c=inverse,  # a placeholder: nobody asks for it
     )
     if not by_c:
-        return change
+        return partials
     # (C_x - C_y)^2 / (C_x C_y R): the square of a small gap would underflow before it is divided.
-    spread = (tri.gap * inverse * x.sech) * (tri.gap * y.sech)
-    return change._replace(c=-at * (2 * _half_excess(tri, inverse, wide) + spread))
+    spread = (tri.cosh_diff * inverse * x.sech) * (tri.cosh_diff * y.sech)
+    return partials._replace(c=-grad_output * (2 * _half_excess(tri, inverse, wide) + spread))
 
 
-def inner_change(h: Numbers, tri: Triangle, x: Radial, y: Radial, at: Numbers) -> Change:
-    """Derivative of ``at * cosh(sqrt(c) d)``, but in c that of ``-at * c * inner``, times 2 c."""
-    by_a, by_b = tri.turn + x.cosh * y.sinh * h, y.cosh * x.sinh * h - tri.turn
+def inner_vjp(h: Numbers, tri: Triangle, x: Radial, y: Radial, grad_output: Numbers) -> Partials:
+    """Derivatives of ``grad_output * cosh(sqrt(c) d)``; that by c is of
+    ``-grad_output * c * inner`` instead, times 2 c.
+    """
+    by_a, by_b = tri.sinh_diff + x.cosh * y.sinh * h, y.cosh * x.sinh * h - tri.sinh_diff
     ratios = x.cosh * y.sech + y.cosh * x.sech
-    return Change(at * x.sinh * y.sinh, at * by_a, at * by_b, -at * ratios)
+    return Partials(
+        grad_output * x.sinh * y.sinh, grad_output * by_a, grad_output * by_b, -grad_output * ratios
+    )
 
 
 def values(
@@ -293,7 +314,7 @@ def values(
     return ((1 - h) * (x.apex * y.apex),)  # cosine
 
 
-def change(
+def vjp(
     kind: str,
     h: Numbers,
     g: Numbers,
@@ -301,29 +322,33 @@ def change(
     x: Radial,
     y: Radial,
     c: Numbers,
-    at: Sequence[Numbers],
+    grad_outputs: Sequence[Numbers],
     *,
     by_c: bool = True,
     wide: bool = False,
-) -> Change:
-    """The derivative of ``at[0] * values[0] + ...``; by c, if that is wanted.
+) -> Partials:
+    """Derivatives of ``grad_outputs[0] * values[0] + ...``; the one by c only if ``by_c``.
 
     ``wide``: whether the numbers are of a wider type than the points.
     """
     if kind == "angle":
-        return angle_change(h, g, tri, x, y, at[0], at[1] if len(at) > 1 else None)
+        return angle_vjp(
+            h, g, tri, x, y, grad_outputs[0], grad_outputs[1] if len(grad_outputs) > 1 else None
+        )
     if kind in ("exterior", "interior"):
-        return angle_change(h, g, tri, x, y, at[0] if kind == "exterior" else -at[0], None)
+        return angle_vjp(
+            h, g, tri, x, y, grad_outputs[0] if kind == "exterior" else -grad_outputs[0], None
+        )
     if kind == "distance":
-        return distance_change(h, tri, x, y, at[0] / c**0.5, by_c, wide)
+        return distance_vjp(h, tri, x, y, grad_outputs[0] / c**0.5, by_c, wide)
     if kind == "inner":
-        return inner_change(h, tri, x, y, -at[0] / c)
+        return inner_vjp(h, tri, x, y, -grad_outputs[0] / c)
     none = 0 * h
-    return Change(-at[0] * (x.apex * y.apex), none, none, none)
+    return Partials(-grad_outputs[0] * (x.apex * y.apex), none, none, none)
 
 
 def _half_excess(tri: Triangle, inverse: Numbers, wide: bool) -> Numbers:
-    """``D/2 - tanh(D/2)``; to float32's digits, if that is what the points are."""
+    """``D/2 - tanh(D/2)``; fewer terms of its series do where the points are float32."""
     tanh = 2 * tri.T * inverse
     square = tanh * tanh
     terms = 7 if wide or not is_double(tanh) else 15

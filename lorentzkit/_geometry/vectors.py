@@ -1,11 +1,11 @@
-"""Products and sums of vectors side by side, row by row.
+"""Products and sums of paired vectors, row by row.
 
-The two are each other's derivative: that of a product is a sum of vectors, that of a coefficient a
-product. All numbers are ``(..., 1)``, and of float32 vectors float64: 29 more bits than the vectors
-have take the place of compensated arithmetic.
+The two are each other's derivative: that of a product is a sum of vectors, that of a coefficient is
+a product. All numbers are ``(..., 1)``. Those of float32 vectors are float64: 29 bits to spare save
+compensated arithmetic.
 
-Each exists twice. Eager calls and compilers take autograd Functions, which run in blocks of rows
-that fit the cache; `torch.func`, forward mode and tracers get the same as plain operations.
+Each function exists twice. Eager calls and compilers take autograd Functions, which run in blocks
+of rows that fit the cache. `torch.func`, forward mode and tracers take plain operations.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from lorentzkit._geometry import small
-from lorentzkit._geometry.arrays import Numbers, as_tensor
+from lorentzkit._geometry import numpy_products
+from lorentzkit._geometry.array_functions import Numbers, as_tensor
 from lorentzkit._geometry.elementary import exporting_values, floor_to_power_of_two, is_exporting
 from lorentzkit._geometry.special import values_known
 
-_BLOCK = 2**18  # elements of a block of rows: what is made of it fits the cache
-FEW = 8  # so many columns are worked on one by one: sums of so short rows are slow
+_BLOCK = 2**18  # elements in a block of rows: its intermediate results fit the cache
+FEW = 8  # up to so many columns are taken one by one: sums over so short rows are slow
 
 Parts = Sequence[Tensor]  # a vector as blocks of its columns
 
@@ -37,7 +37,7 @@ def has_float64(device: torch.device) -> bool:
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of the numbers that vectors like x are measured in."""
+    """The dtype that vectors like x are measured in."""
     return torch.float64 if has_float64(x.device) else x.dtype
 
 
@@ -49,7 +49,7 @@ def eager(x: Tensor) -> bool:
 
 
 def run(function: type[Function], *args: Any) -> Any:
-    """The Function of these arguments; its forward alone where Dynamo sees no gradient wanted."""
+    """Applies the Function; only its forward, where Dynamo sees that no gradient is wanted."""
     if torch.compiler.is_compiling():
         wanted = any(isinstance(a, Tensor) and a.requires_grad for a in args)
         if not (wanted and torch.is_grad_enabled()) or exporting_values():
@@ -59,12 +59,12 @@ def run(function: type[Function], *args: Any) -> Any:
 
 
 def _distinct(args: Sequence[Any]) -> tuple[Any, ...]:
-    """A tensor given twice becomes two views: Dynamo fails where an argument is repeated."""
-    found: list[Any] = []
+    """Views in place of tensors given again: Dynamo fails where an argument is repeated."""
+    distinct: list[Any] = []
     for a in args:
-        again = isinstance(a, Tensor) and any(a is b for b in found)
-        found.append(a.view_as(a) if again else a)
-    return tuple(found)
+        repeated = isinstance(a, Tensor) and any(a is b for b in distinct)
+        distinct.append(a.view_as(a) if repeated else a)
+    return tuple(distinct)
 
 
 # --- Custom ops -----------------------------------------------------------------------------------
@@ -75,9 +75,9 @@ _library = torch.library.Library("lorentzkit", "FRAGMENT")  # type: ignore[no-un
 def cpu_op(
     schema: str, fake: Callable[..., Any]
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """An op of tensors on a CPU, without derivatives, which a compiler does not look into.
+    """An op of tensors on a CPU, without derivatives, that is opaque to compilers.
 
-    A `torch.library.custom_op` would take 0.1 ms a call, as long as the work on a thousand rows.
+    A `torch.library.custom_op` would cost 0.1 ms a call, as much as the work on a thousand rows.
     """
     _library.define(schema)  # type: ignore[no-untyped-call]
     name, _, _ = schema.partition("(")
@@ -91,9 +91,9 @@ def cpu_op(
 
 
 def by_autograd(function: Callable[..., Any], *args: Any) -> Any:
-    """``function(*args)``, which takes derivatives, in a custom op.
+    """``function(*args)``, which takes derivatives, inside a custom op.
 
-    torch keeps autograd out of it, but not out of another thread.
+    torch disables autograd inside a custom op, but not in another thread.
     """
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(function, *args).result()
@@ -121,7 +121,7 @@ def dot(x: Parts, y: Parts) -> Tensor:
 
 
 def wide_blocks(vectors: Sequence[Tensor]) -> Iterator[list[list[Tensor]]]:
-    """Rows of vectors as float64 `Parts`, a block at a time, each in the place of the last.
+    """Rows of vectors as float64 `Parts`, block by block, each written over the one before.
 
     New memory for each block would cost more than the work on it.
     """
@@ -133,10 +133,10 @@ def wide_blocks(vectors: Sequence[Tensor]) -> Iterator[list[list[Tensor]]]:
     shape = (width, blocks[0].stop, 1) if few else (1, blocks[0].stop, width)
     space = [x.new_empty(shape, dtype=torch.float64) for _ in vectors]
     for block in blocks:
-        place = [s[:, : len(x[block])] for s in space]
-        for v, wide in zip(vectors, place, strict=True):
+        views = [s[:, : len(x[block])] for s in space]
+        for v, wide in zip(vectors, views, strict=True):
             wide.copy_(v[block].mT.unsqueeze(-1) if few else v[block])
-        yield [list(wide) for wide in place]
+        yield [list(wide) for wide in views]
 
 
 def dots(pairs: Sequence[tuple[Parts, Parts]]) -> tuple[Tensor, ...]:
@@ -153,11 +153,11 @@ def _blas_dot(x: Parts, y: Parts) -> Tensor:
     # BLAS goes over the vectors once; torch makes a product of them first, but by all threads.
     if torch.compiler.is_compiling() or p.numel() * torch.get_num_threads() > 2**21:
         return dot(x, y)
-    return torch.from_numpy(small.vecdot(p.numpy(), q.numpy())).unsqueeze(-1)
+    return torch.from_numpy(numpy_products.vecdot(p.numpy(), q.numpy())).unsqueeze(-1)
 
 
 def or_one(x: Tensor) -> Tensor:
-    """A divisor: 1 in the place of 0."""
+    """x as a divisor: 1 in place of 0."""
     return torch.where(x == 0, 1.0, x)
 
 
@@ -165,8 +165,8 @@ def power_of_two(x: Parts) -> Tensor:
     """The power of two ``(..., 1)`` at or under the largest entry of x; 1 where x is 0."""
     each = [torch.linalg.vector_norm(p.detach(), torch.inf, -1, keepdim=True) for p in x]
     largest = each[0]
-    for other in each[1:]:
-        largest = torch.maximum(largest, other)
+    for part_largest in each[1:]:
+        largest = torch.maximum(largest, part_largest)
     power = floor_to_power_of_two(largest.clamp_min(torch.finfo(largest.dtype).tiny))
     return torch.where(largest > 0, power, torch.where(largest == 0, 1.0, largest))
 
@@ -177,7 +177,7 @@ def flat(x: Tensor) -> Tensor:
 
 
 def row_blocks(x: Tensor, count: int | None = None) -> Iterator[slice]:
-    """Of ``(N, D)``, or `count` rows like these: a block fits the cache. All at once on a GPU."""
+    """Slices of ``(N, D)``, or of `count` such rows, that fit the cache; on a GPU all at once."""
     if torch.compiler.is_compiling():
         return iter([slice(None)])
     count = len(x) if count is None else count
@@ -200,8 +200,8 @@ def product(x: Tensor, y: Tensor) -> Tensor:
         square: Tensor = run(_Square, flat(x))
         return square.view(*x.shape[:-1], 1)
     x, y = torch.broadcast_tensors(x, y)  # type: ignore[no-untyped-call]
-    found: Tensor = run(_Product, flat(x), flat(y))
-    return found.view(*x.shape[:-1], 1)
+    result: Tensor = run(_Product, flat(x), flat(y))
+    return result.view(*x.shape[:-1], 1)
 
 
 def _plain_product(x: Tensor, y: Tensor) -> Tensor:
@@ -209,15 +209,15 @@ def _plain_product(x: Tensor, y: Tensor) -> Tensor:
     return dot(p, p if y is x else parts(y, wide_dtype(y)))
 
 
-def _dots(x: Tensor, others: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Products of the rows of x with those of others."""
-    # In a backward pass that is differentiated or mapped itself.
+def _dots(x: Tensor, vectors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Products of the rows of x with those of the vectors."""
+    # Plain operations in a backward pass that is itself differentiated or mapped.
     if torch.is_grad_enabled() or not values_known(x):
-        return tuple(_plain_product(x, y) for y in others)
+        return tuple(_plain_product(x, y) for y in vectors)
     dtype, blocks = wide_dtype(x), []
     for rows in row_blocks(x):
         p = parts(x[rows], dtype)
-        blocks.append(tuple(dot(p, p if y is x else parts(y[rows], dtype)) for y in others))
+        blocks.append(tuple(dot(p, p if y is x else parts(y[rows], dtype)) for y in vectors))
     return joined(blocks)
 
 
@@ -288,7 +288,7 @@ class _Combination(Function):
 
     @staticmethod
     def compute(count: int, *tensors: Tensor) -> Tensor:
-        # What cancels of several vectors is not left to their own dtype's rounding.
+        # Several vectors may cancel, so they are summed in the wider dtype.
         return expand(tensors[count:], None, tensors[:count], wide=count > 1)[0]
 
     @staticmethod
@@ -302,13 +302,13 @@ class _Combination(Function):
         coefficients, vectors = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
         needed = ctx.needs_input_grad[1:]
         wanted = [v for v, want in zip(vectors, needed[: ctx.count], strict=True) if want]
-        of = [[c] for c, want in zip(coefficients, needed[ctx.count :], strict=True) if want]
-        found = [
+        columns = [[c] for c, want in zip(coefficients, needed[ctx.count :], strict=True) if want]
+        grads = [
             *(_dots(grad, wanted) if wanted else ()),
-            *(expand([grad], None, *of) if of else ()),
+            *(expand([grad], None, *columns) if columns else ()),
         ]
-        gradients = iter(found)
-        return (None, *(next(gradients) if want else None for want in needed))
+        grad_iter = iter(grads)
+        return (None, *(next(grad_iter) if want else None for want in needed))
 
 
 def expand(
@@ -317,7 +317,7 @@ def expand(
     *rows: Sequence[Tensor],
     wide: bool = False,
 ) -> tuple[Tensor, ...]:
-    """For each row of coefficients a sum: of x, of y (less x, where they are close), and others."""
+    """For each row of coefficients the sum of x, y (``y - x`` where ``close``), and the others."""
     x = vectors[0]
     if torch.is_grad_enabled() or not values_known(rows[0][0]):  # as in `_dots`
         basis = [v.to(wide_dtype(x)) for v in vectors]
@@ -332,9 +332,9 @@ def sums(
     close: Tensor | bool = False,
     wide: bool = False,
 ) -> list[Tensor]:
-    """For each row of coefficients the sum of the vectors, less those without a coefficient.
+    """For each row of coefficients the sum of the vectors; None stands for no coefficient.
 
-    ``close``: whether the second vector is to be taken less the first.
+    ``close``: where the second vector is to be replaced by its difference to the first.
     """
     x = vectors[0]
     assert x is not None
@@ -344,17 +344,19 @@ def sums(
     dtype = x.dtype if not wide and _in_range(stacked, x.dtype) else wide_dtype(x)
     columns = iter(torch.split(as_tensor(stacked).to(dtype), 1, 1))
     rows = [[next(columns) if _varies(c) else c for c in row] for row in coefficients]
-    every = zip(vectors, zip_longest(*rows), strict=False)
-    used = [v if any(c is not None for c in of) else None for v, of in every]
+    with_coefficients = zip(vectors, zip_longest(*rows), strict=False)
+    used = [v if any(c is not None for c in column) else None for v, column in with_coefficients]
     blocks = list(row_blocks(x))
     if len(blocks) == 1 and x.shape[-1] > FEW:
         return [total.to(x.dtype) for total in _block_sums(used, rows, close, dtype)]
     totals = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in rows]
     for block in blocks:
-        some = [v if v is None else v[block] for v in used]
-        own = [[c[block] if isinstance(c, Tensor) else c for c in row] for row in rows]
-        near = close if isinstance(close, bool) else close[block]
-        _block_sums(some, own, near, dtype, [total[block] for total in totals])
+        block_vectors = [v if v is None else v[block] for v in used]
+        block_rows = [[c[block] if isinstance(c, Tensor) else c for c in row] for row in rows]
+        block_close = close if isinstance(close, bool) else close[block]
+        _block_sums(
+            block_vectors, block_rows, block_close, dtype, [total[block] for total in totals]
+        )
     return totals
 
 
@@ -363,17 +365,17 @@ def sums_unseen(
     coefficients: Sequence[Sequence[Numbers]],
     close: Tensor | bool,
 ) -> tuple[list[Tensor], Tensor]:
-    """`sums` for a compiler, which does not see the coefficients; and whether they are right."""
+    """`sums` for compiled code, which cannot check its coefficients; and whether they are right."""
     x = vectors[0]
     assert x is not None
-    given = [c for row in coefficients for c in row if _varies(c)]
-    columns = iter([stored(c.to(x.dtype)) for c in given])
+    varying = [c for row in coefficients for c in row if _varies(c)]
+    columns = iter([stored(c.to(x.dtype)) for c in varying])
     rows = [[next(columns) if _varies(c) else c for c in row] for row in coefficients]
-    return _block_sums(vectors, rows, close, x.dtype), _all_in_range(torch.cat(given, 1))
+    return _block_sums(vectors, rows, close, x.dtype), _all_in_range(torch.cat(varying, 1))
 
 
 def stored(numbers: Tensor) -> Tensor:
-    """The numbers in memory, lest inductor compute them anew where they are used again."""
+    """The numbers in memory: inductor would compute them again at each use."""
     return numbers.as_strided(numbers.shape, numbers.stride())
 
 
@@ -407,10 +409,10 @@ def _stacked(numbers: Sequence[Numbers], like: Tensor) -> Numbers:
 
 
 def _basis(vectors: Sequence[Tensor], close: Tensor | bool) -> list[Tensor]:
-    x, y, *others = vectors
+    x, y, *tail = vectors
     if isinstance(close, bool):
-        return [x, y - x, *others]
-    return [x, torch.addcmul(y, x, close.to(x.dtype), value=-1), *others]
+        return [x, y - x, *tail]
+    return [x, torch.addcmul(y, x, close.to(x.dtype), value=-1), *tail]
 
 
 def _sum(terms: Sequence[tuple[Tensor | float, Tensor]], out: Tensor | None = None) -> Tensor:
@@ -418,9 +420,9 @@ def _sum(terms: Sequence[tuple[Tensor | float, Tensor]], out: Tensor | None = No
         for j in range(out.shape[-1]):
             _sum([(c, v[:, j : j + 1]) for c, v in terms], out[:, j : j + 1])
         return out
-    (c, v), *others = terms
+    (c, v), *tail = terms
     total = torch.mul(v, c, out=out if out is not None and out.dtype == v.dtype else None)
-    for c, v in others:
+    for c, v in tail:
         total = total.add_(v, alpha=c) if isinstance(c, float) else total.addcmul_(v, c)
     if out is not None and total is not out:
         out.copy_(total)
@@ -428,9 +430,9 @@ def _sum(terms: Sequence[tuple[Tensor | float, Tensor]], out: Tensor | None = No
 
 
 def _in_range(coefficients: Numbers, dtype: torch.dtype) -> bool:
-    """Whether they may be rounded to the dtype: none is near the ends of its range."""
+    """Whether the coefficients may be rounded to the dtype: none is near the ends of its range."""
     if isinstance(coefficients, np.ndarray):
-        return small.in_range(coefficients)
+        return numpy_products.in_range(coefficients)
     if coefficients.dtype == dtype or coefficients.numel() == 0:
         return True
     if coefficients.device.type != "cpu":  # where one would wait for the answer
@@ -439,6 +441,6 @@ def _in_range(coefficients: Numbers, dtype: torch.dtype) -> bool:
 
 
 def _all_in_range(coefficients: Tensor) -> Tensor:
-    """Whether float32 holds them, none near the ends of its range."""
+    """Whether float32 holds the coefficients, none near the ends of its range."""
     sizes = coefficients.abs()
     return (torch.where(sizes == 0, 1.0, sizes).amin() > 1e-30) & (sizes.amax() < 1e30)

@@ -1,10 +1,11 @@
-"""What is done to a block of pairs between two matrix products, each in one pass if compiled.
+"""Elementwise work on a block of pairs, between two matrix products; each one pass if compiled.
 
 A block is given by its folded ``h`` (`triangle.unfold`), the scalars of its rows ``(8, n, 1)`` and
-columns ``(8, 1, m)``, those of `Radial` and `Exponentials` in their order, and the curvature ``c``
-``(1,)``. Sums by rows are returned. What is to be summed by columns is left in buffers: a compiler
-makes one loop of it only if there are no sums in two directions, and memory that is used again
-stays in the cache.
+columns ``(8, 1, m)`` (the fields of `Radial` and `Exponentials`), and the curvature ``c`` ``(1,)``.
+
+The functions return sums by rows. What the caller has to sum by columns they leave in buffers: a
+compiler makes one loop only if there are no sums in two directions, and memory that is reused stays
+in the cache.
 """
 
 from __future__ import annotations
@@ -17,25 +18,25 @@ import torch
 from torch import Tensor
 
 from lorentzkit._geometry.triangle import (
-    Change,
     Exponentials,
+    Partials,
     Radial,
     Triangle,
-    change,
     legs,
     sines,
     triangle,
     unfold,
     values,
+    vjp,
 )
 
-# Similarities as logits: the sign of a pair's value in its row, and in its column.
+# The sign that turns a value into a logit: in the pair's row, and in its column.
 SIGNS = {"angle": (-1, 1), "distance": (-1, -1), "cosine": (1, 1)}
 Scalars = Tensor | Sequence[Tensor]
 
 
 class Sums(NamedTuple):
-    """A `Change` summed by rows, ``(n, 1)``."""
+    """`Partials` and the derivative by the scale, summed by rows: ``(n, 1)``."""
 
     h: Tensor
     a: Tensor
@@ -43,14 +44,14 @@ class Sums(NamedTuple):
     scale: Tensor
 
 
-def _sums(of: Change, scale: Tensor, out: tuple[Tensor, Tensor]) -> Sums:
-    """Leaves the changes in h and b in `out`: not in the place of h, or it would be two loops."""
-    out[0].copy_(of.h)
-    out[1].copy_(of.b)
-    return Sums(*(t.sum(1, keepdim=True) for t in (of.h, of.a, of.c, scale)))
+def _sums(partials: Partials, scale: Tensor, out: tuple[Tensor, Tensor]) -> Sums:
+    """Leaves the derivatives by h and b in `out`: written over h they would make two loops."""
+    out[0].copy_(partials.h)
+    out[1].copy_(partials.b)
+    return Sums(*(t.sum(1, keepdim=True) for t in (partials.h, partials.a, partials.c, scale)))
 
 
-class _Opened(NamedTuple):
+class _Unfolded(NamedTuple):
     h: Tensor
     g: Tensor
     triangle: Triangle
@@ -58,60 +59,63 @@ class _Opened(NamedTuple):
     y: Radial
 
 
-def _opened(kind: str, folded: Tensor, x: Scalars, y: Scalars) -> _Opened:
+def _unfolded(kind: str, folded: Tensor, x: Scalars, y: Scalars) -> _Unfolded:
     h, g = unfold(folded) if kind == "angle" else (folded, folded)
-    (*of_x, a, b, c), (*of_y, d, e, f) = x, y
-    x_, y_ = Radial(*of_x), Radial(*of_y)
-    tri = triangle(h, x_, y_, Exponentials(a, b, c), Exponentials(d, e, f))
-    return _Opened(h, g, tri, x_, y_)
+    (*p, a, b, c), (*q, d, e, f) = x, y
+    x_radial, y_radial = Radial(*p), Radial(*q)
+    tri = triangle(h, x_radial, y_radial, Exponentials(a, b, c), Exponentials(d, e, f))
+    return _Unfolded(h, g, tri, x_radial, y_radial)
 
 
 def all_values(kind: str, folded: Tensor, x: Scalars, y: Scalars, c: Tensor) -> tuple[Tensor, ...]:
-    """Of "angle" two, else one."""
-    return values(kind, *_opened(kind, folded, x, y), c)
+    """The values of all pairs: two for "angle", else one."""
+    return values(kind, *_unfolded(kind, folded, x, y), c)
 
 
-def all_changes(
+def all_partials(
     kind: str,
     folded: Tensor,
     x: Scalars,
     y: Scalars,
     c: Tensor,
-    at: Sequence[Tensor],
-) -> Change:
-    """Of the derivative of ``(at[0] * all_values[0]).sum() + ...``, term by term."""
-    return change(kind, *_opened(kind, folded, x, y), c, at)
+    grad_outputs: Sequence[Tensor],
+) -> Partials:
+    """Derivatives of ``(grad_outputs[0] * all_values[0]).sum() + ...``, pair by pair."""
+    return vjp(kind, *_unfolded(kind, folded, x, y), c, grad_outputs)
 
 
 # --- Matrices -----------------------------------------------------------------------------------
 
 
 def matrix(kind: str, folded: Tensor, x: Tensor, y: Tensor, c: Tensor) -> Tensor:
-    value: Tensor = values(kind, *_opened(kind, folded, x, y), c)[0]
+    value: Tensor = values(kind, *_unfolded(kind, folded, x, y), c)[0]
     return value
 
 
-def matrix_change(
+def matrix_vjp(
     kind: str,
     folded: Tensor,
     out: tuple[Tensor, Tensor],
     x: Tensor,
     y: Tensor,
     c: Tensor,
-    at: Tensor,
+    grad_output: Tensor,
 ) -> Sums:
-    """Of the derivative of ``(at * matrix).sum()``."""
-    opened = _opened(kind, folded, x, y)
-    return _sums(change(kind, *opened, c, (at,)), torch.zeros_like(at), out)
+    """Derivatives of ``(grad_output * matrix).sum()``."""
+    unfolded = _unfolded(kind, folded, x, y)
+    return _sums(vjp(kind, *unfolded, c, (grad_output,)), torch.zeros_like(grad_output), out)
 
 
 def score(kind: str, folded: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Grows with the distance, or with the exterior angle (from 0 to 2), and costs less."""
-    h, g, tri, x_, y_ = _opened(kind, folded, x, y)
+    """A number that orders pairs as the distance does, or the exterior angle, and costs less.
+
+    That of the angle goes from 0 to 2.
+    """
+    h, g, tri, x_radial, y_radial = _unfolded(kind, folded, x, y)
     if kind != "angle":
         T: Tensor = tri.T
         return T
-    leg = legs(h, sines(h, g)[0], tri, x_, y_)
+    leg = legs(h, sines(h, g)[0], tri, x_radial, y_radial)
     share = leg.n_x / (leg.n_x + leg.m_x.abs())
     return torch.where(tri.T > 0, torch.where(leg.m_x < 0, 2 - share, share), 0.0)
 
@@ -119,12 +123,14 @@ def score(kind: str, folded: Tensor, x: Tensor, y: Tensor) -> Tensor:
 # --- Log-sum-exps -------------------------------------------------------------------------------
 
 
-def found(similarity: str, buffers: tuple[Tensor, Tensor], x: Tensor, y: Tensor, c: Tensor) -> None:
-    """Puts the values into the buffers: of "angle" both, else one, in the place of the folded h.
+def write_values(
+    similarity: str, buffers: tuple[Tensor, Tensor], x: Tensor, y: Tensor, c: Tensor
+) -> None:
+    """Writes the values over the folded h; for "angle" the second ones into the next buffer.
 
-    A loop of its own: exponentials in the same one would wait for the values, element by element.
+    A loop of its own: exponentials in the same loop would wait for the values, one by one.
     """
-    value = values(similarity, *_opened(similarity, buffers[0], x, y), c)
+    value = values(similarity, *_unfolded(similarity, buffers[0], x, y), c)
     for buffer, v in zip(buffers, value, strict=False):
         buffer.copy_(v)
 
@@ -135,12 +141,12 @@ def log_sums(
     scale: Tensor,
     ids: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """log-sum-exp of the rows ``(n, 1)`` and columns ``(1, m)``, pairs of equal ids left out."""
+    """Log-sum-exps of the rows ``(n, 1)`` and columns ``(1, m)``, without pairs of equal ids."""
     same, (row, column) = ids[0] == ids[1], SIGNS[similarity]
-    of_row, of_column = _two(similarity, values)
+    row_value, column_value = _row_and_column_values(similarity, values)
     return (
-        log_sum(torch.where(same, -math.inf, row * scale * of_row), 1),
-        log_sum(torch.where(same, -math.inf, column * scale * of_column), 0),
+        log_sum(torch.where(same, -math.inf, row * scale * row_value), 1),
+        log_sum(torch.where(same, -math.inf, column * scale * column_value), 0),
     )
 
 
@@ -150,33 +156,33 @@ def log_sum(logit: Tensor, dim: int) -> Tensor:
     return shift + (logit - shift).exp().sum(dim, keepdim=True).log()
 
 
-def exponentials(
+def exponential_sums(
     similarity: str,
     buffers: tuple[Tensor, Tensor],
     scale: Tensor,
     middle: Tensor,
     ids: tuple[Tensor, Tensor],
 ) -> Tensor:
-    """The sums of `log_sums`, where no value is so far from `middle` that its exponential is lost.
+    """Sums of the exponentials, if no value is so far from `middle` that its exponential is lost.
 
-    Those by rows are returned; what is to be summed by columns is left in the first buffer.
+    Returns the sums by rows. The exponentials to be summed by columns go to the first buffer.
     """
     same, (row, column) = ids[0] == ids[1], SIGNS[similarity]
-    at_x, at_y = _two(similarity, buffers)
-    of_row = torch.where(same, 0.0, (row * scale * (at_x - middle)).exp())
-    of_column = of_row
+    row_value, column_value = _row_and_column_values(similarity, buffers)
+    row_exp = torch.where(same, 0.0, (row * scale * (row_value - middle)).exp())
+    column_exp = row_exp
     if row != column:
-        of_column = torch.where(same, 0.0, (column * scale * (at_y - middle)).exp())
-    buffers[0].copy_(of_column)
-    return of_row.sum(1, keepdim=True)
+        column_exp = torch.where(same, 0.0, (column * scale * (column_value - middle)).exp())
+    buffers[0].copy_(column_exp)
+    return row_exp.sum(1, keepdim=True)
 
 
-def _two(similarity: str, values: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """What rows see and what columns see."""
+def _row_and_column_values(similarity: str, values: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The values that make the logits of rows, and those of columns."""
     return values if similarity == "angle" else (values[0], values[0])
 
 
-def log_sums_change(
+def log_sums_vjp(
     similarity: str,
     folded: Tensor,
     out: tuple[Tensor, Tensor],
@@ -186,19 +192,23 @@ def log_sums_change(
     scale: Tensor,
     ids: tuple[Tensor, Tensor],
     log_sums: tuple[Tensor, Tensor],
-    at: tuple[Tensor, Tensor],
+    grad_sums: tuple[Tensor, Tensor],
 ) -> Sums:
-    """Of the derivative of ``at[0] . rows + at[1] . columns``; `log_sums` as over all blocks."""
-    opened = _opened(similarity, folded, x, y)
-    value = values(similarity, *opened, c)
+    """Derivatives of ``grad_sums[0] . rows + grad_sums[1] . columns``.
+
+    ``log_sums`` are those over all blocks.
+    """
+    unfolded = _unfolded(similarity, folded, x, y)
+    value = values(similarity, *unfolded, c)
     same, (row, column) = ids[0] == ids[1], SIGNS[similarity]
-    of_row = at[0] * (row * scale * value[0] - log_sums[0]).exp()
-    of_column = at[1] * (column * scale * value[-1] - log_sums[1]).exp()
-    # What each value is multiplied by in the sum, without the scale.
-    of_row, of_column = (
-        torch.where(same, 0.0, sign * of) for sign, of in ((row, of_row), (column, of_column))
+    row_weight = grad_sums[0] * (row * scale * value[0] - log_sums[0]).exp()
+    column_weight = grad_sums[1] * (column * scale * value[-1] - log_sums[1]).exp()
+    # The derivative by each value, without the scale.
+    row_weight, column_weight = (
+        torch.where(same, 0.0, sign * weight)
+        for sign, weight in ((row, row_weight), (column, column_weight))
     )
-    by_scale = of_row * value[0] + of_column * value[-1]
-    weights = (of_row, of_column) if len(value) > 1 else (of_row + of_column,)
-    at_values = tuple(scale * w for w in weights)
-    return _sums(change(similarity, *opened, c, at_values), by_scale, out)
+    grad_scale = row_weight * value[0] + column_weight * value[-1]
+    weights = (row_weight, column_weight) if len(value) > 1 else (row_weight + column_weight,)
+    value_grads = tuple(scale * w for w in weights)
+    return _sums(vjp(similarity, *unfolded, c, value_grads), grad_scale, out)

@@ -1,7 +1,7 @@
-"""What a fused function is asked and what it answers, with names and types.
+"""Arguments and results of the fused functions, with names and types.
 
-PyTorch's custom ops and autograd take flat lists: tensors first, then settings. `flat` makes one of
-a problem, `layout` says what is in it, and `built` makes the problem again.
+PyTorch's custom ops and autograd take flat lists: tensors first, then settings. `flat` makes such a
+list of a problem, `layout` says what is in it, and `built` makes the problem again.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from lorentzkit.fused.pointwise import SIGNS
 
 @dataclass(frozen=True)
 class PairwiseProblem:
-    """One function of all pairs of two clouds."""
+    """A function of all pairs of two sets of points."""
 
     x: Tensor
-    """``(N, D)``, in the working dtype; for `registry.matrix` all have leading dimensions"""
+    """``(N, D)``, in the working dtype; `registry.matrix` takes more leading dimensions"""
     y: Tensor
     """``(M, D)``"""
     c: Tensor
@@ -36,8 +36,8 @@ class PairwiseProblem:
 
 
 @dataclass(frozen=True)
-class ChosenPairs:
-    """The pairs ``(x[i], y[j])``: positives of a loss, winners of a search."""
+class SelectedPairs:
+    """The pairs ``(x[i], y[j])``: positives of a loss, results of a search."""
 
     x: Tensor
     """``(N, D)``"""
@@ -50,20 +50,20 @@ class ChosenPairs:
     j: Tensor
     """``(P,)``, int64"""
     kind: str
-    """As of `PairwiseProblem`"""
+    """As in `PairwiseProblem`"""
 
 
 class Prepared(NamedTuple):
-    """What a loss and its gradient share, of the points alone; empty tensors if nothing is kept."""
+    """What a loss and its gradient share, if it depends on the points alone; else empty tensors."""
 
     x: Tensor
-    """As `clouds.Directions`, to which but the last belong"""
+    """This and the next four are the fields of `operands.Directions`"""
     y: Tensor
     x_length: Tensor
     y_length: Tensor
     mean: Tensor
     folded: Tensor
-    """The folded h of all pairs, if they are few"""
+    """The folded h of all pairs, if there are few"""
 
     @classmethod
     def nothing(cls, like: Tensor) -> Prepared:
@@ -72,7 +72,7 @@ class Prepared(NamedTuple):
 
 @dataclass(frozen=True)
 class LossProblem:
-    """What a contrastive loss needs of all pairs of two clouds."""
+    """What a contrastive loss needs of all pairs of two sets of points."""
 
     x: Tensor
     """``(N, D)``"""
@@ -85,7 +85,7 @@ class LossProblem:
     row_ids: Tensor
     """``(N,)``, int32"""
     column_ids: Tensor
-    """``(M,)``, int32: a pair of equal ids is positive, and left out of the sums"""
+    """``(M,)``, int32: a pair with equal ids is positive, and left out of the sums"""
     i: Tensor
     """``(P,)``, int64: the rows of the positive pairs"""
     j: Tensor
@@ -102,11 +102,11 @@ class LossProblem:
         return self.row_ids, self.column_ids
 
     @property
-    def positives(self) -> ChosenPairs:
-        return ChosenPairs(self.x, self.y, self.c, self.i, self.j, self.similarity)
+    def positives(self) -> SelectedPairs:
+        return SelectedPairs(self.x, self.y, self.c, self.i, self.j, self.similarity)
 
     def logits(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Of positives with these values, as their rows and as their columns see them."""
+        """The logits of positives with these values, in their rows and in their columns."""
         row, column = SIGNS[self.similarity]
         return row * self.scale * values[:, 0], column * self.scale * values[:, -1]
 
@@ -126,19 +126,19 @@ class Batch(NamedTuple):
 
 
 class Search(NamedTuple):
-    """Which columns a top-k looks for."""
+    """What a top-k looks for."""
 
     k: int
     largest: bool
     chunk: int
-    """Columns at a time; 0 for what is fast"""
+    """Columns in a block; 0 for the fastest number"""
 
 
 # --- Results --------------------------------------------------------------------------------------
 
 
 class LogSums(NamedTuple):
-    """Of the negatives' logits, by rows and by columns; or their cotangents."""
+    """Log-sum-exps of the negatives' logits, by rows and by columns; or gradients by them."""
 
     rows: Tensor
     """``(N,)``"""
@@ -147,13 +147,13 @@ class LogSums(NamedTuple):
 
 
 class LossTerms(NamedTuple):
-    """What a loss is made of; or their cotangents."""
+    """What a loss is made of; or gradients by that."""
 
     rows: Tensor
     """`LogSums`"""
     columns: Tensor
     values: Tensor
-    """Of the positive pairs, ``(P, K)``: K = 2 for "angle", at x and at y, and else 1"""
+    """Of the positive pairs, ``(P, K)``: K is 2 for "angle", at x and at y, and else 1"""
 
     @property
     def sums(self) -> LogSums:
@@ -177,29 +177,33 @@ class LossGradients(NamedTuple):
 
 
 class Backend(Protocol):
-    """The fused functions in one implementation: the modules `reference`, `streaming`, `triton`."""
+    """One implementation of the fused functions: the modules `reference`, `streaming`, `triton`."""
 
     def matrix(self, problem: PairwiseProblem) -> Tensor:
         """``(N, M)``"""
 
-    def matrix_gradients(self, problem: PairwiseProblem, at: Tensor) -> Gradients:
-        """Derivatives of ``(at * matrix).sum()``."""
+    def matrix_gradients(self, problem: PairwiseProblem, grad_output: Tensor) -> Gradients:
+        """Derivatives of ``(grad_output * matrix).sum()``."""
 
     def topk(self, problem: PairwiseProblem, search: Search) -> Tensor:
         """Indices ``(N, k)`` of the columns with the least (largest) values, in their order."""
 
     def log_sums(self, problem: LossProblem) -> LogSums:
-        """log-sum-exps of the logits that rows and columns see; pairs of equal ids left out."""
+        """Log-sum-exps of the logits, by rows and by columns; pairs with equal ids are left out."""
 
-    def log_sums_gradients(self, problem: LossProblem, sums: LogSums, at: LogSums) -> LossGradients:
-        """Derivatives of ``at.rows . rows + at.columns . columns``; `sums` are of `log_sums`."""
+    def log_sums_gradients(
+        self, problem: LossProblem, sums: LogSums, grad_sums: LogSums
+    ) -> LossGradients:
+        """Derivatives of ``grad_sums.rows . rows + grad_sums.columns . columns``; `sums` are those
+        of `log_sums`.
+        """
 
 
 # --- As flat lists --------------------------------------------------------------------------------
 
 
 def flat(*values: Any) -> list[Any]:
-    """All tensors in the order of the fields, then all settings."""
+    """All tensors of these values in the order of their fields, then all settings."""
     leaves = _leaves(values)
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     return tensors + [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
@@ -214,35 +218,37 @@ def _leaves(value: Any) -> list[Any]:
 
 
 def layout(arguments: dict[str, type]) -> list[tuple[str, type]]:
-    """Names and types of what `flat` makes of such arguments."""
-    leaves = [leaf for name, of in arguments.items() for leaf in _layout(name, of)]
+    """Names and types of the list that `flat` makes of arguments of these types."""
+    leaves = [leaf for name, annotation in arguments.items() for leaf in _layout(name, annotation)]
     return sorted(leaves, key=lambda leaf: leaf[1] is not Tensor)
 
 
-def _layout(name: str, of: type) -> list[tuple[str, type]]:
-    parts = _parts(of)
-    if not parts:
-        return [(name, of)]
-    return [leaf for part, kind in parts.items() for leaf in _layout(f"{name}_{part}", kind)]
+def _layout(name: str, annotation: type) -> list[tuple[str, type]]:
+    members = _fields(annotation)
+    if not members:
+        return [(name, annotation)]
+    return [leaf for part, kind in members.items() for leaf in _layout(f"{name}_{part}", kind)]
 
 
 def built(types: Iterable[type], leaves: Sequence[Any]) -> list[Any]:
-    """The arguments of which `flat` made the leaves."""
+    """The arguments that `flat` made the leaves of."""
     tensors = iter([leaf for leaf in leaves if isinstance(leaf, Tensor)])
     settings = iter([leaf for leaf in leaves if not isinstance(leaf, Tensor)])
-    return [_built(of, tensors, settings) for of in types]
+    return [_built(annotation, tensors, settings) for annotation in types]
 
 
-def _built(of: type, tensors: Iterator[Tensor], settings: Iterator[Any]) -> Any:
-    parts = _parts(of)
-    if not parts:
-        return next(tensors if of is Tensor else settings)
-    return of(**{name: _built(kind, tensors, settings) for name, kind in parts.items()})
+def _built(annotation: type, tensors: Iterator[Tensor], settings: Iterator[Any]) -> Any:
+    members = _fields(annotation)
+    if not members:
+        return next(tensors if annotation is Tensor else settings)
+    return annotation(**{name: _built(kind, tensors, settings) for name, kind in members.items()})
 
 
 @cache
-def _parts(of: type) -> dict[str, type]:
-    """The fields of a dataclass or a named tuple, also those that may be None: never in a list."""
-    if not (is_dataclass(of) or hasattr(of, "_fields")):
+def _fields(annotation: type) -> dict[str, type]:
+    """The fields of a dataclass or a named tuple; one that may be None counts as never None."""
+    if not (is_dataclass(annotation) or hasattr(annotation, "_fields")):
         return {}
-    return {name: (get_args(kind) or (kind,))[0] for name, kind in get_type_hints(of).items()}
+    return {
+        name: (get_args(kind) or (kind,))[0] for name, kind in get_type_hints(annotation).items()
+    }

@@ -1,8 +1,8 @@
-"""The specification: every fused op as plain PyTorch, with its N x M matrices in the open.
+"""The specification: every fused op in plain PyTorch, with whole N x M matrices.
 
-The formulas of `smooth` at the products and measures of all pairs, differentiable to any order. It
-serves where others cannot (`impl="reference"`, second derivatives), and tests compare the others
-with it.
+It takes the formulas of `smooth` at the products and measures of all pairs, and is differentiable
+to any order. It serves where other backends cannot (`impl="reference"`, second derivatives), and
+tests compare them with it.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from lorentzkit._geometry import smooth
 from lorentzkit._geometry.arguments import clamp_norm, norm_limit
 from lorentzkit._geometry.invariants import Measures, Products
 from lorentzkit._geometry.precision import product
-from lorentzkit._geometry.singles import length
+from lorentzkit._geometry.single_points import length
 from lorentzkit._geometry.special import dot, values_known
 from lorentzkit._geometry.vectors import wide_dtype
-from lorentzkit.fused.clouds import FEW_DIMENSIONS, mend_below
+from lorentzkit.fused.operands import FEW_DIMENSIONS, recompute_below
 from lorentzkit.fused.pointwise import SIGNS
 from lorentzkit.fused.problems import (
-    ChosenPairs,
     Gradients,
     LogSums,
     LossGradients,
@@ -31,6 +30,7 @@ from lorentzkit.fused.problems import (
     LossTerms,
     PairwiseProblem,
     Search,
+    SelectedPairs,
 )
 
 
@@ -40,11 +40,11 @@ def matrix(problem: PairwiseProblem) -> Tensor:
     return _values(kind, problem.x, problem.y, problem.c.unsqueeze(-1))[0]
 
 
-def matrix_gradients(problem: PairwiseProblem, at: Tensor) -> Gradients:
+def matrix_gradients(problem: PairwiseProblem, grad_output: Tensor) -> Gradients:
     def values(x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, ...]:
         return (matrix(replace(problem, x=x, y=y, c=c)),)
 
-    return Gradients(*pulled_back(values, (problem.x, problem.y, problem.c), (at,)))
+    return Gradients(*pulled_back(values, (problem.x, problem.y, problem.c), (grad_output,)))
 
 
 def topk(problem: PairwiseProblem, search: Search) -> Tensor:
@@ -52,7 +52,7 @@ def topk(problem: PairwiseProblem, search: Search) -> Tensor:
 
 
 def log_sums(problem: LossProblem) -> LogSums:
-    """Of the logits that rows and columns see, the log-sum-exps; pairs of equal ids left out."""
+    """Log-sum-exps of the logits, by rows and by columns; pairs with equal ids are left out."""
     value = _values(problem.similarity, problem.x, problem.y, problem.c)
     same = problem.row_ids[:, None] == problem.column_ids
     row, column = (
@@ -65,58 +65,62 @@ def log_sums(problem: LossProblem) -> LogSums:
     )
 
 
-def log_sums_gradients(problem: LossProblem, sums: LogSums, at: LogSums) -> LossGradients:
+def log_sums_gradients(problem: LossProblem, sums: LogSums, grad_sums: LogSums) -> LossGradients:
     def values(x: Tensor, y: Tensor, c: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
         return log_sums(replace(problem, x=x, y=y, c=c, scale=scale))
 
     inputs = problem.x, problem.y, problem.c, problem.scale
-    return LossGradients(*pulled_back(values, inputs, at))
+    return LossGradients(*pulled_back(values, inputs, grad_sums))
 
 
-def loss_terms_gradients(problem: LossProblem, at: LossTerms) -> LossGradients:
+def loss_terms_gradients(problem: LossProblem, grad_terms: LossTerms) -> LossGradients:
     def values(x: Tensor, y: Tensor, c: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
         moved = replace(problem, x=x, y=y, c=c, scale=scale)
         return LossTerms(*log_sums(moved), selected(moved.positives))
 
     inputs = problem.x, problem.y, problem.c, problem.scale
-    return LossGradients(*pulled_back(values, inputs, at))
+    return LossGradients(*pulled_back(values, inputs, grad_terms))
 
 
-def selected(problem: ChosenPairs) -> Tensor:
+def selected(problem: SelectedPairs) -> Tensor:
     """The values of the pairs (i, j): ``(P, K)``."""
-    return smooth.of_rows(problem.kind, problem.x[problem.i], problem.y[problem.j], problem.c)
+    return smooth.row_values(problem.kind, problem.x[problem.i], problem.y[problem.j], problem.c)
 
 
-def selected_gradients(problem: ChosenPairs, at: Tensor) -> Gradients:
+def selected_gradients(problem: SelectedPairs, grad_output: Tensor) -> Gradients:
     def values(x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, ...]:
         return (selected(replace(problem, x=x, y=y, c=c)),)
 
-    return Gradients(*pulled_back(values, (problem.x, problem.y, problem.c), (at,)))
+    return Gradients(*pulled_back(values, (problem.x, problem.y, problem.c), (grad_output,)))
 
 
 def pulled_back(
     function: Callable[..., tuple[Tensor, ...]],
     inputs: tuple[Tensor, ...],
-    at: tuple[Tensor, ...],
+    grad_outputs: tuple[Tensor, ...],
 ) -> tuple[Tensor, ...]:
-    """``at`` pulled back through the function; differentiable itself."""
+    """The vector-Jacobian product of the function with ``grad_outputs``; itself differentiable."""
     if torch._C._functorch.peek_interpreter_stack() is not None:
-        return tuple(torch.func.vjp(function, *inputs)[1](at))
-    further = torch.is_grad_enabled()
+        return tuple(torch.func.vjp(function, *inputs)[1](grad_outputs))
+    create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        # Views: a tensor given twice is two variables.
+        # Views, so that a tensor given twice is two variables.
         inputs = tuple(
             t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in inputs
         )
         return torch.autograd.grad(
-            function(*inputs), inputs, at, create_graph=further, materialize_grads=True
+            function(*inputs),
+            inputs,
+            grad_outputs,
+            create_graph=create_graph,
+            materialize_grads=True,
         )
 
 
 def _values(kind: str, x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, ...]:
     x, y = (clamp_norm(z, norm_limit(c.detach())) for z in (x, y))
     scale: Tensor | float = 1.0
-    m = _measures(x.detach(), y.detach())  # no_grad would not do: forward mode goes through it
+    m = _measures(x.detach(), y.detach())  # not by no_grad, which forward mode ignores
     if kind in smooth.ANGLES and m.rx.dtype == x.dtype:
         scale = smooth.middle(*(r.amax((-2, -1), keepdim=True) for r in (m.rx, m.ry)))
     p = _products(x / scale, y / scale, m)
@@ -124,20 +128,20 @@ def _values(kind: str, x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, ...]:
 
 
 def _measures(x: Tensor, y: Tensor) -> Measures:
-    """Of all pairs, ``(..., N, M)`` or what broadcasts to it."""
+    """The measures of all pairs, ``(..., N, M)`` or what broadcasts to it."""
     (u, rx), (v, ry) = (unit(z.to(wide_dtype(z))) for z in (x, y))
     rx, ry = rx, ry.mT
     h, g = half_chords(u, v)
-    some = (rx > 0) & (ry > 0)
-    cosine = torch.where(some, torch.where(h < 1, 1 - h, g - 1), 0.0)
-    return Measures(rx, ry, rx - ry, cosine, torch.where(some, h * g, 1.0))
+    nonzero = (rx > 0) & (ry > 0)
+    cosine = torch.where(nonzero, torch.where(h < 1, 1 - h, g - 1), 0.0)
+    return Measures(rx, ry, rx - ry, cosine, torch.where(nonzero, h * g, 1.0))
 
 
 def _products(x: Tensor, y: Tensor, m: Measures) -> Products:
     x, y = x.to(m.rx.dtype), y.to(m.rx.dtype)
-    xx, yy, rises = dot(x, x), dot(y, y).mT, smooth.rise(x @ y.mT)
-    half = 0.5 * (smooth.rise(xx) + smooth.rise(yy))
-    return Products(xx, yy, torch.where(m.close(), rises - half, rises))
+    xx, yy, xy_rise = dot(x, x), dot(y, y).mT, smooth.rise(x @ y.mT)
+    half_rise = 0.5 * (smooth.rise(xx) + smooth.rise(yy))
+    return Products(xx, yy, torch.where(m.close(), xy_rise - half_rise, xy_rise))
 
 
 def root(square: Tensor) -> Tensor:
@@ -154,15 +158,15 @@ def unit(x: Tensor) -> tuple[Tensor, Tensor]:
 def half_chords(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """``1 - cos`` and ``1 + cos`` of all pairs; from differences where the product loses them."""
     D = u.shape[-1]
-    # Which pairs those are is not known inside torch.func or a compiler: then it is all.
+    # Inside torch.func or a compiler those pairs are not known, so it takes all differences.
     if D <= FEW_DIMENSIONS or not values_known(u):
         u, v = u.unsqueeze(-2), v.unsqueeze(-3)
         return dot(u - v, u - v)[..., 0] / 2, dot(u + v, u + v)[..., 0] / 2
     cosine = product(u, v)
-    return _mended(1 - cosine, u, v), _mended(1 + cosine, u, -v)
+    return _recomputed(1 - cosine, u, v), _recomputed(1 + cosine, u, -v)
 
 
-def _mended(h: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    *batch, i, j = (h < mend_below(u.shape[-1])).nonzero(as_tuple=True)
+def _recomputed(h: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    *batch, i, j = (h < recompute_below(u.shape[-1])).nonzero(as_tuple=True)
     d = u[(*batch, i)] - v[(*batch, j)]
     return h.index_put((*batch, i, j), dot(d, d)[..., 0] / 2)

@@ -1,8 +1,8 @@
 """The fused functions as ops of PyTorch, and which implementation runs them.
 
-Each is a pair of opaque custom ops, forward and gradient, under two autograd Functions: under
-autograd, `torch.func` and `torch.compile` alike. The gradient's own derivative is that of the
-reference: exact, with N x M matrices.
+Each function is a pair of opaque custom ops, forward and gradient. Two autograd Functions make them
+differentiable under autograd, `torch.func` and `torch.compile` alike. Second derivatives are those
+of the reference: exact, with N x M matrices.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 from lorentzkit._geometry.precision import full_precision
-from lorentzkit.fused import chosen, reference, streaming
+from lorentzkit.fused import reference, selected_pairs, streaming
 from lorentzkit.fused.problems import (
     Backend,
-    ChosenPairs,
     Gradients,
     LogSums,
     LossGradients,
@@ -30,6 +29,7 @@ from lorentzkit.fused.problems import (
     PairwiseProblem,
     Prepared,
     Search,
+    SelectedPairs,
     built,
     flat,
     layout,
@@ -45,17 +45,17 @@ PRECISIONS = ("highest", "high", "medium")
 
 
 class Implementation(NamedTuple):
-    """A backend, and what has to be known of it before it runs."""
+    """A backend, and what the choice of one depends on."""
 
     name: str
     backend: Callable[[], Backend]
     precisions: tuple[str, ...] = PRECISIONS
     by_autograd: bool = False
-    """Whether its functions are differentiated as they are, in place of custom ops"""
+    """Whether autograd goes through its functions, in place of custom ops"""
     with_group: bool = True
     """Whether it runs on batches spread over processes"""
     prepares: bool = False
-    """Whether a loss prepares what its gradient uses again"""
+    """Whether a loss keeps what its gradient uses again"""
     compiles: bool = False
     """Whether `torch.compile` makes its passes over blocks, where that pays"""
 
@@ -72,19 +72,21 @@ _REFERENCE = Implementation(
 )
 _STREAMING = Implementation("streaming", lambda: streaming, prepares=True, compiles=True)
 _TRITON = Implementation("triton", _triton)
-_IMPLEMENTATIONS = {of.name: of for of in (_REFERENCE, _STREAMING, _TRITON)}
+_IMPLEMENTATIONS = {
+    implementation.name: implementation for implementation in (_REFERENCE, _STREAMING, _TRITON)
+}
 
 
 def choose(impl: str, x: Tensor, precision: str, k: int = 0) -> Implementation:
-    """The one that runs for ``impl``; raises if there is none. ``k`` of a top-k."""
+    """The implementation that runs for ``impl``; raises if there is none. ``k`` is a top-k's."""
     check_options(impl, precision)
     missing = _why_no_triton(x, k)
     if impl == "auto":
         return _STREAMING if missing else _TRITON
-    found = _IMPLEMENTATIONS[impl]
-    if found is _TRITON and missing:
+    implementation = _IMPLEMENTATIONS[impl]
+    if implementation is _TRITON and missing:
         raise ValueError(f"impl: 'triton' {missing}; use impl='streaming' or 'auto'")
-    return found
+    return implementation
 
 
 def check_options(impl: str, precision: str) -> None:
@@ -145,16 +147,16 @@ def loss_terms(problem: LossProblem, impl: Implementation) -> LossTerms:
 
 
 def loss_terms_gradients(
-    problem: LossProblem, sums: LogSums, at: LossTerms, impl: Implementation
+    problem: LossProblem, sums: LogSums, grad_terms: LossTerms, impl: Implementation
 ) -> LossGradients:
-    return _loss_terms_gradients(_prepared(problem, impl), sums, at, impl.name)
+    return _loss_terms_gradients(_prepared(problem, impl), sums, grad_terms, impl.name)
 
 
 def _prepared(problem: LossProblem, impl: Implementation) -> LossProblem:
-    """Once for a loss and its gradient; how it depends on the points is the latter's affair.
+    """The problem with what its loss and gradient share; constant, for the gradient op covers it.
 
-    Not in compiled code: what is kept of few pairs has a shape of its own, and one graph is to
-    serve all sizes.
+    In compiled code nothing is prepared: the shape of what is kept depends on the number of pairs,
+    and one graph has to serve all sizes.
     """
     if torch.compiler.is_compiling() or not impl.prepares:
         return replace(problem, prepared=Prepared.nothing(problem.x))
@@ -163,30 +165,30 @@ def _prepared(problem: LossProblem, impl: Implementation) -> LossProblem:
     return replace(problem, prepared=_prepare(pairwise))
 
 
-def selected(problem: ChosenPairs) -> Tensor:
+def selected(problem: SelectedPairs) -> Tensor:
     """Values of the pairs, ``(P, K)``: K = 2 for "angle", at x and at y, and else 1."""
     return _differentiable_selected(problem)
 
 
-def selected_gradients(problem: ChosenPairs, at: Tensor) -> Gradients:
-    """Derivatives of ``(at * selected).sum()``."""
-    return _selected_gradients(problem, at)
+def selected_gradients(problem: SelectedPairs, grad_output: Tensor) -> Gradients:
+    """Derivatives of ``(grad_output * selected).sum()``."""
+    return _selected_gradients(problem, grad_output)
 
 
 # --- Custom ops: forward and gradient of each function --------------------------------------------
-# Autocast has no rule for them, and would turn the products inside into half precision. So would
-# the precision that PyTorch is set to.
+# Autocast has no rule for them and would round the products inside to half precision, and so would
+# PyTorch's setting of the matmul precision. Both are off while an op runs.
 
 
 class _Op(Generic[P, R]):
-    """A custom op, called with problems; the flat lists that it takes and gives stay in here."""
+    """A custom op that is called with problems; it makes flat lists of them, as PyTorch needs."""
 
     def __init__(self, function: Callable[P, R], fake: Callable[..., Any]) -> None:
         hints = get_type_hints(function)
         self._gives = hints.pop("return")
         self._takes = list(hints.values())
-        arguments = ", ".join(f"{_IN_SCHEMAS[of]} {name}" for name, of in layout(hints))
-        results = ", ".join(_IN_SCHEMAS[of] for _, of in layout({"out": self._gives}))
+        arguments = ", ".join(f"{_IN_SCHEMAS[kind]} {name}" for name, kind in layout(hints))
+        results = ", ".join(_IN_SCHEMAS[kind] for _, kind in layout({"out": self._gives}))
         name = function.__name__.strip("_")
 
         def run(*leaves: Any) -> Any:
@@ -197,7 +199,7 @@ class _Op(Generic[P, R]):
             f"lorentzkit::{name}", run, mutates_args=(), schema=f"({arguments}) -> ({results})"
         )
         definition.register_fake(lambda *leaves: self._packed(fake, leaves))
-        # Dynamo knows the op itself, not its definition.
+        # Dynamo handles the op, but not its definition.
         self.flat: Callable[..., Any] = getattr(torch.ops.lorentzkit, name).default
         definition.register_vmap(
             lambda info, dims, *leaves: _one_by_one(self.flat, info.batch_size, dims, leaves)
@@ -229,7 +231,7 @@ _IN_SCHEMAS = {Tensor: "Tensor", str: "str", int: "int", bool: "bool"}
 def _one_by_one(
     op: Callable[..., Any], size: int, dims: tuple[int | None, ...], leaves: tuple[Any, ...]
 ) -> tuple[Any, Any]:
-    """The batching rule under vmap: a product of matrices fills the machine already."""
+    """The batching rule under vmap: one call for each; a matrix product fills the machine."""
     results = [
         op(*(a if d is None else a.select(d, n) for a, d in zip(leaves, dims, strict=True)))
         for n in range(size)
@@ -254,7 +256,7 @@ def _terms_like(problem: LossProblem) -> LossTerms:
     return LossTerms(rows, columns, _values_like(problem.positives))
 
 
-def _values_like(problem: ChosenPairs) -> Tensor:
+def _values_like(problem: SelectedPairs) -> Tensor:
     return problem.x.new_empty(problem.i.shape[0], 2 if problem.kind == "angle" else 1)
 
 
@@ -269,14 +271,14 @@ def _backend(impl: str) -> Backend:
 
 @_op(lambda problem, impl: problem.x.new_empty(*problem.x.shape[:-1], problem.y.shape[-2]))
 def _matrix(problem: PairwiseProblem, impl: str) -> Tensor:
-    return torch.stack([_backend(impl).matrix(one) for one in _each(problem)])
+    return torch.stack([_backend(impl).matrix(single) for single in _each(problem)])
 
 
-@_op(lambda problem, at, impl: _like(problem.x, problem.y, problem.c))
-def _matrix_gradients(problem: PairwiseProblem, at: Tensor, impl: str) -> Gradients:
+@_op(lambda problem, grad_output, impl: _like(problem.x, problem.y, problem.c))
+def _matrix_gradients(problem: PairwiseProblem, grad_output: Tensor, impl: str) -> Gradients:
     run = _backend(impl).matrix_gradients
-    each = zip(_each(problem), at, strict=True)
-    return Gradients(*_stacked([run(one, at_one) for one, at_one in each]))
+    each = zip(_each(problem), grad_output, strict=True)
+    return Gradients(*_stacked([run(single, single_grad) for single, single_grad in each]))
 
 
 @_op(
@@ -295,27 +297,29 @@ def _prepare(problem: PairwiseProblem) -> Prepared:
 
 @_op(lambda problem, impl: _terms_like(problem))
 def _loss_terms(problem: LossProblem, impl: str) -> LossTerms:
-    return LossTerms(*_backend(impl).log_sums(problem), chosen.selected(problem.positives))
+    return LossTerms(*_backend(impl).log_sums(problem), selected_pairs.selected(problem.positives))
 
 
 @_op(lambda problem, *_: _like(problem.x, problem.y, problem.c, problem.scale))
 def _loss_terms_gradients(
-    problem: LossProblem, sums: LogSums, at: LossTerms, impl: str
+    problem: LossProblem, sums: LogSums, grad_terms: LossTerms, impl: str
 ) -> LossGradients:
-    by = _backend(impl).log_sums_gradients(problem, sums, at.sums)
-    # In the same memory, which is most of what a step takes.
-    by_c = chosen.add_gradients(problem.positives, at.values, by.x, by.y)
-    return by._replace(c=by.c + by_c)
+    grads = _backend(impl).log_sums_gradients(problem, sums, grad_terms.sums)
+    # Added in place: gradients are most of the memory of a step.
+    selected_c = selected_pairs.add_gradients(
+        problem.positives, grad_terms.values, grads.x, grads.y
+    )
+    return grads._replace(c=grads.c + selected_c)
 
 
 @_op(lambda problem: _values_like(problem))
-def _selected(problem: ChosenPairs) -> Tensor:
-    return chosen.selected(problem)
+def _selected(problem: SelectedPairs) -> Tensor:
+    return selected_pairs.selected(problem)
 
 
-@_op(lambda problem, at: _like(problem.x, problem.y, problem.c))
-def _selected_gradients(problem: ChosenPairs, at: Tensor) -> Gradients:
-    return chosen.selected_gradients(problem, at)
+@_op(lambda problem, grad_output: _like(problem.x, problem.y, problem.c))
+def _selected_gradients(problem: SelectedPairs, grad_output: Tensor) -> Gradients:
+    return selected_pairs.selected_gradients(problem, grad_output)
 
 
 # --- From a pair of custom ops to a differentiable function ---------------------------------------
@@ -330,8 +334,8 @@ def _differentiable(
 ) -> Callable[P, R]:
     """The op ``forward``, differentiable in the first `inputs` of its tensors.
 
-    ``gradient`` takes the forward's problem, so many of its outputs, their cotangents, and the
-    settings. ``expected`` is the reference's, with the same arguments.
+    ``gradient`` takes the problem, the first `outputs` of the forward's results, the gradients of
+    the results, and the settings. ``expected`` is the reference's, with the same arguments.
     """
     forward_op, gradient_op = forward.flat, gradient.flat
 
@@ -344,24 +348,26 @@ def _differentiable(
 
         @staticmethod
         def setup_context(ctx: Any, args: tuple[Any, ...], output: Any) -> None:
-            ctx.tensors, *rest = args
-            ctx.rest = [a for a in rest if not isinstance(a, Tensor)]
-            ctx.save_for_backward(*(a for a in rest if isinstance(a, Tensor)))
+            ctx.tensors, *leaves = args
+            ctx.settings = [a for a in leaves if not isinstance(a, Tensor)]
+            ctx.save_for_backward(*(a for a in leaves if isinstance(a, Tensor)))
 
         @staticmethod
-        def backward(ctx: Any, *seconds: Tensor) -> tuple[Tensor | None, ...]:
+        def backward(ctx: Any, *grad_grads: Tensor) -> tuple[Tensor | None, ...]:
             fixed = slice(inputs, ctx.tensors + outputs)
-            given = list(ctx.saved_tensors)
+            saved = list(ctx.saved_tensors)
 
-            def gradients(*variables: Tensor) -> tuple[Tensor, ...]:
-                of_inputs, at = variables[:inputs], variables[inputs:]
-                arguments = gradient.parts([*of_inputs, *given[fixed], *at, *ctx.rest])
+            def first_gradients(*variables: Tensor) -> tuple[Tensor, ...]:
+                input_values, output_grads = variables[:inputs], variables[inputs:]
+                arguments = gradient.parts(
+                    [*input_values, *saved[fixed], *output_grads, *ctx.settings]
+                )
                 return tuple(expected(*arguments))
 
-            variables = (*given[:inputs], *given[fixed.stop :])
-            by = reference.pulled_back(gradients, variables, seconds)
+            variables = (*saved[:inputs], *saved[fixed.stop :])
+            grads = reference.pulled_back(first_gradients, variables, grad_grads)
             none = [None] * (fixed.stop - inputs)
-            return (None, *by[:inputs], *none, *by[inputs:], *([None] * len(ctx.rest)))
+            return (None, *grads[:inputs], *none, *grads[inputs:], *([None] * len(ctx.settings)))
 
     class Forward(Function):
         generate_vmap_rule = True
@@ -373,23 +379,23 @@ def _differentiable(
         @staticmethod
         def setup_context(ctx: Any, args: tuple[Any, ...], output: Any) -> None:
             saved = output if isinstance(output, tuple) else (output,)
-            ctx.rest = [a for a in args if not isinstance(a, Tensor)]
+            ctx.settings = [a for a in args if not isinstance(a, Tensor)]
             ctx.save_for_backward(*(a for a in args if isinstance(a, Tensor)), *saved[:outputs])
 
         @staticmethod
-        def backward(ctx: Any, *at: Tensor) -> tuple[Tensor | None, ...]:
+        def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
             tensors = len(ctx.saved_tensors) - outputs
-            args = (*ctx.saved_tensors, *at, *ctx.rest)
-            # Dynamo fails at a Function in a Function, and has no second derivatives anyway.
+            args = (*ctx.saved_tensors, *grad_outputs, *ctx.settings)
+            # Dynamo fails at a Function inside a Function, and has no second derivatives anyway.
             compiling = torch.compiler.is_compiling()
-            by = gradient_op(*args) if compiling else Gradient.apply(tensors, *args)  # type: ignore[no-untyped-call]
-            return (*by, *([None] * (tensors - inputs + len(ctx.rest))))
+            grads = gradient_op(*args) if compiling else Gradient.apply(tensors, *args)  # type: ignore[no-untyped-call]
+            return (*grads, *([None] * (tensors - inputs + len(ctx.settings))))
 
     def apply(*args: P.args, **_: P.kwargs) -> R:
         leaves = flat(*args)
         wanted = any(a.requires_grad for a in leaves if isinstance(a, Tensor))
         if torch.compiler.is_compiling() and not (wanted and torch.is_grad_enabled()):
-            # Dynamo fails at a Function of which no gradient is wanted.
+            # Dynamo fails at a Function if no gradient is wanted.
             return forward.named(forward_op(*leaves))
         return forward.named(Forward.apply(*leaves))  # type: ignore[no-untyped-call]
 
@@ -399,13 +405,13 @@ def _differentiable(
 _differentiable_matrix = _differentiable(
     _matrix,
     _matrix_gradients,
-    lambda problem, at, impl: reference.matrix_gradients(problem, at),
+    lambda problem, grad_output, impl: reference.matrix_gradients(problem, grad_output),
     inputs=3,
 )
 _differentiable_loss_terms = _differentiable(
     _loss_terms,
     _loss_terms_gradients,
-    lambda problem, sums, at, impl: reference.loss_terms_gradients(problem, at),
+    lambda problem, sums, grad_terms, impl: reference.loss_terms_gradients(problem, grad_terms),
     inputs=4,
     outputs=2,
 )

@@ -1,7 +1,7 @@
 """Ops on rows of vectors: by one kernel where there is a GPU, else by a torch function.
 
-The kernels are of first derivatives; the second are those of the torch function. Invalid values,
-which only the torch functions on a CPU look for, come out as NaN: no op waits for the GPU.
+The kernels give first derivatives; second derivatives come from the torch function. No op waits for
+the GPU: so only the torch functions on a CPU reject invalid values, and a kernel returns NaN.
 """
 
 from __future__ import annotations
@@ -42,27 +42,27 @@ def rows(
     cone: tuple[float, float] | None = None,
     **named: Tensor,
 ) -> Tensor:
-    """An op by a kernel, by Gram numbers near the origin, or by its function `in_torch`.
+    """An op by a kernel, by Gram numbers if all is near the origin, or by its `in_torch` function.
 
     Args:
         op: one of `lorentzkit.fused.triton.rows.OPS`.
         curv: a number or a tensor ``(...)``.
-        t: of "geodesic".
-        cone: ``min_radius`` and ``aperture_scale``, of ops on cones.
+        t: the parameter of "geodesic".
+        cone: ``min_radius`` and ``aperture_scale``, for ops on cones.
         named: the vectors ``(..., D)`` in the op's order, by the names that errors give them.
     """
     plain = traced.plain(op, cone)
-    given = list(named.values())
-    if by_kernel([curv, *([] if t is None else [t])], given) and op in _kernels().OPS:
+    tensors = list(named.values())
+    if by_kernel([curv, *([] if t is None else [t])], tensors) and op in _kernels().OPS:
         return _run_kernel(op, plain, curv, t, cone or (0.1, 1.0), named)
     if torch.compiler.is_compiling():
-        if traced.serves(op, given, curv, t):
+        if traced.serves(op, tensors, curv, t):
             return traced.call(op, named, curv, t, cone)
     else:
         near = near_rows(op, plain, curv, t, cone[0] if cone else 0.0, named)
         if near is not None:
             return near
-    return plain(*([] if t is None else [t]), *given, curv)
+    return plain(*([] if t is None else [t]), *tensors, curv)
 
 
 def _run_kernel(
@@ -83,9 +83,9 @@ def _run_kernel(
         x = tensors[0]
         t = t.to(device) if isinstance(t, Tensor) else x.new_full((), t, dtype=torch.float32)
     leading = {name: v.shape[:-1] for name, v in zip(named, tensors, strict=True)}
-    of_curv, of_t = (z.shape if isinstance(z, Tensor) else () for z in (curv, t))
-    check_broadcast(of_curv, of_t, **leading)
-    shape = torch.broadcast_shapes(of_curv, of_t, *leading.values())  # type: ignore[no-untyped-call]
+    curv_shape, t_shape = (z.shape if isinstance(z, Tensor) else () for z in (curv, t))
+    check_broadcast(curv_shape, t_shape, **leading)
+    shape = torch.broadcast_shapes(curv_shape, t_shape, *leading.values())  # type: ignore[no-untyped-call]
     flat = [v.expand(*shape, v.shape[-1]).reshape(-1, v.shape[-1]) for v in tensors]
     c, t = (
         (z.reshape(1) if z.numel() == 1 else z.expand(shape).reshape(-1))
@@ -93,12 +93,12 @@ def _run_kernel(
         else z
         for z in (curv, t)
     )
-    of: Tensor = _Rows.apply(op, plain, cone, c, t, *flat)  # type: ignore[no-untyped-call]
-    return of.view((*shape, *of.shape[1:]))
+    values: Tensor = _Rows.apply(op, plain, cone, c, t, *flat)  # type: ignore[no-untyped-call]
+    return values.view((*shape, *values.shape[1:]))
 
 
 def by_kernel(numbers: list[float | Tensor], tensors: list[Tensor]) -> bool:
-    """Whether there is a kernel for rows of such vectors, and such curvature and parameter."""
+    """Whether there is a kernel for such rows of vectors, curvature and parameter."""
     if torch.compiler.is_compiling() or not all(isinstance(v, Tensor) for v in tensors):
         return False
     if tensors[0].is_cpu != _INTERPRETED or not eager(tensors[0]):
@@ -148,8 +148,8 @@ class _Rows(Function):
         ctx.op, ctx.plain, ctx.cone = op, plain, cone
         ctx.number = None if isinstance(c, Tensor) else c
         ctx.save_for_backward(c if isinstance(c, Tensor) else None, t, *vectors)
-        of: Tensor = _kernels().values(op, vectors, c, t, cone)
-        return of
+        values: Tensor = _kernels().values(op, vectors, c, t, cone)
+        return values
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -158,12 +158,14 @@ class _Rows(Function):
         c = ctx.number if c is None else c
         if torch.is_grad_enabled():
             needed = [by_c, by_t, *by_vectors]
-            of_c, of_t, *found = differentiated(ctx.plain, [c, t, *vectors], grad, needed)
+            grad_c, grad_t, *vector_grads = differentiated(
+                ctx.plain, [c, t, *vectors], grad, needed
+            )
         else:
             needed = [*by_vectors, by_c, by_t]
-            of = _kernels().gradients(ctx.op, vectors, c, grad, needed, t, ctx.cone)
-            found, of_c, of_t = of
-        return (None, None, None, of_c, of_t, *found)
+            grads = _kernels().gradients(ctx.op, vectors, c, grad, needed, t, ctx.cone)
+            vector_grads, grad_c, grad_t = grads
+        return (None, None, None, grad_c, grad_t, *vector_grads)
 
 
 __all__ = ["by_kernel", "in_torch", "rows"]

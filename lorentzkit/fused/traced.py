@@ -1,9 +1,9 @@
 """Ops on rows of vectors under `torch.compile`, on a CPU.
 
-Near the origin an op is a third of the work (`_geometry.formulas`), but compiled code does not see
-whether the points are near. So it takes them to be, and ends with a custom op: that looks, and
-where they are not, computes the op again. Transforms, export and other devices compile the op in
-torch.
+Near the origin an op takes a third of the work (`_geometry.formulas`), but compiled code cannot
+branch on whether the points are near. So it assumes that they are, and ends with a custom op, which
+looks at the points and recomputes the op if they are not. Transforms, export and other devices
+compile the op in torch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from lorentzkit._geometry import rowwise, sweeps
+from lorentzkit._geometry import gram_rows, rowwise
 from lorentzkit._geometry.arguments import check_broadcast, vectors, working_dtype
 from lorentzkit._geometry.elementary import is_exporting, with_exact_constants
 from lorentzkit._geometry.formulas import OPS
@@ -45,10 +45,10 @@ def plain(op: str, cone: Sequence[float] | None) -> Callable[..., Tensor]:
 
 def serves(op: str, tensors: Sequence[Any], *numbers: Any) -> bool:
     """Whether `call` does: for float32 vectors on a CPU, and no transform of them."""
-    every = [*tensors, *(z for z in numbers if isinstance(z, Tensor))]
-    if op not in OPS or is_exporting() or not all(isinstance(v, Tensor) for v in every):
+    all_tensors = [*tensors, *(z for z in numbers if isinstance(z, Tensor))]
+    if op not in OPS or is_exporting() or not all(isinstance(v, Tensor) for v in all_tensors):
         return False
-    if working_dtype(*every) != torch.float32 or not no_transform():
+    if working_dtype(*all_tensors) != torch.float32 or not no_transform():
         return False
     return all(v.device.type == "cpu" and v.dim() > 0 and v.numel() > 0 for v in tensors)
 
@@ -78,19 +78,21 @@ def call(
     # In `_near` an error would be the compiler's.
     check_broadcast(curv.shape, None if t is None else t.shape, **leading)
     _leave_to_autograd()
-    values: Tensor = _near(op, cone, curv, t, *tensors)
+    values: Tensor = _near_rows(op, cone, curv, t, *tensors)
     return values
 
 
-def _near(op: str, cone: Any, curv: Tensor, t: Tensor | None, *tensors: Tensor) -> Tensor:
+def _near_rows(op: str, cone: Any, curv: Tensor, t: Tensor | None, *tensors: Tensor) -> Tensor:
     values: Tensor | None
     if torch.compiler.is_compiling():
-        values = run(_Near, op, cone, curv, t, *tensors)
+        values = run(_NearRows, op, cone, curv, t, *tensors)
     else:  # by a backend that runs Dynamo's graph as it is
-        of, least = plain(op, cone), cone[0] if cone else 0.0
-        values = rowwise.near_rows(op, of, curv, t, least, dict(zip("xyu", tensors, strict=False)))
+        torch_op, min_radius = plain(op, cone), cone[0] if cone else 0.0
+        values = rowwise.near_rows(
+            op, torch_op, curv, t, min_radius, dict(zip("xyu", tensors, strict=False))
+        )
         if values is None:
-            values = of(*([] if t is None else [t]), *tensors, curv)
+            values = torch_op(*([] if t is None else [t]), *tensors, curv)
     return values
 
 
@@ -100,14 +102,14 @@ def _leave_to_autograd() -> None:
     Dynamo would look at each of its functions before each call, which takes as long as a small op.
     """
     if hasattr(torch.compiler, "_compile_session_context"):  # `is_compiling` holds there as well
-        torch._dynamo.allow_in_graph(_near)  # type: ignore[no-untyped-call]
+        torch._dynamo.allow_in_graph(_near_rows)  # type: ignore[no-untyped-call]
 
 
 # Dynamo calls it as it comes by, before it comes to `_near`.
 _leave_to_autograd._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-class _Near(Function):
+class _NearRows(Function):
     @staticmethod
     def compute(op: str, cone: Any, curv: Tensor, t: Tensor | None, *tensors: Tensor) -> Tensor:
         return _forward(_Call(op, cone, curv, t, list(tensors)))[0]
@@ -116,17 +118,17 @@ class _Near(Function):
     def forward(
         ctx: Any, op: str, cone: Any, curv: Tensor, t: Tensor | None, *tensors: Tensor
     ) -> Tensor:
-        values, right, numbers = _forward(_Call(op, cone, curv, t, list(tensors)))
+        values, valid, numbers = _forward(_Call(op, cone, curv, t, list(tensors)))
         ctx.op, ctx.cone, ctx.count = op, cone, len(tensors)
-        ctx.save_for_backward(curv, t, *tensors, right, *numbers)
+        ctx.save_for_backward(curv, t, *tensors, valid, *numbers)
         return values
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         curv, t, *saved = ctx.saved_tensors
-        tensors, (right, *numbers) = saved[: ctx.count], saved[ctx.count :]
+        tensors, (valid, *numbers) = saved[: ctx.count], saved[ctx.count :]
         call = _Call(ctx.op, ctx.cone, curv, t, list(tensors))
-        return None, None, *_gradients(call, right, numbers, grad, ctx.needs_input_grad[2:])
+        return None, None, *_gradients(call, valid, numbers, grad, ctx.needs_input_grad[2:])
 
 
 class _Call(NamedTuple):
@@ -144,36 +146,38 @@ class _Call(NamedTuple):
 
 
 def _forward(call: _Call) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
-    """The values, whether they were right without looking, and the Gram numbers."""
+    """The values, whether they were valid before `recompute_far`, and the Gram numbers."""
     shape, parameters = call.parameters()
     rows = [rowwise.flat_rows(v, shape) for v in call.tensors]
-    found = sweeps.forward(call.op, *parameters, *rows)
-    along = rows[0].shape[1:] if OPS[call.op].along else ()
-    values = found.values.reshape((*shape, *along))  # a tuple, for it may be empty
-    torch.ops.lorentzkit.recompute_far(values, found.right, *call)
-    return values, found.right, found.numbers
+    result = gram_rows.forward(call.op, *parameters, *rows)
+    along = rows[0].shape[1:] if OPS[call.op].grad_dots else ()
+    values = result.values.reshape((*shape, *along))  # a tuple, for it may be empty
+    torch.ops.lorentzkit.recompute_far(values, result.valid, *call)
+    return values, result.valid, result.numbers
 
 
 def _gradients(
-    call: _Call, right: Tensor, numbers: Sequence[Tensor], grad: Tensor, needed: Sequence[bool]
+    call: _Call, valid: Tensor, numbers: Sequence[Tensor], grad: Tensor, needed: Sequence[bool]
 ) -> list[Tensor | None]:
     """By curv, t and the tensors."""
     shape, parameters = call.parameters()
     rows = [rowwise.flat_rows(v, shape) for v in call.tensors]
-    of_grad = rowwise.flat_rows(grad if OPS[call.op].along else grad.unsqueeze(-1), shape)
-    of: list[Any] = [numbers, of_grad, needed[2:], *rows]
-    by = sweeps.backward(call.op, *parameters, *of)
-    of_vectors = iter(by.vectors)
-    found = [
+    grad_rows = rowwise.flat_rows(grad if OPS[call.op].grad_dots else grad.unsqueeze(-1), shape)
+    arguments: list[Any] = [numbers, grad_rows, needed[2:], *rows]
+    result = gram_rows.backward(call.op, *parameters, *arguments)
+    vector_grads = iter(result.vectors)
+    grads = [
         z.view(shape).sum_to_size(like.shape).to(like.dtype) if need and like is not None else None
-        for z, like, need in zip((by.c, by.t), (call.curv, call.t), needed, strict=False)
+        for z, like, need in zip((result.c, result.t), (call.curv, call.t), needed, strict=False)
     ] + [
-        rowwise.like(next(of_vectors), v, shape) if need else None
+        rowwise.as_gradient(next(vector_grads), v, shape) if need else None
         for v, need in zip(call.tensors, needed[2:], strict=True)
     ]
-    given = [z for z in found if z is not None]
-    torch.ops.lorentzkit.recompute_far_gradients(given, right & by.right, grad, list(needed), *call)
-    return found
+    computed_grads = [z for z in grads if z is not None]
+    torch.ops.lorentzkit.recompute_far_gradients(
+        computed_grads, valid & result.valid, grad, list(needed), *call
+    )
+    return grads
 
 
 # --- The custom ops -------------------------------------------------------------------------------
@@ -181,9 +185,9 @@ def _gradients(
 _OP = "str op, float[]? cone, Tensor curv, Tensor? t, Tensor[] tensors"
 
 
-@cpu_op(f"recompute_far(Tensor(a!) values, Tensor right, {_OP}) -> ()", lambda *_: None)
-def recompute_far(values: Tensor, right: Tensor, *op: Any) -> None:
-    if right:
+@cpu_op(f"recompute_far(Tensor(a!) values, Tensor valid, {_OP}) -> ()", lambda *_: None)
+def recompute_far(values: Tensor, valid: Tensor, *op: Any) -> None:
+    if valid:
         return
     call = _Call(*op)
     t = [] if call.t is None else [call.t]
@@ -192,20 +196,22 @@ def recompute_far(values: Tensor, right: Tensor, *op: Any) -> None:
 
 @cpu_op(
     "recompute_far_gradients("
-    f"Tensor(a!)[] found, Tensor right, Tensor grad, bool[] needed, {_OP}) -> ()",
+    f"Tensor(a!)[] grads, Tensor valid, Tensor grad, bool[] needed, {_OP}) -> ()",
     lambda *_: None,
 )
 def recompute_far_gradients(
-    found: Sequence[Tensor],
-    right: Tensor,
+    grads: Sequence[Tensor],
+    valid: Tensor,
     grad: Tensor,
     needed: Sequence[bool],
     *op: Any,
 ) -> None:
-    if right:
+    if valid:
         return
     call = _Call(*op)
     inputs = [call.curv, call.t, *call.tensors]
-    again = by_autograd(rowwise.differentiated, plain(call.op, call.cone), inputs, grad, needed)
-    for place, z in zip(found, (z for z in again if z is not None), strict=True):
-        place.copy_(z)
+    recomputed = by_autograd(
+        rowwise.differentiated, plain(call.op, call.cone), inputs, grad, needed
+    )
+    for grad_out, z in zip(grads, (z for z in recomputed if z is not None), strict=True):
+        grad_out.copy_(z)

@@ -1,7 +1,7 @@
 """The Einstein midpoint under `torch.compile`, on a CPU: a custom op that looks at the values.
 
-How the points are summed depends on where they are, and how few they are on the way that is exact
-(`_geometry.means`). A compiler sees neither; so one graph serves all sizes.
+Which sum is exact depends on where the points are and on how many there are (`_geometry.means`). A
+compiler does not see where they are, and one graph has to serve all sizes.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def midpoint(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
 class _Midpoint(Function):
     @staticmethod
     def compute(x: Tensor, w: Tensor, c: Tensor) -> Tensor:
-        of: Tensor = torch.ops.lorentzkit.midpoint(x, w, c)
-        return of
+        mean: Tensor = torch.ops.lorentzkit.midpoint(x, w, c)
+        return mean
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, c: Tensor) -> Tensor:
@@ -42,8 +42,8 @@ class _Midpoint(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         needed = list(ctx.needs_input_grad)
-        found = iter(torch.ops.lorentzkit.midpoint_gradients(*ctx.saved_tensors, grad, needed))
-        return tuple(next(found) if need else None for need in needed)
+        grads = iter(torch.ops.lorentzkit.midpoint_gradients(*ctx.saved_tensors, grad, needed))
+        return tuple(next(grads) if need else None for need in needed)
 
 
 _POINTS = "Tensor x, Tensor w, Tensor c"
@@ -70,8 +70,8 @@ def _gradients_fake(
 def _midpoint_gradients(
     x: Tensor, w: Tensor, c: Tensor, grad: Tensor, needed: Sequence[bool]
 ) -> list[Tensor]:
-    found = by_autograd(_differentiated, (x, w, c), grad, needed)
-    return [by.contiguous() for by in found]
+    grads = by_autograd(_differentiated, (x, w, c), grad, needed)
+    return [g.contiguous() for g in grads]
 
 
 def _differentiated(

@@ -2,8 +2,8 @@
 
 A small batch takes nearly all of its time to start operations. So the whole loss is one operation
 for autograd, and its gradient is found along with its value: by one compiled function once the
-batches have been work enough to earn that (`fused.whole`), until then, if they are very small, in
-NumPy (`fused.small`).
+batches have been work enough to earn that (`fused.batch_compiled`), until then, if they are very
+small, in NumPy (`fused.batch_numpy`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lorentzkit._geometry.special import values_known
 from lorentzkit._geometry.vectors import eager, wide_dtype
-from lorentzkit.fused import reference, small, whole
+from lorentzkit.fused import batch_compiled, batch_numpy, reference
 from lorentzkit.fused.problems import Batch, LossTerms
 from lorentzkit.losses.anchors import Anchors
 
@@ -29,7 +29,7 @@ def paired_loss(batch: Batch) -> Tensor | None:
     if not _serves(*inputs):
         return None
     wanted = torch.is_grad_enabled() and any(z.requires_grad for z in inputs)
-    run = (whole.earned(batch) if wanted else None) or small.prepared(batch, wanted)
+    run = (batch_compiled.earned(batch) if wanted else None) or batch_numpy.prepared(batch, wanted)
     if run is None:
         return None
     loss: Tensor = _PairedLoss.apply(batch, run, *inputs)  # type: ignore[no-untyped-call]
@@ -46,7 +46,7 @@ def _serves(x: Tensor, *others: Tensor) -> bool:
 
 class _PairedLoss(Function):
     @staticmethod
-    def forward(ctx: Any, batch: Batch, run: whole.Run, *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, batch: Batch, run: batch_compiled.Run, *inputs: Tensor) -> Tensor:
         loss = run()
         ctx.similarity = batch.similarity
         ctx.save_for_backward(*inputs, *loss.gradients)

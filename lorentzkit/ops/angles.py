@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from lorentzkit._geometry import pairs, singles
+from lorentzkit._geometry import pairs, single_points
 from lorentzkit._geometry.arguments import points_and
 from lorentzkit.fused.rows import in_torch, rows
 
@@ -126,18 +126,18 @@ def check_cones(min_radius: float, aperture_scale: float = 1.0) -> None:
 
 @in_torch("exterior_angle")
 def _exterior_angle(x: Tensor, y: Tensor, curv: float | Tensor) -> Tensor:
-    return pairs.of_rows("exterior", *points_and(curv, {}, {"x": x, "y": y})).squeeze(-1)
+    return pairs.row_values("exterior", *points_and(curv, {}, {"x": x, "y": y})).squeeze(-1)
 
 
 @in_torch("interior_angle")
 def _interior_angle(x: Tensor, y: Tensor, curv: float | Tensor) -> Tensor:
-    return pairs.of_rows("interior", *points_and(curv, {}, {"x": x, "y": y})).squeeze(-1)
+    return pairs.row_values("interior", *points_and(curv, {}, {"x": x, "y": y})).squeeze(-1)
 
 
 @in_torch("half_aperture")
 def _half_aperture(x: Tensor, curv: float | Tensor, *, cone: Sequence[float]) -> Tensor:
     x, c = points_and(curv, {"x": x})
-    return singles.half_aperture(x, c, cone[0]).squeeze(-1)
+    return single_points.half_aperture(x, c, cone[0]).squeeze(-1)
 
 
 @in_torch("entailment_residual")

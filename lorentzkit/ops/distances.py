@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lorentzkit._geometry import pairs, singles
+from lorentzkit._geometry import pairs, single_points
 from lorentzkit._geometry.arguments import points_and
 from lorentzkit.fused.rows import in_torch, rows
 
@@ -62,12 +62,12 @@ def dist0(x: Tensor, curv: float | Tensor = 1.0, *, keepdim: bool = False) -> Te
 
 @in_torch("dist")
 def _dist(x: Tensor, y: Tensor, curv: float | Tensor) -> Tensor:
-    return pairs.of_rows("distance", *points_and(curv, {}, {"x": x, "y": y})).squeeze(-1)
+    return pairs.row_values("distance", *points_and(curv, {}, {"x": x, "y": y})).squeeze(-1)
 
 
 @in_torch("dist0")
 def _dist0(x: Tensor, curv: float | Tensor) -> Tensor:
-    return singles.distance(*points_and(curv, {"x": x})).squeeze(-1)
+    return single_points.distance(*points_and(curv, {"x": x})).squeeze(-1)
 
 
 __all__ = ["dist", "dist0"]

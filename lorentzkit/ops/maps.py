@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lorentzkit._geometry import maps, singles
+from lorentzkit._geometry import maps, single_points
 from lorentzkit._geometry.arguments import check_broadcast, clamp_norm, points_and
 from lorentzkit._geometry.special import largest_radius
 from lorentzkit.fused.rows import in_torch, rows
@@ -215,12 +215,12 @@ def _logmap(x: Tensor, y: Tensor, curv: float | Tensor) -> Tensor:
 @in_torch("expmap0")
 def _expmap0(u: Tensor, curv: float | Tensor) -> Tensor:
     u, c = points_and(curv, {}, {"u": u})
-    return singles.expmap0(clamp_norm(u, largest_radius(u.dtype) / c.sqrt()), c)
+    return single_points.expmap0(clamp_norm(u, largest_radius(u.dtype) / c.sqrt()), c)
 
 
 @in_torch("logmap0")
 def _logmap0(x: Tensor, curv: float | Tensor) -> Tensor:
-    return singles.logmap0(*points_and(curv, {"x": x}))
+    return single_points.logmap0(*points_and(curv, {"x": x}))
 
 
 @in_torch("transp")

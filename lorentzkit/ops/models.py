@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lorentzkit._geometry import singles
+from lorentzkit._geometry import single_points
 from lorentzkit._geometry.arguments import clamp_norm, norm_limit, points_and, require
 from lorentzkit._geometry.special import carry, hypot
 from lorentzkit._geometry.vectors import combine, product
@@ -168,7 +168,7 @@ def _gap(name: str, p: Tensor, c: Tensor) -> Tensor:
 def _inside(factor: Tensor, x: Tensor, c: Tensor) -> Tensor:
     """``factor``, smaller by a few roundings where ``c |factor x|**2`` would come out as 1."""
     margin = 4 * torch.finfo(x.dtype).eps
-    size = factor.detach() * singles.length(x.detach())
+    size = factor.detach() * single_points.length(x.detach())
     touching = c.detach().to(size.dtype) * size * size > 1 - margin
     return torch.where(touching, factor * (1 - margin), factor)
 
@@ -179,7 +179,7 @@ def _inside(factor: Tensor, x: Tensor, c: Tensor) -> Tensor:
 @in_torch("to_klein")
 def _to_klein(x: Tensor, curv: float | Tensor) -> Tensor:
     x, c = points_and(curv, {"x": x})
-    return combine([_inside(1 / singles.cosh(x, c), x, c)], [x])
+    return combine([_inside(1 / single_points.cosh(x, c), x, c)], [x])
 
 
 @in_torch("from_klein")
@@ -191,7 +191,7 @@ def _from_klein(k: Tensor, curv: float | Tensor) -> Tensor:
 @in_torch("to_poincare")
 def _to_poincare(x: Tensor, curv: float | Tensor) -> Tensor:
     x, c = points_and(curv, {"x": x})
-    return combine([_inside(1 / (1 + singles.cosh(x, c)), x, c)], [x])
+    return combine([_inside(1 / (1 + single_points.cosh(x, c)), x, c)], [x])
 
 
 @in_torch("from_poincare")
@@ -204,13 +204,13 @@ def _from_poincare(p: Tensor, curv: float | Tensor) -> Tensor:
 def _to_halfspace(x: Tensor, curv: float | Tensor) -> Tensor:
     x, c = points_and(curv, {"x": x})
     rest, last = x[..., :-1], x[..., -1:]
-    time = singles.time(x, c)
+    time = single_points.time(x, c)
     time = time + (time - time)  # of infinity, NaN
     c, last = c.to(time.dtype), last.to(time.dtype)
     # t/sqrt(c) = 1/(x0 - last), where that difference cancels from the other light-like coordinate.
     up = last > 0
     sum_ = time + torch.where(up, last, -last)
-    cosh = singles.cosh(torch.cat([rest, torch.zeros_like(x[..., :1])], -1), c)
+    cosh = single_points.cosh(torch.cat([rest, torch.zeros_like(x[..., :1])], -1), c)
     height = torch.where(up, sum_ / cosh / cosh, 1 / (c * sum_))
     return _joined([c.sqrt() * height], rest, height.to(x.dtype))
 
@@ -223,7 +223,7 @@ def _from_halfspace(p: Tensor, curv: float | Tensor) -> Tensor:
     valid = p[..., -1:] > 0
     p = clamp_norm(p, 2 * limit)  # farther out is beyond max_radius
     z, t = p[..., :-1], p[..., -1:].clamp_min(torch.finfo(p.dtype).tiny)
-    side = singles.length(torch.cat([z, torch.zeros_like(t)], -1))
+    side = single_points.length(torch.cat([z, torch.zeros_like(t)], -1))
     limit, c = limit.to(side.dtype), c.to(side.dtype)
     t, s = torch.where(valid, t, torch.nan).to(side.dtype), c.rsqrt()
     last = (carry((t - s) * (t + s), t * t - 1 / c) + side * side) / 2

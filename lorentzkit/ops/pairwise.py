@@ -12,7 +12,7 @@ from torch import Tensor
 from lorentzkit._geometry import compilation, pairs
 from lorentzkit._geometry.arguments import check_broadcast, curvature, vectors, working_dtype
 from lorentzkit.fused import registry
-from lorentzkit.fused.problems import ChosenPairs, PairwiseProblem, Search
+from lorentzkit.fused.problems import PairwiseProblem, Search, SelectedPairs
 
 Implementation = Literal["auto", "reference", "streaming", "triton"]
 Precision = Literal["highest", "high", "medium"]
@@ -186,7 +186,7 @@ def pairwise_topk(
     problem = PairwiseProblem(x.detach(), y.detach(), c.detach(), similarity, precision)
     indices = registry.topk(problem, search, chosen)
     rows = torch.arange(x.shape[0], device=x.device).repeat_interleave(k)
-    winners = ChosenPairs(x, y, c, rows, indices.flatten(), similarity)
+    winners = SelectedPairs(x, y, c, rows, indices.flatten(), similarity)
     values = registry.selected(winners)[:, 0].view(-1, k)
     values, order = values.sort(dim=1, descending=largest, stable=True)
     return values, indices.gather(1, order)
@@ -227,7 +227,7 @@ def _topk_by_curvature(
         rows = curvature_index == n
         part = replace(problem, x=x.detach()[rows], y=y.detach(), c=c_n.view(1))
         indices[rows] = registry.topk(part, search, impl)
-    values = pairs.of_rows(problem.kind, x.unsqueeze(1), y[indices], c.view(-1, 1, 1))[..., 0]
+    values = pairs.row_values(problem.kind, x.unsqueeze(1), y[indices], c.view(-1, 1, 1))[..., 0]
     values, order = values.sort(dim=1, descending=search.largest, stable=True)
     return values, indices.gather(1, order)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lorentzkit._geometry import pairs, singles, tangents
+from lorentzkit._geometry import pairs, single_points, tangents
 from lorentzkit._geometry.arguments import floating, points_and
 from lorentzkit._geometry.special import largest_radius
 from lorentzkit.fused.rows import in_torch, rows
@@ -154,19 +154,19 @@ def tangent_norm(x: Tensor, u: Tensor, curv: float | Tensor = 1.0) -> Tensor:
 
 @in_torch("inner")
 def _inner(x: Tensor, y: Tensor, curv: float | Tensor) -> Tensor:
-    return pairs.of_rows("inner", *points_and(curv, {}, {"x": x, "y": y})).squeeze(-1)
+    return pairs.row_values("inner", *points_and(curv, {}, {"x": x, "y": y})).squeeze(-1)
 
 
 @in_torch("time")
 def _time(x: Tensor, curv: float | Tensor) -> Tensor:
     x, c = points_and(curv, {"x": x})
-    return singles.time(x, c).squeeze(-1).to(x.dtype)
+    return single_points.time(x, c).squeeze(-1).to(x.dtype)
 
 
 @in_torch("add_time")
 def _add_time(x: Tensor, curv: float | Tensor) -> Tensor:
     x, c = points_and(curv, {"x": x})
-    t = singles.time(x, c).to(x.dtype)
+    t = single_points.time(x, c).to(x.dtype)
     return torch.cat([t, x.expand(*t.shape[:-1], x.shape[-1])], -1)
 
 

@@ -17,7 +17,7 @@ import torch
 from calls import SIGNATURES, arguments
 
 from lorentzkit import ops
-from lorentzkit._geometry import arrays, compilation
+from lorentzkit._geometry import array_functions, compilation
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
@@ -108,7 +108,7 @@ def test_first_calls_are_never_compiled_and_later_ones_always(
     monkeypatch.setattr(compilation, "compiled", compiled)
     monkeypatch.setattr(compilation, "_has_compiler", lambda: True)
     monkeypatch.setattr(compilation, "_EARNS_COMPILING", 0)
-    row = suites.Row("elementwise", op, 2 * arrays.FEW_ROWS, 4, dtype)
+    row = suites.Row("elementwise", op, 2 * array_functions.FEW_ROWS, 4, dtype)
     steps = row.steps(NOT_COMPILED)
     measure.step(*row.calls()["auto"])
     assert ("auto_later" in steps) == bool(compiled_calls)

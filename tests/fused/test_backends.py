@@ -7,14 +7,14 @@ import torch
 from pairwise_calls import points
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lorentzkit.fused import chosen, reference, registry, streaming
+from lorentzkit.fused import reference, registry, selected_pairs, streaming
 from lorentzkit.fused.problems import (
-    ChosenPairs,
     LogSums,
     LossProblem,
     LossTerms,
     PairwiseProblem,
     Search,
+    SelectedPairs,
     built,
     flat,
     layout,
@@ -31,11 +31,11 @@ def pairwise(kind):
 
 def loss(similarity):
     """The first y is positive for two x, the last for none."""
-    of = pairwise(similarity)
+    problem = pairwise(similarity)
     ids = torch.tensor([0, 1, 2, 3, 0], dtype=torch.int32), torch.arange(7, dtype=torch.int32)
     i, j = torch.arange(5), torch.tensor([0, 1, 2, 3, 0])
     scale = torch.tensor(5.0, dtype=torch.float64)
-    return LossProblem(of.x, of.y, of.c, scale, *ids, i, j, similarity, "highest")
+    return LossProblem(problem.x, problem.y, problem.c, scale, *ids, i, j, similarity, "highest")
 
 
 def close(got, expected):
@@ -46,8 +46,11 @@ def close(got, expected):
 def test_matrices_and_their_gradients(kind):
     problem = pairwise(kind)
     close(streaming.matrix(problem), reference.matrix(problem))
-    at = torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    close(streaming.matrix_gradients(problem, at), reference.matrix_gradients(problem, at))
+    grad_output = torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    close(
+        streaming.matrix_gradients(problem, grad_output),
+        reference.matrix_gradients(problem, grad_output),
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -62,9 +65,9 @@ def test_log_sums_and_their_gradients(similarity):
     problem = loss(similarity)
     sums = streaming.log_sums(problem)
     close(sums, reference.log_sums(problem))
-    at = LogSums(torch.linspace(0.5, 1.5, 5).double(), torch.linspace(-1, 1, 7).double())
+    grad_output = LogSums(torch.linspace(0.5, 1.5, 5).double(), torch.linspace(-1, 1, 7).double())
     got, expected = (
-        backend.log_sums_gradients(problem, sums, at) for backend in (streaming, reference)
+        backend.log_sums_gradients(problem, sums, grad_output) for backend in (streaming, reference)
     )
     close(got, expected)
 
@@ -75,22 +78,24 @@ def test_gradients_of_a_loss_with_its_positives(similarity):
     problem = loss(similarity)
     impl = registry.choose("streaming", problem.x, "highest")
     terms = registry.loss_terms(problem, impl)
-    at = LossTerms(*(torch.linspace(0.5, 1.5, t.numel()).double().view_as(t) for t in terms))
-    got = registry.loss_terms_gradients(problem, terms.sums, at, impl)
-    close(got, reference.loss_terms_gradients(problem, at))
+    grad_output = LossTerms(
+        *(torch.linspace(0.5, 1.5, t.numel()).double().view_as(t) for t in terms)
+    )
+    got = registry.loss_terms_gradients(problem, terms.sums, grad_output, impl)
+    close(got, reference.loss_terms_gradients(problem, grad_output))
 
 
 class Largest(TorchDispatchMode):
     """The most elements of any tensor made, in no other's place."""
 
-    def __init__(self, *given):
+    def __init__(self, *inputs):
         super().__init__()
-        self.numel, self.given = 0, {t.data_ptr() for t in given}
+        self.numel, self.inputs = 0, {t.data_ptr() for t in inputs}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for t in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(t, torch.Tensor) and t.data_ptr() not in self.given:
+            if isinstance(t, torch.Tensor) and t.data_ptr() not in self.inputs:
                 self.numel = max(self.numel, t.numel())
         return out
 
@@ -98,10 +103,10 @@ class Largest(TorchDispatchMode):
 def test_positives_gradients_are_added_without_memory_of_their_own():
     x, y = points(2000, 512, torch.float32), points(2000, 512, torch.float32, seed=1)
     each = torch.arange(2000)
-    of = ChosenPairs(x, y, torch.ones(1), each, each, "angle")
+    problem = SelectedPairs(x, y, torch.ones(1), each, each, "angle")
     by_x, by_y = torch.zeros_like(x), torch.zeros_like(y)
     with Largest(x, y, by_x, by_y) as largest:
-        chosen.add_gradients(of, torch.ones(2000, 2), by_x, by_y)
+        selected_pairs.add_gradients(problem, torch.ones(2000, 2), by_x, by_y)
     assert by_x.any(1).all()
     assert 0 < largest.numel <= x.numel() / 3
 

@@ -196,7 +196,9 @@ def test_all_kinds_and_shapes_of_blocks_compile(monkeypatch):
     """Of one code torch compiles 8 variants; sizes of 1 are variants, and so are types."""
     inductor = torch.compile
     monkeypatch.setattr(
-        torch, "compile", lambda f, *, options, backend, **how: inductor(f, backend="eager", **how)
+        torch,
+        "compile",
+        lambda f, *, options, backend, **kwargs: inductor(f, backend="eager", **kwargs),
     )
     monkeypatch.setattr(streaming, "ROWS", 16)
     monkeypatch.setattr(streaming, "COLUMNS", 16)

@@ -60,7 +60,7 @@ class Elsewhere:
 
 @pytest.fixture
 def compiled(monkeypatch):
-    def run(capability, function, kind, sizes, precision, **more):
+    def run(capability, function, kind, sizes, precision, **search):
         driver = Elsewhere(capability)
         monkeypatch.setattr(triton.runtime.driver, "_active", driver)
         monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", driver.compile)
@@ -74,7 +74,7 @@ def compiled(monkeypatch):
         arguments = {
             "matrix": (problem,),
             "matrix_gradients": (problem, torch.ones(N, M)),
-            "topk": (problem, Search(more.get("k", 10), largest=False, chunk=0)),
+            "topk": (problem, Search(search.get("k", 10), largest=False, chunk=0)),
             "log_sums": (loss,),
             "log_sums_gradients": (loss, of_rows_and_columns, of_rows_and_columns),
         }[function]
@@ -102,7 +102,7 @@ def test_angle_kernels_compile_and_spill_no_register(compiled, capability, preci
 def test_every_configuration_compiles_and_spills_no_register(compiled, monkeypatch, capability):
     """Those that only timing on a GPU chooses; the first of each is compiled by all other tests."""
     functions = {"matrix": "matrix", "log_sums": "log_sums", "change": "log_sums_gradients"}
-    assert {name for name, of in CONFIGS.items() if len(of) > 1} == functions.keys()
+    assert {name for name, configs in CONFIGS.items() if len(configs) > 1} == functions.keys()
     for name, function in functions.items():
         for config in CONFIGS[name][1:]:
             monkeypatch.setitem(CONFIGS, name, (config,))

@@ -21,17 +21,17 @@ MOST_SCALARS = ("dist", "angle", "entailment_residual", "expmap", "logmap")
 @pytest.fixture
 def compiled(monkeypatch):
     def run(capability, op, D=512, curv=0.7, dtype=torch.float32, of_sum=False):
-        driver, of = Elsewhere(capability), OPS[op]
+        driver, signature = Elsewhere(capability), OPS[op]
         monkeypatch.setattr(triton.runtime.driver, "_active", driver)
         monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", driver.compile)
-        vectors = [torch.ones(64, D, dtype=dtype) for _ in range(of.vectors)]
+        vectors = [torch.ones(64, D, dtype=dtype) for _ in range(signature.vectors)]
         width = rows.width(op, D)
-        at = torch.ones((64, width) if width else 64)
+        grad_output = torch.ones((64, width) if width else 64)
         if of_sum:
-            at = torch.ones(()).expand(at.shape)
+            grad_output = torch.ones(()).expand(grad_output.shape)
         t = torch.ones(64) if op == "geodesic" else None
         rows.values(op, vectors, curv, t)
-        rows.gradients(op, vectors, curv, at, [True] * (of.vectors + 2), t)
+        rows.gradients(op, vectors, curv, grad_output, [True] * (signature.vectors + 2), t)
         return driver.stacks
 
     return run
@@ -62,7 +62,7 @@ def test_kernels_of_entries_that_are_not_aligned_spill_no_register(compiled, op,
     "op", ["dist", "angle", "expmap", "tangent_inner", "to_klein", "from_halfspace", "add_time"]
 )
 def test_kernels_of_other_arguments_compile_and_spill_no_register(compiled, op):
-    for how in (
+    for arguments in (
         {"D": 1},
         {"D": 130},
         {"dtype": torch.float16, "D": 32},
@@ -70,5 +70,5 @@ def test_kernels_of_other_arguments_compile_and_spill_no_register(compiled, op):
         {"curv": torch.ones(1, dtype=torch.float64)},
         {"D": 32, "of_sum": True},
     ):
-        stacks = compiled(90, op, **how)
-        assert list(stacks.values()) == [0, 0], how
+        stacks = compiled(90, op, **arguments)
+        assert list(stacks.values()) == [0, 0], arguments

@@ -19,10 +19,10 @@ class Result(NamedTuple):
     parts: list[Tensor | None]
 
 
-def function(kind: str, weight: float, x: Tensor, others: list[Tensor]) -> Result:
+def function(kind: str, weight: float, x: Tensor, terms: list[Tensor]) -> Result:
     total = (x.double() * weight).sum(1)
-    for other in others:
-        total = total + (x * other).double().sum(1)
+    for term in terms:
+        total = total + (x * term).double().sum(1)
     return Result(total if kind == "plus" else -total, [x.square(), None])
 
 
@@ -42,11 +42,11 @@ def rows(count: int, columns: int = 12) -> Tensor:
 
 
 def check(compiled, *args):
-    found, expected = compiled(*args), function(*args)
-    assert type(found) is Result
-    torch.testing.assert_close(found.sum, expected.sum)
-    torch.testing.assert_close(found.parts[0], expected.parts[0])
-    assert found.parts[1] is None
+    result, expected = compiled(*args), function(*args)
+    assert type(result) is Result
+    torch.testing.assert_close(result.sum, expected.sum)
+    torch.testing.assert_close(result.parts[0], expected.parts[0])
+    assert result.parts[1] is None
 
 
 def test_known_sizes_are_called_directly_and_others_are_not(compiled):

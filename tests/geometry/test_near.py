@@ -14,7 +14,7 @@ from condition import gradient_errors, value_error
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from lorentzkit import ops
-from lorentzkit._geometry import arrays, compilation, rowwise, small, vectors
+from lorentzkit._geometry import array_functions, compilation, numpy_products, rowwise, vectors
 from lorentzkit._geometry.formulas import OPS
 from lorentzkit._geometry.gram import SHORT
 
@@ -50,16 +50,16 @@ def edge(op: str, seed: int, angle: float) -> tuple[list[torch.Tensor], torch.Te
 @pytest.fixture
 def near_only(monkeypatch):
     """Fails where an op goes another way than by Gram numbers."""
-    found = []
+    results = []
     near_rows = rowwise.near_rows
 
     def check(*args):
-        found.append(near_rows(*args))
-        return found[-1]
+        results.append(near_rows(*args))
+        return results[-1]
 
     monkeypatch.setattr("lorentzkit.fused.rows.near_rows", check)
     yield
-    assert all(of is not None for of in found)
+    assert all(result is not None for result in results)
 
 
 @pytest.mark.parametrize("angle", [0.0, 1e-5, 0.1, 1.5, math.pi])
@@ -95,10 +95,10 @@ def test_close_and_distant_points_in_one_batch(op):
     inputs = pair(100, 1.0)
     with torch.no_grad():
         inputs[1][::2] *= -2
-    found = value_and_gradients(getattr(ops, op), inputs)
+    results = value_and_gradients(getattr(ops, op), inputs)
     wide = [v.detach().double().requires_grad_() for v in inputs]
     exact = value_and_gradients(getattr(ops, op), wide)
-    for part, expected in zip(found, exact, strict=True):
+    for part, expected in zip(results, exact, strict=True):
         torch.testing.assert_close(part.double(), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -106,8 +106,8 @@ def test_close_and_distant_points_in_one_batch(op):
 def test_rows_of_numpy_and_of_torch_are_the_same(monkeypatch, op):
     inputs = pair(100, 1.0)
     expected = value_and_gradients(getattr(ops, op), inputs)
-    monkeypatch.setattr(small, "_FEW_ELEMENTS", 0)
-    monkeypatch.setattr(arrays, "FEW_ROWS", 0)
+    monkeypatch.setattr(numpy_products, "_FEW_ELEMENTS", 0)
+    monkeypatch.setattr(array_functions, "FEW_ROWS", 0)
     monkeypatch.setattr(vectors, "_BLOCK", 7 * 6)
     torch.testing.assert_close(value_and_gradients(getattr(ops, op), inputs), expected)
 
@@ -166,13 +166,13 @@ def test_compiled_code_takes_curvatures_and_places_row_by_row():
     torch.testing.assert_close(value_and_gradients(function, inputs), expected)
 
 
-@pytest.mark.parametrize("right", [True, False])
-def test_the_custom_ops_are_good_ones(right):
+@pytest.mark.parametrize("valid", [True, False])
+def test_the_custom_ops_are_good_ones(valid):
     x, y, curv = pair(5, 1.0)
-    of = (None, curv, None, [x.detach(), y.detach()])
+    call = (None, curv, None, [x.detach(), y.detach()])
     torch.library.opcheck(
         torch.ops.lorentzkit.recompute_far.default,
-        (torch.zeros(5), torch.tensor(right), "dist", *of),
+        (torch.zeros(5), torch.tensor(valid), "dist", *call),
         test_utils=("test_schema", "test_faketensor"),
     )
 
@@ -197,9 +197,9 @@ def test_coefficients_beyond_float32_are_taken_in_float64():
     x, y, curv = pair(20, 1.0)
     inputs = [(1e-40 * v).detach().requires_grad_() for v in (x, y)] + [curv]
     function = torch.compile(ops.dist, fullgraph=True, backend="aot_eager")
-    found = value_and_gradients(function, inputs)
-    assert found[1].abs().max() > 0.1
-    torch.testing.assert_close(found, value_and_gradients(ops.dist, inputs))
+    results = value_and_gradients(function, inputs)
+    assert results[1].abs().max() > 0.1
+    torch.testing.assert_close(results, value_and_gradients(ops.dist, inputs))
 
 
 def test_half_precision_is_computed_in_float32():

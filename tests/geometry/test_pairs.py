@@ -14,7 +14,7 @@ from tolerances import tolerance
 from lorentzkit import ops
 from lorentzkit._geometry import compilation, pairs, smooth
 from lorentzkit.fused import registry
-from lorentzkit.fused.problems import ChosenPairs
+from lorentzkit.fused.problems import SelectedPairs
 
 KINDS = {
     "dist": "distance",
@@ -31,16 +31,16 @@ def chosen(op):
     kind = {"exterior_angle": "angle"}.get(op, KINDS[op])
 
     def function(x, y, curv):
-        points, others = torch.stack([0 * x, x]), torch.stack([y, 0 * y, 2 * y])
+        points, gallery = torch.stack([0 * x, x]), torch.stack([y, 0 * y, 2 * y])
         i, j = torch.tensor([1]), torch.tensor([0])
-        pairs = ChosenPairs(points, others, curv.reshape(1), i, j, kind)
+        pairs = SelectedPairs(points, gallery, curv.reshape(1), i, j, kind)
         return registry.selected(pairs)[0, 0]
 
     return function
 
 
 def of_every_order(op):
-    return lambda x, y, curv: smooth.of_rows(KINDS[op], x[None], y[None], curv.reshape(1))[0, 0]
+    return lambda x, y, curv: smooth.row_values(KINDS[op], x[None], y[None], curv.reshape(1))[0, 0]
 
 
 def check_exact(op, dtype, function):
@@ -84,17 +84,17 @@ def pairs_of_all_kinds(D):
 def results(kind, D, dtype=torch.float32):
     inputs = (*pairs_of_all_kinds(D), torch.tensor([0.7]))
     leaves = [t.to(dtype).requires_grad_() for t in inputs]
-    value = pairs.of_rows(kind, *leaves)
-    at = torch.linspace(0.5, 1.5, value.numel()).view_as(value)
-    return value.detach(), *torch.autograd.grad(value, leaves, at)
+    value = pairs.row_values(kind, *leaves)
+    grad_output = torch.linspace(0.5, 1.5, value.numel()).view_as(value)
+    return value.detach(), *torch.autograd.grad(value, leaves, grad_output)
 
 
 def check_same(ours, theirs, tolerance):
-    for found, expected in zip(ours, theirs, strict=True):
+    for got, expected in zip(ours, theirs, strict=True):
         size = expected.norm(dim=-1, keepdim=True) if expected.dim() else expected.abs()
-        least = 1e-30 if found.dtype == torch.float32 else 1e-290
-        assert found.isfinite().all()
-        error = (found - expected).norm(dim=-1, keepdim=True)
+        least = 1e-30 if got.dtype == torch.float32 else 1e-290
+        assert got.isfinite().all()
+        error = (got - expected).norm(dim=-1, keepdim=True)
         assert (error <= tolerance * size.clamp_min(least)).all()
 
 

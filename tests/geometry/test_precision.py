@@ -70,14 +70,14 @@ def allowed():
     """The precision that products are allowed, of CPU and GPU the lower."""
     if not NEW:
         return {"highest": "ieee", "high": "tf32"}.get(torch.get_float32_matmul_precision(), "bf16")
-    found = [torch._C._get_fp32_precision_getter(b, "matmul") for b in ("cuda", "mkldnn")]
-    return next((p for p in ("bf16", "tf32") if p in found), "ieee")
+    precisions = [torch._C._get_fp32_precision_getter(b, "matmul") for b in ("cuda", "mkldnn")]
+    return next((p for p in ("bf16", "tf32") if p in precisions), "ieee")
 
 
 def multiplied(a, b):
-    how = allowed()
-    if a.dtype == torch.float32 and how != "ieee":
-        a, b = ((z.view(torch.int32) & (-1 << {"tf32": 13, "bf16": 16}[how])) for z in (a, b))
+    setting = allowed()
+    if a.dtype == torch.float32 and setting != "ieee":
+        a, b = ((z.view(torch.int32) & (-1 << {"tf32": 13, "bf16": 16}[setting])) for z in (a, b))
         a, b = a.view(torch.float32), b.view(torch.float32)
     return torch.from_numpy(a.detach().numpy() @ b.detach().numpy())
 
@@ -131,8 +131,8 @@ def class_logits(x, y, curv):
 
 def contrastive(similarity):
     """By blocks: in few pairs, NumPy's float64 has no such setting (see test_paired.py)."""
-    how = {"similarity": similarity, "impl": "streaming"}
-    return lambda x, y, c: losses.contrastive_loss(x, y, c, 5.0, **how)
+    setting = {"similarity": similarity, "impl": "streaming"}
+    return lambda x, y, c: losses.contrastive_loss(x, y, c, 5.0, **setting)
 
 
 def topk(similarity):
@@ -166,8 +166,11 @@ def results(call, device, compiled=None):
     arguments = points(device), points(device, seed=1), torch.tensor(0.7, device=device)
     arguments[2].requires_grad_()
     value = (compiled or CALLS[call])(*arguments)
-    at = torch.linspace(-1, 1, value.numel(), device=device).view(value.shape) + 0.3
-    return (value.detach(), *torch.autograd.grad(value, arguments, at, materialize_grads=True))
+    grad_output = torch.linspace(-1, 1, value.numel(), device=device).view(value.shape) + 0.3
+    return (
+        value.detach(),
+        *torch.autograd.grad(value, arguments, grad_output, materialize_grads=True),
+    )
 
 
 def worst(got, expected):
@@ -261,13 +264,13 @@ def state():
     legacy = torch.get_float32_matmul_precision, lambda: torch.backends.cuda.matmul.allow_tf32
     if not NEW:
         return [ask() for ask in legacy]
-    found, generic = [], torch._C._get_fp32_precision_getter(*LEVELS[0])
+    precisions, generic = [], torch._C._get_fp32_precision_getter(*LEVELS[0])
     for inherited in (generic, "none", "ieee", "tf32", "bf16"):
         torch._C._set_fp32_precision_setter(*LEVELS[0], inherited)
-        found.append([torch._C._get_fp32_precision_getter(*level) for level in LEVELS])
-        found.append([told(ask) for ask in legacy])
+        precisions.append([torch._C._get_fp32_precision_getter(*level) for level in LEVELS])
+        precisions.append([told(ask) for ask in legacy])
     torch._C._set_fp32_precision_setter(*LEVELS[0], generic)
-    return found
+    return precisions
 
 
 def test_settings_are_as_before(setting):
@@ -300,12 +303,12 @@ def test_calls_in_two_threads_keep_full_precision_until_the_last_is_done(setting
     setting()
     before, entered, leave = state(), threading.Event(), threading.Event()
 
-    def other():
+    def second_call():
         with full_precision():
             entered.set()
             leave.wait(60)
 
-    thread = threading.Thread(target=other)
+    thread = threading.Thread(target=second_call)
     with full_precision():
         thread.start()
         assert entered.wait(60)

@@ -7,7 +7,7 @@ from test_rows import Draw, launched_by_torch, launches, moved, pairs  # noqa: F
 from lorentzkit._geometry import pairs as of_torch
 from lorentzkit._geometry.arguments import norm_limit
 from lorentzkit.fused import registry
-from lorentzkit.fused.problems import ChosenPairs
+from lorentzkit.fused.problems import SelectedPairs
 from lorentzkit.fused.triton import chosen
 from lorentzkit.fused.triton import rows as kernels
 
@@ -51,7 +51,7 @@ def exactly(kind, x, y, c, i, j, at):
     limit = norm_limit(c).double()
     leaves = [v.double().requires_grad_() for v in (x[i], y[j], c.expand(len(i)))]
     inside = [moved(v, limit) for v in leaves[:2]]
-    of = of_torch.of_rows(kind, *inside, leaves[2].unsqueeze(1))
+    of = of_torch.row_values(kind, *inside, leaves[2].unsqueeze(1))
     terms = torch.autograd.grad(of, leaves, at.double(), materialize_grads=True)
     places = (i, x), (j, y), (torch.zeros_like(i), c)
     totals, sizes = [of.detach()], [of.detach().abs()]
@@ -71,8 +71,8 @@ def test_values_and_gradients(kind, D):
     if D > 64:
         i, j = i[::15], j[::15]
     at = torch.randn(len(i), 2 if kind == "angle" else 1)
-    value = registry.selected(ChosenPairs(x, y, c, i, j, kind))
-    got = value, *registry.selected_gradients(ChosenPairs(x, y, c, i, j, kind), at)
+    value = registry.selected(SelectedPairs(x, y, c, i, j, kind))
+    got = value, *registry.selected_gradients(SelectedPairs(x, y, c, i, j, kind), at)
     for ours, exact, size in zip(got, *exactly(kind, x, y, c, i, j, at), strict=True):
         assert (ours.dtype, ours.shape) == (torch.float32, exact.shape)
         error = ours.double() - exact
@@ -112,9 +112,9 @@ def test_derivatives_through_the_registry(kind):
     x, y, c, i, j = chosen_of(3, farthest=1.0)
     x, y = x[:20].requires_grad_(), y[:20].requires_grad_()
     i, j = torch.arange(20), torch.arange(20)
-    of = registry.selected(ChosenPairs(x, y, c, i, j, kind))
+    of = registry.selected(SelectedPairs(x, y, c, i, j, kind))
     first = torch.autograd.grad(of.sum(), (x, y), create_graph=True)
-    expected = registry.selected_gradients(ChosenPairs(x, y, c, i, j, kind), torch.ones_like(of))
+    expected = registry.selected_gradients(SelectedPairs(x, y, c, i, j, kind), torch.ones_like(of))
     assert all(torch.equal(a, b) for a, b in zip(first, expected[:2], strict=True))
     torch.autograd.grad(first[0].sum(), (x, y))
 
@@ -141,9 +141,9 @@ def test_others_take_the_torch_function(change, launches):  # noqa: F811
     of_points = torch.zeros_like(x), torch.zeros_like(y)
     by_c = of_torch.add_selected_gradients("angle", x, y, c, i, j, at, *of_points)
     expected = *of_points, by_c
-    found = registry.selected_gradients(ChosenPairs(x, y, c, i, j, "angle"), at)
+    found = registry.selected_gradients(SelectedPairs(x, y, c, i, j, "angle"), at)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    assert registry.selected(ChosenPairs(x, y, c, i, j, "angle")).shape == (len(i), 2)
+    assert registry.selected(SelectedPairs(x, y, c, i, j, "angle")).shape == (len(i), 2)
     assert not launches
 
 
@@ -153,11 +153,11 @@ def test_launches(kind, launches):  # noqa: F811
     torch.use_deterministic_algorithms(False)  # which fills what is allocated
     x, y, c, i, j = chosen_of(3)
     at = torch.ones(len(i), 2 if kind == "angle" else 1)
-    _, others = launched_by_torch(lambda: registry.selected(ChosenPairs(x, y, c, i, j, kind)))
+    _, others = launched_by_torch(lambda: registry.selected(SelectedPairs(x, y, c, i, j, kind)))
     assert (launches, others) == (["rows_kernel"], ["aten::index"] * 2)
     launches.clear()
     _, others = launched_by_torch(
-        lambda: registry.selected_gradients(ChosenPairs(x, y, c, i, j, kind), at)
+        lambda: registry.selected_gradients(SelectedPairs(x, y, c, i, j, kind), at)
     )
     assert launches == ["rows_change_kernel"]
     assert others == [*["aten::index"] * 2, "aten::sum", "aten::copy_",

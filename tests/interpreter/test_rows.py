@@ -165,7 +165,7 @@ def exact_value(op, tensors, c):
     last = first + OPS[op].points
     tensors = [moved(v, limit) if first <= i < last else v for i, v in enumerate(tensors)]
     if op in KINDS:
-        of = of_pairs.of_rows(KINDS[op], *tensors, c.unsqueeze(-1))
+        of = of_pairs.row_values(KINDS[op], *tensors, c.unsqueeze(-1))
         return of if op == "angle" else of.squeeze(-1)
     return getattr(ops, op)(*tensors, c, **KEYWORDS.get(op, {}))
 

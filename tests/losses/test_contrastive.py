@@ -16,8 +16,8 @@ from contrastive_calls import NAMES, SIMILARITIES, compare, leaves, logits
 from pairwise_calls import Largest, points
 
 from lorentzkit._geometry import compilation, pairs
-from lorentzkit.fused import chosen, streaming
-from lorentzkit.fused.problems import ChosenPairs, LossProblem, PairwiseProblem
+from lorentzkit.fused import selected_pairs, streaming
+from lorentzkit.fused.problems import LossProblem, PairwiseProblem, SelectedPairs
 from lorentzkit.losses import contrastive_loss
 
 every_similarity = pytest.mark.parametrize("similarity", SIMILARITIES)
@@ -283,10 +283,10 @@ def test_positives_are_pairs_side_by_side(similarity, dtype):
     c = torch.tensor([0.7], dtype=dtype)
     at = torch.randn(1500, 2 if similarity == "angle" else 1).to(dtype)
     leaves = [t.clone().requires_grad_() for t in (x, y, c)]
-    value = pairs.of_rows(similarity, leaves[0][i], leaves[1][i], leaves[2])
+    value = pairs.row_values(similarity, leaves[0][i], leaves[1][i], leaves[2])
     expected = value, *torch.autograd.grad(value, leaves, at)
-    of = ChosenPairs(x, y, c, i, i, similarity)
-    found, gradients = chosen.selected(of), chosen.selected_gradients(of, at)
+    of = SelectedPairs(x, y, c, i, i, similarity)
+    found, gradients = selected_pairs.selected(of), selected_pairs.selected_gradients(of, at)
     eps = torch.finfo(dtype).eps
     for ours, theirs in zip((found, *gradients), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e3 * eps, atol=1e2 * eps)

@@ -27,7 +27,7 @@ KINKS = {
 }
 
 
-def at(place, op):
+def arguments_at(place, op):
     """Arguments at a place where textbook formulas are 0/0; None if the op knows no such place."""
     args, names = arguments(op, batch=(), D=2), SIGNATURES[op]
     vectors = [i for i, name in enumerate(names) if name in ("x", "y", "k", "p")]
@@ -90,11 +90,11 @@ def test_near_the_origin(op):
         pytest.param(op, place, id=f"{op}-{place}")
         for op in SIGNATURES
         for place in KINKS
-        if op not in KINKS[place] and at(place, op)
+        if op not in KINKS[place] and arguments_at(place, op)
     ],
 )
 def test_where_textbook_formulas_are_0_over_0(op, place):
-    check(op, at(place, op))
+    check(op, arguments_at(place, op))
 
 
 @pytest.mark.few(op="expmap")

@@ -11,7 +11,7 @@ from lorentzkit._geometry import compilation
 
 # To both sides of few points, and of what is one block of pairs.
 SIZES = [5, 6, 17, 1100]
-MEANS = [op for op, of in SIGNATURES.items() if "points" in of]
+MEANS = [op for op, kinds in SIGNATURES.items() if "points" in kinds]
 # `frechet_mean` stops by the values, which one graph cannot.
 ROWWISE = [op for op in SIGNATURES if op not in MEANS]
 

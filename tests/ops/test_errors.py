@@ -66,14 +66,14 @@ def test_sizes_that_do_not_go_together(op):
         parts = ("one trailing size", "got", f"{name} (4, 4)", "drop_time")
         with pytest.raises(ValueError, match=says(*parts)):
             getattr(ops, op)(*with_argument(op, i, longer))
-        more = arguments(op, batch=(5,))[i]
+        batch = arguments(op, batch=(5,))[i]
         with pytest.raises(ValueError, match=says("do not broadcast", f"{name} (5,)")):
-            getattr(ops, op)(*with_argument(op, i, more))
+            getattr(ops, op)(*with_argument(op, i, batch))
 
 
 def test_parameters_of_a_geodesic_that_do_not_broadcast():
-    one, four = torch.ones(3), torch.ones(4, 3)
-    for x, y in ((four, four), (one, four), (four, one)):
+    single, four = torch.ones(3), torch.ones(4, 3)
+    for x, y in ((four, four), (single, four), (four, single)):
         with pytest.raises(ValueError, match=says("t", "(5,)")):
             ops.geodesic(torch.rand(5), x, y)
 

@@ -103,8 +103,8 @@ def test_the_logarithm_is_as_long_as_the_distance(s):
 @given(some_points(1, largest=3.0))
 def test_a_velocity_is_as_long_as_the_way(s):
     (x,), u = s.x, into_reach(s)
-    way = apply(ops.dist, x, apply(ops.expmap, x, u, s.curv), s.curv)
-    assert_agree(way, apply(ops.tangent_norm, x, u, s.curv))
+    length = apply(ops.dist, x, apply(ops.expmap, x, u, s.curv), s.curv)
+    assert_agree(length, apply(ops.tangent_norm, x, u, s.curv))
 
 
 thousandths = st.integers(0, 1000).map(lambda n: n / 1000)
@@ -113,9 +113,9 @@ thousandths = st.integers(0, 1000).map(lambda n: n / 1000)
 @given(some_points(2), thousandths, thousandths)
 def test_geodesics_have_constant_speed(s, t1, t2):
     x, y = s.x
-    way = apply(ops.dist, *(apply(ops.geodesic, t, x, y, s.curv) for t in (t1, t2)), s.curv)
+    length = apply(ops.dist, *(apply(ops.geodesic, t, x, y, s.curv) for t in (t1, t2)), s.curv)
     expected = apply(lambda a, b, d: (a - b).abs() * d, t1, t2, apply(ops.dist, x, y, s.curv))
-    assert_agree(way, expected)
+    assert_agree(length, expected)
 
 
 @given(some_points(2))
@@ -158,18 +158,18 @@ def test_the_midpoint_is_equidistant(s):
 def test_transport_keeps_inner_products(s):
     x, y = s.x
     u, v = into_reach(s), apply(ops.logmap, x, y, s.curv)
-    there = [apply(ops.transp, x, y, w, s.curv) for w in (u, v)]
+    transported = [apply(ops.transp, x, y, w, s.curv) for w in (u, v)]
     for i, j in ((0, 0), (0, 1), (1, 1)):
         before = apply(ops.tangent_inner, x, (u, v)[i], (u, v)[j], s.curv)
-        assert_agree(apply(ops.tangent_inner, y, there[i], there[j], s.curv), before)
+        assert_agree(apply(ops.tangent_inner, y, transported[i], transported[j], s.curv), before)
 
 
 @given(some_points(2))
 def test_transport_there_and_back(s):
     x, y = s.x
     u = into_reach(s)
-    there = apply(ops.transp, x, y, u, s.curv)
-    assert_agree(apply(ops.transp, y, x, there, s.curv), u)
+    transported = apply(ops.transp, x, y, u, s.curv)
+    assert_agree(apply(ops.transp, y, x, transported, s.curv), u)
     assert_agree(apply(ops.transp0back, x, u, s.curv), s.u)
     assert_agree(apply(ops.transp, x, x, u, s.curv), u)
 
@@ -256,8 +256,8 @@ def test_means_minimise_what_they_should(mean, objective):
         steps = torch.from_numpy(rng.standard_normal((20, x.shape[-1])))
         for size in (1e-2, 1.0, 10.0):
             u = ops.transp0(m.value, size * steps / s.curv.sqrt(), s.curv)
-            others = ops.expmap(m.value, u, s.curv)
-            assert (objective(others, x, w, s.curv.expand(20)) > least).all()
+            neighbours = ops.expmap(m.value, u, s.curv)
+            assert (objective(neighbours, x, w, s.curv.expand(20)) > least).all()
 
     check()
 
@@ -300,7 +300,7 @@ def test_a_batch_of_means_of_many_points(mean, objective):
     """Of so many, and of so many dimensions, that their angles come from a product."""
     x = torch.randn(2, 40, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     w = torch.rand(2, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    expected = torch.stack([mean(*one) for one in zip(x, w, strict=True)])
+    expected = torch.stack([mean(*point_set) for point_set in zip(x, w, strict=True)])
     torch.testing.assert_close(mean(x, w), expected, rtol=1e-12, atol=1e-13)
 
 

@@ -17,7 +17,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, vmap
 
 from lorentzkit import ops
-from lorentzkit._geometry import means, places
+from lorentzkit._geometry import means, midpoint
 from lorentzkit._geometry.special import largest_radius
 
 MEANS = ["einstein_midpoint", "frechet_mean"]
@@ -35,7 +35,7 @@ def many(monkeypatch):
 @pytest.fixture(params=["at once", "row by row"])
 def rows(request, monkeypatch, many):
     if request.param == "row by row":
-        monkeypatch.setattr(places, "_CHUNK", 0)
+        monkeypatch.setattr(midpoint, "_CHUNK", 0)
 
 
 @st.composite
@@ -51,23 +51,23 @@ def clouds_within(draw, radius, dtype, smooth):
 
 
 @pytest.fixture(params=["near", "from a point", "plain", "pairs"])
-def way(request, monkeypatch, many):
+def route(request, monkeypatch, many):
     """How the midpoint is found: from the origin where that will do, or not, or transformed."""
     if request.param == "pairs":
         monkeypatch.setattr(means, "_few", lambda x: True)
     if request.param == "from a point":
-        monkeypatch.setattr(places.Sums, "near", lambda self, spare: False)
+        monkeypatch.setattr(midpoint.KleinSums, "origin_suffices", lambda self, spare: False)
     if request.param in ("plain", "pairs"):
         monkeypatch.setattr(means, "values_at_hand", lambda tensor: False)
     return request.param
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_midpoint_of_many_points_is_exact(dtype, way):
+def test_the_midpoint_of_many_points_is_exact(dtype, route):
     """At any radius, if it is not transformed; by pairs, if it is."""
     exact = 10.0 if dtype == torch.float32 else 1.0
-    radius = exact if way == "plain" else largest_radius(dtype)
-    check_many("einstein_midpoint", dtype, radius, 1000 if (way, exact) == ("plain", 1.0) else 16)
+    radius = exact if route == "plain" else largest_radius(dtype)
+    check_many("einstein_midpoint", dtype, radius, 1000 if (route, exact) == ("plain", 1.0) else 16)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -158,10 +158,10 @@ def test_each_point_a_thousand_times(op, dtype):
 def test_every_way_to_a_midpoint_is_the_same(place, D, rows, monkeypatch):
     """Values, first, second and batched derivatives, of float32 points near the origin."""
     results = []
-    for way in ("near", "from a point", "plain"):
-        if way == "from a point":
-            monkeypatch.setattr(places.Sums, "near", lambda self, spare: False)
-        if way == "plain":
+    for route in ("near", "from a point", "plain"):
+        if route == "from a point":
+            monkeypatch.setattr(midpoint.KleinSums, "origin_suffices", lambda self, spare: False)
+        if route == "plain":
             monkeypatch.setattr(means, "values_at_hand", lambda tensor: False)
         leaves = [t.float().requires_grad_() for t in arguments(place, D=D)]
         m = ops.einstein_midpoint(*leaves)
@@ -173,9 +173,9 @@ def test_every_way_to_a_midpoint_is_the_same(place, D, rows, monkeypatch):
         )
         plain = torch.autograd.grad(m.sin().sum(), leaves)
         results.append([m, *plain, *first, *second, *each])
-    for *found, expected in zip(*results, strict=True):
+    for *computed, expected in zip(*results, strict=True):
         size = expected.detach().abs().max().item()
-        for got in found:
+        for got in computed:
             torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5 * size + 1e-12)
 
 

@@ -76,8 +76,8 @@ def run(narrow, function, *args):
         out = function(*args)
         tensors = [out] if isinstance(out, torch.Tensor) else [t for t in out if t.requires_grad]
         leaves = [a for a in args if isinstance(a, torch.Tensor) and a.requires_grad]
-        found = torch.autograd.grad(sum(t.float().sum() for t in tensors), leaves)
-    for t in (*tensors, *found):
+        gradients = torch.autograd.grad(sum(t.float().sum() for t in tensors), leaves)
+    for t in (*tensors, *gradients):
         assert t.isfinite().all()
         assert t.dtype != F64
     return tensors
@@ -204,11 +204,11 @@ def test_every_loss(narrow, loss, D):
     curv, scale = (torch.tensor(value, requires_grad=True) for value in (CURV, 5.0))
     x, y = points(D=D), points(D=D, seed=1)
 
-    def of(x, y, c, s):  # CLIP's does not depend on the curvature
+    def clip_loss(x, y, c, s):  # CLIP's does not depend on the curvature
         out = LOSSES[loss](x, y, c, s)
         return (out + 0 * c) if isinstance(out, torch.Tensor) else [o + 0 * c for o in out]
 
-    run(narrow, of, x, y, curv, scale)
+    run(narrow, clip_loss, x, y, curv, scale)
 
 
 @pytest.mark.parametrize("cast", [None, torch.bfloat16])
@@ -271,7 +271,7 @@ def test_the_manifolds_other_methods_run_there(narrow):
     manifold, x, y = Lorentz(CURV).to("cpu"), points().detach(), points(seed=1).detach()
     with narrow:
         u = manifold.logmap(x, y)
-        for found in (
+        for gradients in (
             manifold.transp(x, y, u),
             manifold.transp_follow_retr(x, u, u),
             *manifold.retr_transp(x, u, u),
@@ -284,7 +284,7 @@ def test_the_manifolds_other_methods_run_there(narrow):
             manifold.random(4, 3),
             WrappedNormal(manifold, x, 0.5).log_prob(y),
         ):
-            assert found.isfinite().all()
+            assert gradients.isfinite().all()
         assert manifold.check_point_on_manifold(x)
 
 
@@ -300,8 +300,8 @@ EXCEPTIONS = {
 }
 
 
-def bound(op, what):
-    return EXCEPTIONS.get((op, what), (tolerance(op, what, F32), ""))[0]
+def bound(op, result_kind):
+    return EXCEPTIONS.get((op, result_kind), (tolerance(op, result_kind, F32), ""))[0]
 
 
 def representable(op):

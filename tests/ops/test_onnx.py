@@ -60,8 +60,8 @@ def in_onnxruntime(program: torch.onnx.ONNXProgram):
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
     names = [node.name for node in session.get_inputs()]
 
-    def run(*given: Tensor) -> Tensor:
-        named = dict(zip(names, (g.numpy() for g in given), strict=True))
+    def run(*inputs: Tensor) -> Tensor:
+        named = dict(zip(names, (g.numpy() for g in inputs), strict=True))
         return torch.from_numpy(session.run(None, named)[0])
 
     return run
@@ -106,7 +106,7 @@ def hard_arguments(op: str, dtype: torch.dtype) -> list[Tensor]:
     n = len(x)
     generic = arguments(op, batch=(n,), D=D, dtype=dtype)
     sizes = torch.tensor([0.0, 1e-6, 1.0, 5.0, 30.0]).repeat(n)[:n, None].to(dtype)
-    given = {
+    inputs = {
         "x": x,
         "y": y,
         "u": (directions(2, n) * sizes).to(dtype),
@@ -115,7 +115,7 @@ def hard_arguments(op: str, dtype: torch.dtype) -> list[Tensor]:
         "points": torch.stack([x, y, 0.5 * x], 1),
         "t": torch.linspace(-0.5, 1.5, n).to(dtype),
     }
-    return [given.get(name, own) for name, own in zip(SIGNATURES[op], generic, strict=True)]
+    return [inputs.get(name, own) for name, own in zip(SIGNATURES[op], generic, strict=True)]
 
 
 def every_argument(op: str, dtype: torch.dtype) -> list[Tensor]:
@@ -125,13 +125,13 @@ def every_argument(op: str, dtype: torch.dtype) -> list[Tensor]:
 
 def check(run, op: str, args: Sequence[Tensor], curv: float, rtol: float) -> None:
     """Scalars by their own size, vectors by their largest component."""
-    given = (*args, torch.tensor(curv, dtype=args[0].dtype))
-    found, expected = run(*given), Op(op)(*given)
-    assert found.shape == expected.shape
-    assert torch.equal(found.isfinite(), expected.isfinite()), (found, expected)
+    inputs = (*args, torch.tensor(curv, dtype=args[0].dtype))
+    result, expected = run(*inputs), Op(op)(*inputs)
+    assert result.shape == expected.shape
+    assert torch.equal(result.isfinite(), expected.isfinite()), (result, expected)
     size = expected.abs() if expected.dim() == 1 else expected.abs().amax(-1, keepdim=True)
-    apart = (found - expected).abs() > rtol * size
-    assert not apart.any(), f"{found[apart]} instead of {expected[apart]}"
+    apart = (result - expected).abs() > rtol * size
+    assert not apart.any(), f"{result[apart]} instead of {expected[apart]}"
 
 
 # --- Ops ------------------------------------------------------------------------------------------
@@ -145,10 +145,10 @@ def test_ops(op):
     for curv in (0.7, 0.1):
         check(run, op, args, curv, 1e-5)
     for i, name in enumerate(SIGNATURES[op]):  # what is not finite stays visible
-        some = [a.clone() for a in args]
-        some[i][3:5] = torch.nan
-        some[i][7] = torch.nan if op in OUTSIDE or name == "weights" else torch.inf
-        check(run, op, some, 0.7, 1e-5)
+        spoiled = [a.clone() for a in args]
+        spoiled[i][3:5] = torch.nan
+        spoiled[i][7] = torch.nan if op in OUTSIDE or name == "weights" else torch.inf
+        check(run, op, spoiled, 0.7, 1e-5)
 
 
 @pytest.mark.thorough
@@ -204,7 +204,7 @@ def points_of(least: float, most: float) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("name", "at"),
+    ("name", "argument"),
     [
         ("expm1", points_of(-20, 2.5)),
         ("sinh", points_of(-20, 2.5)),
@@ -213,16 +213,16 @@ def points_of(least: float, most: float) -> Tensor:
         ("log1p", torch.cat([points_of(-20, -0.01), torch.logspace(0, 300, 99).double()])),
     ],
 )
-def test_elementary_functions_and_their_derivatives(name, at, monkeypatch):
-    x = at.requires_grad_()
+def test_elementary_functions_and_their_derivatives(name, argument, monkeypatch):
+    x = argument.requires_grad_()
     expected = getattr(torch, name)(x)
     (slope,) = torch.autograd.grad(expected.sum(), x)
     monkeypatch.setattr(elementary, "is_exporting", lambda: True)
-    found = getattr(elementary, name)(x)
-    torch.testing.assert_close(found, expected, rtol=2e-15, atol=0)
-    (found_slope,) = torch.autograd.grad(found.sum(), x)
+    result = getattr(elementary, name)(x)
+    torch.testing.assert_close(result, expected, rtol=2e-15, atol=0)
+    (result_slope,) = torch.autograd.grad(result.sum(), x)
     # torch's own of expm1, that plus 1, is a rounding of 1 off where it vanishes; cosh is above 1.
-    torch.testing.assert_close(found_slope, slope, rtol=4e-15, atol=2e-16)
+    torch.testing.assert_close(result_slope, slope, rtol=4e-15, atol=2e-16)
 
 
 @pytest.mark.parametrize("name", ["hypot", "atan2"])

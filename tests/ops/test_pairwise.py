@@ -13,8 +13,8 @@ from strategies import CASES
 from lorentzkit import ops
 from lorentzkit._geometry import compilation
 from lorentzkit.fused import streaming
-from lorentzkit.fused.clouds import clouds, directions
 from lorentzkit.fused.folding import fold
+from lorentzkit.fused.operands import directions, operands
 from lorentzkit.fused.problems import PairwiseProblem, Search
 
 DTYPES = [torch.float32, torch.float64]
@@ -76,23 +76,23 @@ def test_narrow_cones_of_many_dimensions(D, cone):
 
 @pytest.mark.parametrize("D", [17, 64, 512])
 @pytest.mark.parametrize("opposite", [False, True])
-def test_what_is_not_mended_needs_no_mending(D, opposite):
+def test_what_is_not_recomputed_need_not_be(D, opposite):
     """Just past the threshold the product's error in h is what the bound allows, of any pair."""
     generator, size = torch.Generator().manual_seed(D), 400
     axes = torch.nn.functional.normalize(torch.randn(2, size, D, generator=generator), dim=-1)
     angles = torch.linspace(0.02, 1.0, size)[:, None]
     x, y = axes[0], axes[0] * angles.cos() + axes[1] * angles.sin()
-    of = directions(x, -y if opposite else y, "highest")
+    prepared = directions(x, -y if opposite else y, "highest")
     h = torch.empty(size, size)
-    fold("angle", h, of.x, of.y, of.mean, of.threshold())
+    fold("angle", h, prepared.x, prepared.y, prepared.mean, prepared.threshold())
     h = h.diagonal().double()
     u, v = (z.double() / z.double().norm(dim=-1, keepdim=True) for z in (x, y))
     near, far = ((u - sign * v).square().sum(-1) / 2 for sign in (1, -1))
-    exact = torch.where(h < 0, -near, far) if opposite else near  # folded, where mended
+    exact = torch.where(h < 0, -near, far) if opposite else near  # folded, where recomputed
     allowed = BOUND * 2.0**-24 * 2 * (near * far).sqrt()  # sin(theta)^2 = h (2 - h)
     assert ((h - exact).abs() <= allowed).all()
-    mended = h < 0 if opposite else h < of.threshold()
-    assert 0 < mended.sum() < size
+    recomputed = h < 0 if opposite else h < prepared.threshold()
+    assert 0 < recomputed.sum() < size
 
 
 def test_the_product_alone_would_not_do(monkeypatch):
@@ -105,7 +105,7 @@ def test_the_product_alone_would_not_do(monkeypatch):
         return (ops.pairwise_dist(x, y).diagonal() / exact - 1).abs().max()
 
     assert worst() < 1e-4
-    monkeypatch.setattr("lorentzkit.fused.clouds.mend_below", lambda D, spread=1.0: 0.0)
+    monkeypatch.setattr("lorentzkit.fused.operands.recompute_below", lambda D, spread=1.0: 0.0)
     assert worst() > 1e-3
 
 
@@ -121,13 +121,13 @@ def test_streaming_is_the_reference(monkeypatch, op, N, M, D):
     x[0], y[-1] = y[0], -2 * x[-1]
     if N > 2 and M > 2:
         x[1], y[1] = 0, 0
-    at = torch.randn(N, M, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
+    grad_output = torch.randn(N, M, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
     results = {}
     for impl in ("streaming", "reference"):
         named = {"x": x, "y": y, "curv": torch.tensor(0.7, dtype=x.dtype)}
         leaves = {name: t.clone().requires_grad_() for name, t in named.items()}
         out = PAIRWISE[op](**leaves, impl=impl)
-        grads = torch.autograd.grad(out, list(leaves.values()), at)
+        grads = torch.autograd.grad(out, list(leaves.values()), grad_output)
         results[impl] = {"value": out.detach(), **dict(zip(leaves, grads, strict=True))}
     for name, expected in results["reference"].items():
         torch.testing.assert_close(
@@ -180,17 +180,21 @@ def test_topk_with_a_curvature_for_each_query(similarity, largest):
     """Each row is that of its own curvature alone, gradients by equal curvatures apart."""
     x, y = points(12, 20), points(50, 20, seed=1)
     curv = torch.tensor([0.3, 1.0, 4.0], dtype=x.dtype)[torch.arange(12) % 3]
-    how = {"k": 4, "similarity": similarity, "largest": largest}
+    options = {"k": 4, "similarity": similarity, "largest": largest}
     every = [t.clone().requires_grad_() for t in (x, y, curv)]
-    values, indices = ops.pairwise_topk(*every, **how)
+    values, indices = ops.pairwise_topk(*every, **options)
     rows = [z.clone().requires_grad_() for z in (x, y, curv)]
-    alone = [ops.pairwise_topk(rows[0][i : i + 1], rows[1], rows[2][i], **how) for i in range(12)]
+    alone = [
+        ops.pairwise_topk(rows[0][i : i + 1], rows[1], rows[2][i], **options) for i in range(12)
+    ]
     expected = torch.cat([v for v, _ in alone])
     torch.testing.assert_close(values, expected, rtol=1e-12, atol=1e-13)
     assert torch.equal(indices, torch.cat([i for _, i in alone]))
-    at = torch.randn(12, 4, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
+    grad_output = torch.randn(12, 4, generator=torch.Generator().manual_seed(0), dtype=x.dtype)
     for a, b in zip(
-        torch.autograd.grad(values, every, at), torch.autograd.grad(expected, rows, at), strict=True
+        torch.autograd.grad(values, every, grad_output),
+        torch.autograd.grad(expected, rows, grad_output),
+        strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
 
@@ -230,8 +234,8 @@ def test_topk_makes_no_matrix(monkeypatch):
 def test_the_centre_takes_the_cone_out_of_the_product():
     axis = torch.ones(500)
     x = axis + 0.1 * torch.randn(100, 500, generator=torch.Generator().manual_seed(0))
-    near = clouds(x, x, torch.ones(1), "highest").threshold
-    far = clouds(x - axis, x - axis, torch.ones(1), "highest").threshold
+    near = operands(x, x, torch.ones(1), "highest").threshold
+    far = operands(x - axis, x - axis, torch.ones(1), "highest").threshold
     assert near < far / 100
 
 
@@ -252,16 +256,16 @@ def test_no_points_and_no_clouds(op, impl, dtype):
         ((2, 0), (2, 3)),
         ((2, 1, 4), (0, 3)),
     ]
-    for D, of in itertools.product((3, 20), leading):
-        x, y = (torch.ones(*shape, D, dtype=dtype, requires_grad=True) for shape in of)
+    for D, shapes in itertools.product((3, 20), leading):
+        x, y = (torch.ones(*shape, D, dtype=dtype, requires_grad=True) for shape in shapes)
         curv = torch.ones((), dtype=dtype, requires_grad=True)
         out = PAIRWISE[op](x, y, curv, impl=impl)
-        assert out.shape == torch.cdist(x.detach(), y.detach()).shape, (D, of)
+        assert out.shape == torch.cdist(x.detach(), y.detach()).shape, (D, shapes)
         assert out.dtype == dtype
         for leaf, by in zip(
             (x, y, curv), torch.autograd.grad(out.sum(), (x, y, curv)), strict=True
         ):
-            assert torch.equal(by, torch.zeros_like(leaf)), (D, of)
+            assert torch.equal(by, torch.zeros_like(leaf)), (D, shapes)
 
 
 def test_no_clouds_of_their_own_curvatures():

@@ -230,8 +230,8 @@ def test_distances_in_another_model(model):
     def check(s):
         x, y = s.x
         assume(not torch.equal(x, y))  # there the textbook's roots have no derivative
-        there = [apply(getattr(ops, f"to_{model}"), p, s.curv) for p in (x, y)]
-        assert_agree(apply(MODELS[model], *there, s.curv), apply(ops.dist, x, y, s.curv))
+        in_model = [apply(getattr(ops, f"to_{model}"), p, s.curv) for p in (x, y)]
+        assert_agree(apply(MODELS[model], *in_model, s.curv), apply(ops.dist, x, y, s.curv))
 
     check()
 
@@ -241,8 +241,8 @@ def test_there_and_back(model):
     @given(some_points(1))
     def check(s):
         (x,) = s.x
-        there = apply(getattr(ops, f"to_{model}"), x, s.curv)
-        assert_agree(apply(getattr(ops, f"from_{model}"), there, s.curv), x)
+        in_model = apply(getattr(ops, f"to_{model}"), x, s.curv)
+        assert_agree(apply(getattr(ops, f"from_{model}"), in_model, s.curv), x)
 
     check()
 

@@ -1,6 +1,6 @@
 """Two clouds of points as the kernels want them, and gradients from what the kernels return.
 
-As in `clouds`, directions less their common mean; but whole tensors at a time, without a wait for
+As in `operands`, directions less their common mean; but whole tensors at a time, without a wait for
 the device, and with two differences that suit tensor cores. The half squares are added after the
 product, whose few digits they would not survive. And what is rounded is the spread, of which the
 product then is exact: the rounded direction has a length ``rho`` that is not 1, and the kernels
@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from lorentzkit._geometry.arguments import norm_limit
-from lorentzkit._geometry.special import dot
+from lorentzkit._geometry.special import TINY_LENGTH, dot
 from lorentzkit._geometry.triangle import exponentials, radial
-from lorentzkit.fused.clouds import FEW_DIMENSIONS, TINY, mend_below, rounded
+from lorentzkit.fused.operands import FEW_DIMENSIONS, recompute_below, rounded
 from lorentzkit.fused.problems import LossProblem, PairwiseProblem
 from lorentzkit.fused.triton.config import INTERPRETED
 
@@ -84,17 +84,17 @@ def _polar(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _threshold(D: int, half_squares: Tensor) -> Tensor:
-    """`clouds.mend_below` of a spread that is known on the device."""
+    """`operands.recompute_below` of a spread that is known on the device."""
     smallest = 1e-3
     spread = (2 * half_squares.sqrt()).clamp_min(smallest) / smallest
-    return (mend_below(D, smallest) * spread * spread).clamp_max(1.0)
+    return (recompute_below(D, smallest) * spread * spread).clamp_max(1.0)
 
 
 def _side(spread: Tensor, length: Tensor, mean: Tensor, c: Tensor, whole: bool) -> Side:
     limit = norm_limit(c)
     inside = ~(length > limit)
     at_origin = length == 0
-    length = length.clamp_min(TINY[length.dtype])
+    length = length.clamp_min(TINY_LENGTH[length.dtype])
     r = radial(c.sqrt() * torch.minimum(length, limit), (~at_origin).to(length.dtype))
     rho = torch.ones_like(length)
     if not whole:

@@ -1,4 +1,4 @@
-"""Products of few short rows in NumPy, whose calls take a third of the time of torch's."""
+"""Products of few short rows in NumPy, whose calls take a third of torch's time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lorentzkit._geometry.arrays import FEW_ROWS
+from lorentzkit._geometry.array_functions import FEW_ROWS
 
 _FEW_ELEMENTS = 2**16
 
@@ -18,7 +18,7 @@ vecdot: Any = getattr(np, "vecdot", lambda x, y: np.einsum("nd,nd->n", x, y))
 
 
 def is_small(x: Tensor) -> bool:
-    """Of rows ``(N, D)`` on a CPU."""
+    """Whether rows ``(N, D)`` on a CPU are so few and short that NumPy is quicker."""
     if torch.compiler.is_compiling():
         return False
     return x.numel() <= _FEW_ELEMENTS and len(x) <= FEW_ROWS
@@ -27,7 +27,10 @@ def is_small(x: Tensor) -> bool:
 def products(
     vectors: Mapping[str, Tensor], points: int, pairs: Sequence[str]
 ) -> tuple[np.ndarray, ...]:
-    """Products ``(N, 1)`` of float64 numbers, by letters; of two points, b is y - x."""
+    """Products ``(N, 1)`` of pairs of vectors such as "xb", in float64.
+
+    For two points ``vectors["b"]`` is y, and b is ``y - x``.
+    """
     arrays = {name: v.numpy() for name, v in vectors.items()}
     y = arrays.pop("b") if points == 2 else None
     wide = {name: v.astype(np.float64) for name, v in arrays.items()}
@@ -37,7 +40,7 @@ def products(
 
 
 def in_range(c: np.ndarray) -> bool:
-    """Whether float32 holds the numbers, none near the ends of its range."""
+    """Whether float32 holds the numbers: none is near the ends of its range."""
     sizes = np.abs(c)
     if not sizes.max() < 1e30:
         return False

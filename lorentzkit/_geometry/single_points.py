@@ -1,4 +1,4 @@
-"""Of single points: lengths, distances to the origin, apertures, maps at the origin."""
+"""Functions of single points: lengths, distances to the origin, apertures, maps at the origin."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ from lorentzkit._geometry.vectors import (
 def length(x: Tensor) -> Tensor:
     """``|x|``, ``(..., 1)``; the gradient at 0 is 0."""
     if eager(x):
-        found: Tensor = run(_Length, flat(x))
-        return found.view(*x.shape[:-1], 1)
+        lengths: Tensor = run(_Length, flat(x))
+        return lengths.view(*x.shape[:-1], 1)
     return _plain_length(x)
 
 
@@ -59,16 +59,16 @@ class _Length(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        found = _Length.compute(x)
-        ctx.save_for_backward(x, found)
-        return found
+        r = _Length.compute(x)
+        ctx.save_for_backward(x, r)
+        return r
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         x, r = ctx.saved_tensors
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             r = _plain_length(x)
-        if r.dtype == x.dtype and not _moderate(r):  # of denormal numbers 1/r would overflow
+        if r.dtype == x.dtype and not _moderate(r):  # for denormal numbers 1/r would overflow
             scale = power_of_two([x])
             x, r = x / scale, r / scale
         return expand([x], None, [torch.where(r == 0, 0.0, grad / or_one(r))])[0]
@@ -85,7 +85,7 @@ def _length(x: Tensor) -> Tensor:
 
 
 def _moderate(r: Tensor) -> bool:
-    """Whether nothing made of such float64 lengths is seen to overflow or underflow."""
+    """Whether float64 lengths are known to be so moderate that their squares stay in range."""
     if r.dtype != torch.float64 or not values_at_hand(r) or r.numel() == 0:
         return False
     least, most = r.aminmax()
@@ -118,13 +118,13 @@ def half_aperture(x: Tensor, c: Tensor, min_radius: float) -> Tensor:
     cosine = (s_cone - k2).sqrt() * (s_cone + k2).sqrt()
     sine = torch.full_like(s, k2)
     angle = torch.where(cone, atan2(sine, cosine), torch.pi / 2)
-    return (angle + (s - s)).to(x.dtype)  # of infinity, NaN
+    return (angle + (s - s)).to(x.dtype)  # infinity gives NaN
 
 
 def expmap0(u: Tensor, c: Tensor) -> Tensor:
     uu, limit = product(u, u), norm_limit(c)
     _, sinhc, k = cosh_sinhc(c.to(uu.dtype) * uu, uu.dtype != u.dtype)
-    # A vector of the greatest length ends at the limit, if rounding does not put it beyond.
+    # The longest vector allowed ends at the limit, unless rounding puts it beyond.
     growth = sinhc * k.exp()
     limit = limit.to(uu.dtype)
     beyond = growth.detach() * uu.detach().sqrt() > limit

@@ -1,7 +1,7 @@
-"""Functions of numbers that are tensors, NumPy arrays or floats.
+"""Elementwise functions of tensors, NumPy arrays and floats alike.
 
-NumPy takes a third of torch's time for an operation on a few numbers, and the scalars of a few rows
-are a hundred such operations.
+The scalars of a few rows take a hundred operations on a few numbers each, and NumPy needs a third
+of torch's time for one.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from lorentzkit._geometry import elementary
 
 Numbers = Any  # Tensor, np.ndarray or float
 
-FEW_ROWS = 2**13  # whose scalars are NumPy's
+FEW_ROWS = 2**13  # up to so many rows NumPy computes the scalars
 
 
 def as_arrays(*numbers: Numbers) -> list[Numbers]:
-    """Tensors as NumPy's arrays where those are quicker: of few rows, not compiled."""
+    """Tensors as NumPy arrays, where those are quicker: for few rows, in eager code."""
     if torch.compiler.is_compiling() or len(numbers[0]) > FEW_ROWS:
         return list(numbers)
     return [n.numpy() if isinstance(n, Tensor) else n for n in numbers]
@@ -41,22 +41,25 @@ def tiny(x: Numbers) -> float:
     return np.finfo(np.float64).tiny if isinstance(x, np.ndarray) else torch.finfo(x.dtype).tiny
 
 
-def _of(of_tensor: Callable[..., Tensor], name: str) -> Any:
-    of_array = getattr(np, name)
-    of_float = getattr(math, {"arcsinh": "asinh", "arctan2": "atan2"}.get(name, name))
+def _elementwise(tensor_function: Callable[..., Tensor], name: str) -> Any:
+    array_function = getattr(np, name)
+    float_function = getattr(math, {"arcsinh": "asinh", "arctan2": "atan2"}.get(name, name))
 
-    def function(x: Numbers, *others: Numbers) -> Numbers:
+    def function(x: Numbers, *args: Numbers) -> Numbers:
         if isinstance(x, Tensor):
-            return of_tensor(x, *others)
-        return of_float(x, *others) if isinstance(x, float) else of_array(x, *others)
+            return tensor_function(x, *args)
+        return float_function(x, *args) if isinstance(x, float) else array_function(x, *args)
 
     function.__name__ = name
     return function
 
 
-sqrt, log1p = _of(torch.sqrt, "sqrt"), _of(elementary.log1p, "log1p")
-sinh, cosh = _of(elementary.sinh, "sinh"), _of(elementary.cosh, "cosh")
-arcsinh, arctan2 = _of(elementary.asinh, "arcsinh"), _of(elementary.atan2, "arctan2")
+sqrt, log1p = _elementwise(torch.sqrt, "sqrt"), _elementwise(elementary.log1p, "log1p")
+sinh, cosh = _elementwise(elementary.sinh, "sinh"), _elementwise(elementary.cosh, "cosh")
+arcsinh, arctan2 = (
+    _elementwise(elementary.asinh, "arcsinh"),
+    _elementwise(elementary.atan2, "arctan2"),
+)
 
 
 def maximum(x: Numbers, y: Numbers) -> Numbers:
@@ -70,20 +73,20 @@ def where(condition: Numbers, x: Numbers, y: Numbers) -> Numbers:
 
 
 def or_one(x: Numbers) -> Numbers:
-    """A divisor: 1 in the place of 0."""
+    """x as a divisor: 1 in place of 0."""
     return x + (x == 0)
 
 
 def quotient(x: Numbers, y: Numbers) -> Numbers:
-    """``x/y``, and 1 of 0/0."""
+    """``x/y``, and 1 for 0/0."""
     zero = y == 0
     return (x + zero) / (y + zero)
 
 
 def inverse(x: Numbers) -> Numbers:
-    """``1/x``, and 0 of 0"""
-    apart = x != 0
-    return apart / (x + ~apart)
+    """``1/x``, and 0 for 0."""
+    nonzero = x != 0
+    return nonzero / (x + ~nonzero)
 
 
 def polynomial(z: Numbers, *coefficients: float) -> Numbers:
