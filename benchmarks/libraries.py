@@ -155,7 +155,7 @@ def relative_times(quantiles: dict[str, Any]) -> list[str]:
     )
     for name, parts in quantiles.items():
         if name != "lorentzkit":
-            cells[LIBRARIES.index(name)] = f"{parts['both'][1] / ours:.1f} times"
+            cells[LIBRARIES.index(name)] = f"{parts['both'][1] / ours:.1f} times as long"
     return cells
 
 
@@ -189,10 +189,10 @@ def measured(cases: int, budget_s: float) -> dict[str, list[str]]:
     keep_memory()
     torch.set_num_threads(THREADS)
     return {
-        "distance in float32, points 0.01 apart in angle": median_errors((1.0, 1e-2), cases),
-        "the same, 0.0001 apart": median_errors((1.0, 1e-4), cases),
-        "gradient of the distance of x and x": gradients_at_x(cases),
-        "farthest point in float32, curvature 1": farthest(),
+        "error of the distance in float32, points 0.01 rad apart": median_errors((1.0, 1e-2), cases),
+        "the same, 0.0001 rad apart": median_errors((1.0, 1e-4), cases),
+        "gradient of `dist(x, x)`": gradients_at_x(cases),
+        "largest distance from the origin in float32": farthest(),
         f"`dist`, {N:,} x {D}, forward and backward": times(budget_s),
         f"contrastive loss by distances, {BATCH:,} x {D}": loss_times(budget_s),
         "memory that the loss adds": memories(),

@@ -44,7 +44,7 @@ def matrix_gradients(problem: PairwiseProblem, grad_output: Tensor) -> Gradients
     def values(x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, ...]:
         return (matrix(replace(problem, x=x, y=y, c=c)),)
 
-    return Gradients(*pulled_back(values, (problem.x, problem.y, problem.c), (grad_output,)))
+    return Gradients(*vjp(values, (problem.x, problem.y, problem.c), (grad_output,)))
 
 
 def topk(problem: PairwiseProblem, search: Search) -> Tensor:
@@ -70,7 +70,7 @@ def log_sums_gradients(problem: LossProblem, sums: LogSums, grad_sums: LogSums) 
         return log_sums(replace(problem, x=x, y=y, c=c, scale=scale))
 
     inputs = problem.x, problem.y, problem.c, problem.scale
-    return LossGradients(*pulled_back(values, inputs, grad_sums))
+    return LossGradients(*vjp(values, inputs, grad_sums))
 
 
 def loss_terms_gradients(problem: LossProblem, grad_terms: LossTerms) -> LossGradients:
@@ -79,7 +79,7 @@ def loss_terms_gradients(problem: LossProblem, grad_terms: LossTerms) -> LossGra
         return LossTerms(*log_sums(moved), selected(moved.positives))
 
     inputs = problem.x, problem.y, problem.c, problem.scale
-    return LossGradients(*pulled_back(values, inputs, grad_terms))
+    return LossGradients(*vjp(values, inputs, grad_terms))
 
 
 def selected(problem: SelectedPairs) -> Tensor:
@@ -91,10 +91,10 @@ def selected_gradients(problem: SelectedPairs, grad_output: Tensor) -> Gradients
     def values(x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, ...]:
         return (selected(replace(problem, x=x, y=y, c=c)),)
 
-    return Gradients(*pulled_back(values, (problem.x, problem.y, problem.c), (grad_output,)))
+    return Gradients(*vjp(values, (problem.x, problem.y, problem.c), (grad_output,)))
 
 
-def pulled_back(
+def vjp(
     function: Callable[..., tuple[Tensor, ...]],
     inputs: tuple[Tensor, ...],
     grad_outputs: tuple[Tensor, ...],

@@ -365,7 +365,7 @@ def _differentiable(
                 return tuple(expected(*arguments))
 
             variables = (*saved[:inputs], *saved[fixed.stop :])
-            grads = reference.pulled_back(first_gradients, variables, grad_grads)
+            grads = reference.vjp(first_gradients, variables, grad_grads)
             none = [None] * (fixed.stop - inputs)
             return (None, *grads[:inputs], *none, *grads[inputs:], *([None] * len(ctx.settings)))
 

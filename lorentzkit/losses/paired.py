@@ -57,7 +57,7 @@ class _PairedLoss(Function):
         inputs, gradients = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
         if torch.is_grad_enabled():  # to be differentiated again
             function = partial(_by_reference, ctx.similarity)
-            return None, None, *reference.pulled_back(function, inputs, (grad_output,))
+            return None, None, *reference.vjp(function, inputs, (grad_output,))
         if values_known(grad_output):
             return None, None, *torch._foreach_mul(gradients, grad_output)
         return None, None, *(grad_output * gradient for gradient in gradients)
