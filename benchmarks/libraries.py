@@ -40,7 +40,7 @@ LIBRARIES = ("lorentzkit", "geoopt", "HypLL", "MERU's file")
 HAS = {
     "losses for image and text": ("CLIP, MERU, HyCoCLIP, ATMG; fused", "", "", "in MERU's model"),
     "search without the matrix": ("`pairwise_topk`", "", "", ""),
-    "kernels for GPUs": ("Triton (not timed yet)", "torch's", "torch's", "torch's"),
+    "kernels for GPUs": ("Triton (not run on a GPU yet)", "torch's", "torch's", "torch's"),
     "optimisers on the manifold": ("geoopt's", "yes", "yes", ""),
     "layers of networks": ("`Lift`, `LorentzMLR`", "", "linear, convolution, norm", ""),
     "other manifolds": ("", "a dozen", "Euclidean", ""),
@@ -189,7 +189,9 @@ def measured(cases: int, budget_s: float) -> dict[str, list[str]]:
     keep_memory()
     torch.set_num_threads(THREADS)
     return {
-        "error of the distance in float32, points 0.01 rad apart": median_errors((1.0, 1e-2), cases),
+        "error of the distance in float32, points 0.01 rad apart": median_errors(
+            (1.0, 1e-2), cases
+        ),
         "the same, 0.0001 rad apart": median_errors((1.0, 1e-4), cases),
         "gradient of `dist(x, x)`": gradients_at_x(cases),
         "largest distance from the origin in float32": farthest(),

@@ -246,7 +246,7 @@ class _Products(Function):
 
 
 def measured(*vectors: Tensor) -> tuple[Tensor, ...]:
-    """`_sweep` of the rows of ``(N, D)``."""
+    """`_invariants` of the rows of ``(N, D)``."""
     x, dtype = vectors[0], wide_dtype(vectors[0])
     blocks: Iterable[Sequence[Parts]]
     if dtype != x.dtype and values_at_hand(x):

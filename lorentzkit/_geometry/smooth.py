@@ -31,6 +31,8 @@ from lorentzkit._geometry.special import (
 )
 from lorentzkit._geometry.vectors import or_one, power_of_two, wide_dtype
 
+ANGLES = ("angle", "exterior", "interior")
+
 
 class Root(NamedTuple):
     """``sqrt(constant + factor r**2)`` as a constant scale times a root of size 1.
@@ -243,6 +245,8 @@ def values(
     if kind == "cosine":
         nonzero = (m.rx > 0) & (m.ry > 0)
         return (torch.where(nonzero, m.cosine - _chord_rise(m, increments), 0.0),)
+    if kind not in ANGLES:
+        raise NotImplementedError(f"smooth.values: no formula for {kind!r}")
     sine, along = exterior_legs(m, increments, c)
     if kind == "interior":
         return (atan2(sine, -along),)
@@ -266,9 +270,6 @@ def row_values(kind: str, x: Tensor, y: Tensor, c: Tensor) -> Tensor:
         scale = middle(m.rx, m.ry)
         p = products(x / scale, y / scale)[0]
     return torch.cat(values(kind, p, m, c.to(p.xx.dtype), scale), -1).to(x.dtype)
-
-
-ANGLES = ("angle", "exterior", "interior")
 
 
 def middle(rx: Tensor, ry: Tensor) -> Tensor:

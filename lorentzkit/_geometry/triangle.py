@@ -269,8 +269,9 @@ def distance(tri: Triangle) -> Numbers:
 def distance_vjp(
     h: Numbers, tri: Triangle, x: Radial, y: Radial, grad_output: Numbers, by_c: bool, wide: bool
 ) -> Partials:
-    """Derivatives of ``grad_output * sqrt(c) d``; that by c is of ``grad_output * d`` instead,
-    times ``2 c sqrt(c)``.
+    """Derivatives of ``grad_output * sqrt(c) d`` by h and the radii.
+
+    ``Partials.c`` is that of ``grad_output * d`` by c, times ``2 c sqrt(c)``.
     """
     inverse = _inverse(tri.R)
     partials = Partials(
@@ -287,8 +288,9 @@ def distance_vjp(
 
 
 def inner_vjp(h: Numbers, tri: Triangle, x: Radial, y: Radial, grad_output: Numbers) -> Partials:
-    """Derivatives of ``grad_output * cosh(sqrt(c) d)``; that by c is of
-    ``-grad_output * c * inner`` instead, times 2 c.
+    """Derivatives of ``grad_output * cosh(sqrt(c) d)`` by h and the radii.
+
+    ``Partials.c`` is that of ``grad_output * -inner`` by c, times ``2 c * c``.
     """
     by_a, by_b = tri.sinh_diff + x.cosh * y.sinh * h, y.cosh * x.sinh * h - tri.sinh_diff
     ratios = x.cosh * y.sech + y.cosh * x.sech
@@ -311,7 +313,9 @@ def values(
         return (distance(tri) / c**0.5,)
     if kind == "inner":
         return (-(1 + 2 * tri.T) / c,)
-    return ((1 - h) * (x.apex * y.apex),)  # cosine
+    if kind == "cosine":
+        return ((1 - h) * (x.apex * y.apex),)
+    raise NotImplementedError(f"triangle.values: no formula for {kind!r}")
 
 
 def vjp(
@@ -343,8 +347,10 @@ def vjp(
         return distance_vjp(h, tri, x, y, grad_outputs[0] / c**0.5, by_c, wide)
     if kind == "inner":
         return inner_vjp(h, tri, x, y, -grad_outputs[0] / c)
-    none = 0 * h
-    return Partials(-grad_outputs[0] * (x.apex * y.apex), none, none, none)
+    if kind == "cosine":
+        none = 0 * h
+        return Partials(-grad_outputs[0] * (x.apex * y.apex), none, none, none)
+    raise NotImplementedError(f"triangle.vjp: no derivatives for {kind!r}")
 
 
 def _half_excess(tri: Triangle, inverse: Numbers, wide: bool) -> Numbers:

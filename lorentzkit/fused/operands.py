@@ -91,11 +91,14 @@ class Operands(NamedTuple):
         """The middle of the range of values, and how far from it a value can be."""
         if similarity == "cosine":
             return self.c.new_tensor(0.0), self.c.new_tensor(1.0)
-        largest = self.c.new_tensor(math.pi)
-        if similarity == "distance":
+        if similarity == "angle":
+            largest = self.c.new_tensor(math.pi)
+        elif similarity == "distance":
             # asinh(s) <= log1p(2 s)
             radii = [torch.log1p(2 * z.radial.sinh.amax()) for z in (self.x, self.y)]
             largest = (radii[0] + radii[1]) / self.c.sqrt()[0]
+        else:  # a wrong range would let the exponentials overflow
+            raise NotImplementedError(f"value_range: no bounds for {similarity!r}")
         return largest / 2, largest / 2
 
 

@@ -75,7 +75,7 @@ def call(
     if t is not None and not isinstance(t, Tensor):
         t = torch.full((), t)
     leading = {name: v.shape[:-1] for name, v in zip(named, tensors, strict=True)}
-    # In `_near` an error would be the compiler's.
+    # In `_near_rows` an error would be the compiler's.
     check_broadcast(curv.shape, None if t is None else t.shape, **leading)
     _leave_to_autograd()
     values: Tensor = _near_rows(op, cone, curv, t, *tensors)
@@ -97,7 +97,7 @@ def _near_rows(op: str, cone: Any, curv: Tensor, t: Tensor | None, *tensors: Ten
 
 
 def _leave_to_autograd() -> None:
-    """Has `_near` traced below Dynamo.
+    """Has `_near_rows` traced below Dynamo.
 
     Dynamo would look at each of its functions before each call, which takes as long as a small op.
     """
@@ -105,7 +105,7 @@ def _leave_to_autograd() -> None:
         torch._dynamo.allow_in_graph(_near_rows)  # type: ignore[no-untyped-call]
 
 
-# Dynamo calls it as it comes by, before it comes to `_near`.
+# Dynamo calls it as it comes by, before it comes to `_near_rows`.
 _leave_to_autograd._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 

@@ -96,7 +96,9 @@ def contrastive_loss(
             without a positive have none.
         reduction: "mean": of the two directions' means; "sum": half of the two directions' sums;
             "none": the losses of x ``(N,)`` and of y ``(M,)``, 0 where there is no positive.
-        impl, precision: see `ops.pairwise_dist`.
+        impl, precision: see `ops.pairwise_dist`. On a CPU, "auto" computes up to 2,048 float32
+            pairs (x[i], y[i]) all at once: few in NumPy, and all by one compiled function once
+            such batches have been work enough to pay for compiling it.
         group: the processes a batch is spread over, such as ``torch.distributed.group.WORLD``;
             each gives its own share ``(n, D)``, of one size everywhere, and its points' labels.
             None: the batch is all here. See `lorentzkit.distributed`.

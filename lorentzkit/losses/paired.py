@@ -1,5 +1,11 @@
 """The mean loss of a batch of pairs (x[i], y[i]) on a CPU, with its gradient: all pairs at once.
 
+| ``contrastive_loss`` of | runs |
+| --- | --- |
+| pairs (x[i], y[i]), mean, "auto", float32, on a CPU, after enough work | `fused.batch_compiled` |
+| the same before that, if the batch is very small | `fused.batch_numpy` |
+| all else, in blocks | the backend that `registry.choose` names |
+
 A small batch takes nearly all of its time to start operations. So the whole loss is one operation
 for autograd, and its gradient is found along with its value: by one compiled function once the
 batches have been work enough to earn that (`fused.batch_compiled`), until then, if they are very

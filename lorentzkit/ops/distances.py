@@ -12,8 +12,9 @@ from lorentzkit.fused.rows import in_torch, rows
 def dist(x: Tensor, y: Tensor, curv: float | Tensor = 1.0, *, keepdim: bool = False) -> Tensor:
     r"""Geodesic distance ``acosh(-curv <x, y>) / sqrt(curv)``, without its cancellation.
 
-    Computed as ``(2/sqrt(curv)) asinh(sqrt(curv) L / 2)``, L the Minkowski length of the chord
-    ``x - y``. Close points keep their relative accuracy, and ``dist(x, x)`` is exactly 0.
+    It equals ``(2/sqrt(curv)) asinh(sqrt(curv) L / 2)``, L the Minkowski length of the chord
+    ``x - y``, which has no cancellation. Close points keep their
+    relative accuracy, and ``dist(x, x)`` is exactly 0.
 
     Args:
         x, y: space components, ``(..., D)``.

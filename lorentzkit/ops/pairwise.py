@@ -151,7 +151,7 @@ def pairwise_topk(
             graph: then every different number is a search of its own, of its queries. Sixteen take
             little longer than one; many take a pass over the gallery each.
         k: how many, 1 <= k <= M.
-        similarity: what is compared, named as in `losses.contrastive_loss`: "distance" (`dist`),
+        similarity: what is compared, "distance" (`dist`),
             "angle" (`exterior_angle` at the apex x) or "inner" (`inner`).
         largest: whether the largest values are wanted.
         chunk: how many points of the gallery are compared at a time; by default what is fast.
@@ -193,7 +193,9 @@ def pairwise_topk(
 
 
 def pairwise_impl(x: Tensor, y: Tensor, impl: Implementation = "auto") -> str:
-    """What runs a pairwise op or a loss of these points: the choice of ``impl="auto"``, named.
+    """What runs a pairwise op of these points: the choice of ``impl="auto"``, named.
+
+    It also runs a loss of more than 2,048 pairs; `contrastive_loss` says what runs smaller ones.
 
     Args:
         x: ``(..., N, D)``.

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
+from typing import get_args
 
 import mpmath
 import numpy as np
@@ -15,10 +16,13 @@ import torch
 from contrastive_calls import NAMES, SIMILARITIES, compare, leaves, logits
 from pairwise_calls import Largest, points
 
-from lorentzkit._geometry import compilation, pairs
-from lorentzkit.fused import selected_pairs, streaming
+from lorentzkit._geometry import compilation, pairs, smooth, triangle
+from lorentzkit._geometry.invariants import products
+from lorentzkit.fused import operands, selected_pairs, streaming
+from lorentzkit.fused.pointwise import SIGNS
 from lorentzkit.fused.problems import LossProblem, PairwiseProblem, SelectedPairs
 from lorentzkit.losses import contrastive_loss
+from lorentzkit.losses.contrastive import Similarity
 
 every_similarity = pytest.mark.parametrize("similarity", SIMILARITIES)
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "run.py"
@@ -31,6 +35,27 @@ BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "run.py"
 def test_loss_and_gradients(similarity, N, D, impl):
     x, y = points(N, D), points(N, D, seed=1)
     compare(x, y, similarity, torch.eye(N, dtype=torch.bool), None, impl=impl)
+
+
+def test_every_place_knows_every_similarity():
+    """And none takes an unknown one for another: it would be a wrong loss, in silence."""
+    assert [*SIGNS] == [*get_args(Similarity)] == SIMILARITIES
+    x, y, c = torch.rand(3, 2), torch.rand(3, 2), torch.ones(1)
+    h, g = torch.tensor(0.5), torch.tensor(1.5)
+    side = triangle.radial(torch.tensor(1.0), torch.tensor(1.0))
+    tri = triangle.exact_triangle(h, torch.tensor(0.0), side, side, wide=False)
+    p, m, _ = products(x, y)
+    held = operands.operands(x, y, c, "highest")
+    for place in (
+        lambda kind: triangle.values(kind, h, g, tri, side, side, c),
+        lambda kind: triangle.vjp(kind, h, g, tri, side, side, c, (h, h)),
+        lambda kind: smooth.values(kind, p, m, c),
+        held.value_range,
+    ):
+        for similarity in SIMILARITIES:
+            place(similarity)
+        with pytest.raises(NotImplementedError, match="'chordal'"):
+            place("chordal")
 
 
 @pytest.mark.parametrize("similarity", ["angle", "distance"])
