@@ -1,4 +1,6 @@
-"""The mean loss of a batch of pairs (x[i], y[i]) on a CPU, with its gradient: all pairs at once.
+"""The mean loss of a batch of pairs (x[i], y[i]) as one operation for autograd.
+
+On a CPU, with its gradient and all pairs at once; on a GPU, by kernels.
 
 A small batch takes nearly all of its time to start operations. So the whole loss is one operation
 for autograd, and its gradient is found along with its value: by one compiled function once the
@@ -9,6 +11,8 @@ NumPy (`fused.small`).
 from __future__ import annotations
 
 from functools import partial
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -33,6 +37,17 @@ def paired_loss(batch: Batch) -> Tensor | None:
     if run is None:
         return None
     loss: Tensor = _PairedLoss.apply(batch, run, *inputs)  # type: ignore[no-untyped-call]
+    return loss
+
+
+def kernel_loss(batch: Batch) -> Tensor | None:
+    """The same by the kernels for GPUs; None if that is not done here."""
+    inputs = batch[:4]
+    if torch.compiler.is_compiling() or not eager(batch.x):
+        return None
+    if any(map(is_traceable_wrapper_subclass, inputs)):
+        return None
+    loss: Tensor = _KernelLoss.apply(batch[4:], *inputs)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -63,6 +78,29 @@ class _PairedLoss(Function):
         return None, None, *(grad * of for of in gradients)
 
 
+class _KernelLoss(Function):
+    @staticmethod
+    def forward(ctx: Any, settings: tuple[str, str], *inputs: Tensor) -> Tensor:
+        mean, *saved = _kernels().loss(Batch(*inputs, *settings).problem())
+        ctx.settings = settings
+        ctx.save_for_backward(*inputs, *saved)
+        return mean
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, saved = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+        if torch.is_grad_enabled():  # to be differentiated again
+            of = partial(_by_reference, ctx.settings[0])
+            return None, *reference.pulled_back(of, inputs, (grad,))
+        problem = Batch(*inputs, *ctx.settings).problem()
+        return None, *_kernels().gradients(problem, saved, grad)
+
+
+def _kernels() -> ModuleType:
+    # Triton is slow to import, and absent on many machines.
+    return import_module("lorentzkit.fused.triton.paired")
+
+
 def _by_reference(similarity: str, x: Tensor, y: Tensor, c: Tensor, scale: Tensor) -> tuple[Tensor]:
     problem = Batch(x, y, c, scale, similarity).problem()
     terms = LossTerms(*reference.log_sums(problem), reference.selected(problem.positives))
@@ -70,4 +108,4 @@ def _by_reference(similarity: str, x: Tensor, y: Tensor, c: Tensor, scale: Tenso
     return ((of_x + of_y) / 2,)
 
 
-__all__ = ["paired_loss"]
+__all__ = ["kernel_loss", "paired_loss"]
