@@ -22,8 +22,9 @@ from statistics import median
 import torch
 from markers import write
 from mpmath import mp, mpf
-from rivals import geoopt_dist, meru_angle, meru_dist
+from rivals import geoopt_dist
 from torch import Tensor
+from usual import meru_angle, meru_dist
 
 from lorentzkit import ops
 
