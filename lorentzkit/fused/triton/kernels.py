@@ -133,11 +133,11 @@ def _rounded(value):
 
 @triton.jit
 def _store_sums(by_rows, column_tile, column_tiles, i, N, h, a, c, scale):
-    """``by_rows (4, column tiles, N)``"""
+    """``by_rows (4, column tiles, N)``: that of c is times c, see `triangle.Change`."""
     at, step = by_rows + tl.cast(column_tile, tl.int64) * N + i, tl.cast(column_tiles, tl.int64) * N
     tl.store(at, h, mask=i < N)
     tl.store(at + step, a, mask=i < N)
-    tl.store(at + 2 * step, c, mask=i < N)
+    tl.store(at + 2 * step, 0.5 * c, mask=i < N)
     tl.store(at + 3 * step, scale, mask=i < N)
 
 

@@ -222,5 +222,5 @@ def _gradients(of: Clouds, launch: _Launch) -> LossGradients:
             of_columns += by_columns.sum(1)
     by_x = gradient(of, slice(0, N), of_x, sums)
     by_y = gradient(of, slice(N, None), of_y, of_columns)
-    by_c, by_scale = sums[2:].sum(1, dtype=torch.float64)
-    return LossGradients(by_x, by_y, (by_c / (2 * of.c)).float(), by_scale.float())
+    by_c, by_scale = sums[2:].sum(1, dtype=torch.float64).float()
+    return LossGradients(by_x, by_y, by_c / of.c, by_scale)
