@@ -10,6 +10,7 @@ NumPy (`fused.small`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 from types import ModuleType
@@ -81,7 +82,8 @@ class _PairedLoss(Function):
 class _KernelLoss(Function):
     @staticmethod
     def forward(ctx: Any, settings: tuple[str, str], *inputs: Tensor) -> Tensor:
-        mean, *saved = _kernels().loss(Batch(*inputs, *settings).problem())
+        mean: Tensor
+        mean, *saved = _kernels().loss(_batch(inputs, settings).problem())
         ctx.settings = settings
         ctx.save_for_backward(*inputs, *saved)
         return mean
@@ -92,8 +94,13 @@ class _KernelLoss(Function):
         if torch.is_grad_enabled():  # to be differentiated again
             of = partial(_by_reference, ctx.settings[0])
             return None, *reference.pulled_back(of, inputs, (grad,))
-        problem = Batch(*inputs, *ctx.settings).problem()
+        problem = _batch(inputs, ctx.settings).problem()
         return None, *_kernels().gradients(problem, saved, grad)
+
+
+def _batch(inputs: Sequence[Tensor], settings: tuple[str, str]) -> Batch:
+    x, y, c, scale = inputs
+    return Batch(x, y, c, scale, *settings)
 
 
 def _kernels() -> ModuleType:

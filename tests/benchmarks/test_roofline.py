@@ -25,8 +25,9 @@ def test_traffic_of_large_tensors(roofline: ModuleType) -> None:
 
 
 def test_what_the_page_says_of_the_kernels(roofline: ModuleType) -> None:
+    """Memory does not bind them; what does is far under the roof, forward and backward."""
     pytest.importorskip("triton")
     for precision, rate in roofline.H100.items():
-        found = roofline.kernels(32768, 512, precision)
-        by_memory = {part: of * roofline.H100_MEMORY < rate for part, of in found.items()}
-        assert by_memory == {"forward": False, "backward": precision == "bf16"}
+        for part, of in roofline.kernels(32768, 512, precision).items():
+            assert of * roofline.H100_MEMORY > rate, (precision, part)
+            assert roofline.bound(precision)[part] < 0.6 * rate, (precision, part)

@@ -1,4 +1,4 @@
-"""The interpreter takes as long for one row as for a thousand of them: few programs, large steps."""
+"""The interpreter takes as long for one row as for a thousand: few programs, large steps."""
 
 import gpu_arithmetic
 import pytest

@@ -1,7 +1,7 @@
 """Triton's interpreter with a GPU's arithmetic: what PTX promises, and no more.
 
-Minimum and maximum drop NaN. Of float32 division, roots, powers of 2 and logarithms are approximate,
-and know no denormal numbers; those of float64 are not. A product of float16 tiles adds what a step
+Minimum and maximum drop NaN. Division, roots, powers of 2 and logarithms of float32 numbers are
+approximate, and know no denormal ones; those of float64 are not. A product of float16 tiles adds what a step
 of the tensor cores takes, 16 dimensions, to a sum whose last digits are cut off, not rounded.
 """
 

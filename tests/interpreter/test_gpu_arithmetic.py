@@ -101,7 +101,9 @@ def test_losses(similarity):
     x, y = points(70, 130, torch.float32), points(70, 130, torch.float32, seed=1)
     found = []
     for dtype, impl in ((torch.float32, "triton"), (torch.float64, "streaming")):
-        leaves = [z.to(dtype).requires_grad_() for z in (x, y, torch.tensor(1.0), torch.tensor(20.0))]
+        leaves = [
+            z.to(dtype).requires_grad_() for z in (x, y, torch.tensor(1.0), torch.tensor(20.0))
+        ]
         loss = contrastive_loss(*leaves, similarity=similarity, impl=impl)
         found.append([loss, *torch.autograd.grad(loss, leaves, materialize_grads=True)])
     for got, exact in zip(*found, strict=True):

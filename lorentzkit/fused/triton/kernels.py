@@ -207,9 +207,7 @@ def log_sums_kernel(
                 step = tl.cast(row_blocks, tl.int64) * M
                 known = (j < M) & (row_tile > first)
                 most = tl.load(at, mask=known, other=-float("inf"))
-                most, sums = _joined(
-                    most, tl.load(at + step, mask=known, other=0.0), logit, 0
-                )
+                most, sums = _joined(most, tl.load(at + step, mask=known, other=0.0), logit, 0)
                 tl.store(at, most, mask=j < M)
                 tl.store(at + step, sums, mask=j < M)
             tl.debug_barrier()  # other threads may read what these have written

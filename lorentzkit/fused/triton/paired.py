@@ -1,4 +1,4 @@
-"""The mean loss of a batch of pairs (x[i], y[i]): in few launches, since small batches wait for those."""
+"""The mean loss of a batch of pairs (x[i], y[i]), in few launches: small batches wait for those."""
 
 from __future__ import annotations
 
@@ -80,9 +80,7 @@ def loss(problem: LossProblem) -> Loss:
     return Loss(losses.mean(), row_sums, column_sums, values, by_sums, by_values)
 
 
-def gradients(
-    problem: LossProblem, found: Sequence[Tensor], grad_output: Tensor
-) -> LossGradients:
+def gradients(problem: LossProblem, found: Sequence[Tensor], grad_output: Tensor) -> LossGradients:
     """Derivatives of ``grad_output`` times the mean, of which `loss` has found all else."""
     x, y, c, scale = problem.x, problem.y, problem.c, problem.scale
     row_sums, column_sums, values, by_sums, by_values = found
@@ -92,6 +90,8 @@ def gradients(
     needed = True, True, True, False
     own = rows.gradients(OPS[problem.similarity], (x, y), c, by_values, needed)
     for total, by in zip(others[:2], own.vectors, strict=True):
+        assert by is not None
         total += by
+    assert own.c is not None
     by_scale = others.scale + (by_values * values).sum() / scale
     return others._replace(c=others.c + own.c, scale=by_scale)

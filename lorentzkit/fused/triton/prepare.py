@@ -80,7 +80,10 @@ def lengths_kernel(
         for start in range(first, last, ROWS):
             i = start + tl.arange(0, ROWS)
             of = tl.load(length + i, mask=i < last, other=float("inf"))
-            unit = _entries(X, Y, i, k, N, M, D) * (tl.where(i < N, 0.5 / N, 0.5 / M) / or_one(of))[:, None]
+            unit = (
+                _entries(X, Y, i, k, N, M, D)
+                * (tl.where(i < N, 0.5 / N, 0.5 / M) / or_one(of))[:, None]
+            )
             total += tl.sum(tl.where((of < float("inf"))[:, None], unit, 0.0), 0)  # without NaN
         tl.store(partials + tl.program_id(0) * D + k, total, mask=k < D)
 
@@ -132,7 +135,7 @@ def split_kernel(
 
 
 def _block(width: int) -> int:
-    return min(_BLOCK, triton.next_power_of_2(width))
+    return min(_BLOCK, int(triton.next_power_of_2(width)))
 
 
 def clouds(problem: PairwiseProblem | LossProblem, scale: Tensor | None = None) -> Clouds:

@@ -9,7 +9,9 @@ from lorentzkit.fused.triton.points import ALIGNED
 from lorentzkit.fused.triton.prepare import UNIT
 
 STRIPS = tl.constexpr(4)
-ALIGNMENT = tl.constexpr(32)  # of each program's part of `scratch`, which begins with a line of cache
+ALIGNMENT = tl.constexpr(
+    32
+)  # of each program's part of `scratch`, which begins with a line of cache
 _GROUP = tl.constexpr(8)  # row tiles that follow one another, so that they share columns' cache
 _NOISE = tl.constexpr(2.0**-45)  # what the mean's rounding leaves of exactly opposite directions
 _SQUARE = tl.constexpr(2.0**-26)  # of 1 / UNIT
@@ -128,7 +130,9 @@ def folded_cosines(
     h = tl.load(x_scalars + i)[:, None] + tl.load(y_scalars + j)[None, :] - product
     x_rho, y_rho = tl.load(x_scalars + count + i), tl.load(y_scalars + count + j)
     h = _normalised(h, x_rho[:, None], y_rho[None, :], PARTS)
-    reach = tl.load(x_scalars + 7 * count + i)[:, None] * tl.load(y_scalars + 7 * count + j)[None, :]
+    reach = (
+        tl.load(x_scalars + 7 * count + i)[:, None] * tl.load(y_scalars + 7 * count + j)[None, :]
+    )
     lost = h < reach
     if OPPOSITES:
         lost |= h > 2 - reach
