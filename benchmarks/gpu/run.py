@@ -4,9 +4,9 @@
     python benchmarks/gpu/run.py --rehearse    # in Triton's interpreter, on few and small tensors
 
 It takes torch 2.8, triton 3.4, NumPy and Python 3.10 or newer, and nothing that a package index
-would have to give: no installation of lorentzkit itself, either. Its parts: is what the kernels compute
-right (`check.py`), do they touch only memory that is theirs (compute-sanitizer, where it is), how
-fast are they (`times.py`). Ends with status 1 if something is wrong.
+would have to give: no installation of lorentzkit itself, either. Its parts: is what the kernels
+compute right (`check.py`), do they touch only memory that is theirs (compute-sanitizer, where it
+is), how fast are they (`times.py`). Ends with status 1 if something is wrong.
 """
 
 from __future__ import annotations

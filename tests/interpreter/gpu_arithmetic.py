@@ -1,8 +1,8 @@
 """Triton's interpreter with a GPU's arithmetic: what PTX promises, and no more.
 
 Minimum and maximum drop NaN. Division, roots, powers of 2 and logarithms of float32 numbers are
-approximate, and know no denormal ones; those of float64 are not. A product of float16 tiles adds what a step
-of the tensor cores takes, 16 dimensions, to a sum whose last digits are cut off, not rounded.
+approximate, and know no denormal ones; those of float64 are not. A product of float16 tiles adds
+what a step of the tensor cores takes, 16 dimensions, to a sum whose last digits are cut off.
 """
 
 from collections.abc import Callable
