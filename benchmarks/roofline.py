@@ -213,7 +213,7 @@ def draw_machine(ax: Axes, found: dict[str, Any]) -> None:
 
 def draw_data_sheet(ax: Axes) -> None:
     N, D = 32768, 512
-    for (precision, rate), colour in zip(H100.items(), COLOURS.values(), strict=True):
+    for (precision, rate), colour in zip(H100.items(), COLOURS.values(), strict=False):
         roof(ax, rate, H100_MEMORY, (10, 1e4), colour, label=precision)
         for part, intensity in kernels(N, D, precision).items():
             most = 1e-9 * min(rate, intensity * H100_MEMORY)

@@ -24,7 +24,7 @@ class Config(NamedTuple):
 CONFIGS = {
     80: {
         "matrix": Config(64, 128, 32, 8, 3),
-        "log_sums": Config(64, 64, 32, 8, 3),
+        "log_sums": Config(64, 32, 32, 4, 3),
         "change": Config(64, 32, 32, 4, 3),
         "topk": Config(32, 64, 32, 8, 2),  # for k <= 32
         "topk, many": Config(16, 128, 32, 8, 2),
