@@ -25,9 +25,10 @@ def test_traffic_of_large_tensors(roofline: ModuleType) -> None:
 
 
 def test_what_the_page_says_of_the_kernels(roofline: ModuleType) -> None:
-    """Memory does not bind them; what does is far under the roof, forward and backward."""
+    """Memory binds the backward pass of "high" alone; what binds is far under the products' rate."""
     pytest.importorskip("triton")
     for precision, rate in roofline.H100.items():
         for part, of in roofline.kernels(32768, 512, precision).items():
-            assert of * roofline.H100_MEMORY > rate, (precision, part)
+            by_memory = of * roofline.H100_MEMORY < rate
+            assert by_memory == ((precision, part) == ("high", "backward"))
             assert roofline.bound(precision)[part] < 0.6 * rate, (precision, part)
