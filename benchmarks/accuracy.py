@@ -23,8 +23,9 @@ from statistics import median
 import torch
 from mpmath import mp, mpf
 from report.markers import write
-from rivals import geoopt_dist, meru_angle, meru_dist
+from rivals import geoopt_dist
 from torch import Tensor
+from usual_formulas import meru_angle, meru_dist
 
 from lorentzkit import ops
 

@@ -25,9 +25,10 @@ from measure import THREADS, added_by, environment, in_fresh_process, in_turns, 
 from mpmath import acosh, fsum, mp, mpf, sqrt
 from report import DOCS, RESULTS
 from report.markers import write
-from rivals import GEOOPT, MERU, geoopt_dist, in_geoopt, meru_dist, usual_loss
+from rivals import GEOOPT, geoopt_dist, in_geoopt
 from suites import EARNED_AT, earning
 from torch import Tensor
+from usual_formulas import MERU, meru_dist, usual_loss
 
 from lorentzkit import ops
 from lorentzkit.losses import contrastive_loss

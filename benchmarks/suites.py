@@ -24,17 +24,14 @@ from measure import (
 )
 from rivals import (
     GEOOPT,
-    MERU,
-    USUAL,
     Copies,
     Floor,
     adams,
     in_geoopt,
     pairwise_geoopt_dist,
-    usual_loss,
-    usual_midpoint,
 )
 from torch import Tensor
+from usual_formulas import MERU, USUAL, usual_loss, usual_midpoint
 
 from lorentzkit import ops
 from lorentzkit.losses import centroid_loss, contrastive_loss

@@ -112,17 +112,19 @@ class LossProblem:
 
 
 class Batch(NamedTuple):
-    """A `LossProblem` of pairs (x[i], y[i]) at full precision."""
+    """A `LossProblem` of pairs (x[i], y[i])."""
 
     x: Tensor
     y: Tensor
     c: Tensor
     scale: Tensor
     similarity: str
+    precision: str = "highest"
 
     def problem(self) -> LossProblem:
         i = torch.arange(len(self.x), device=self.x.device)
-        return LossProblem(*self[:4], i.int(), i.int(), i, i, self.similarity, "highest")
+        ids = i.int()
+        return LossProblem(*self[:4], ids, ids, i, i, self.similarity, self.precision)
 
 
 class Search(NamedTuple):

@@ -7,10 +7,8 @@ of the reference: exact, with N x M matrices.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, get_type_hints
 
 import torch
@@ -19,6 +17,7 @@ from torch.autograd import Function
 
 from lorentzkit._geometry.precision import full_precision
 from lorentzkit.fused import reference, selected_pairs, streaming
+from lorentzkit.fused.devices import why_no_kernels
 from lorentzkit.fused.problems import (
     Backend,
     Gradients,
@@ -103,15 +102,13 @@ def check_options(impl: str, precision: str) -> None:
 
 
 def _why_no_triton(x: Tensor, k: int) -> str | None:
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if x.device.type != "cuda" and not (interpreted and x.device.type == "cpu"):
-        return f"needs CUDA tensors, got {x.device.type}"
+    missing = why_no_kernels(x.device)
+    if missing:
+        return missing
     if x.dtype == torch.float64:
         return "computes in float32, got float64"
     if k > MOST_SELECTED:
         return f"selects at most k = {MOST_SELECTED}, got {k}"
-    if find_spec("triton") is None:
-        return "needs the package triton, which is not installed"
     return None
 
 
@@ -271,6 +268,9 @@ def _backend(impl: str) -> Backend:
 
 @_op(lambda problem, impl: problem.x.new_empty(*problem.x.shape[:-1], problem.y.shape[-2]))
 def _matrix(problem: PairwiseProblem, impl: str) -> Tensor:
+    if len(problem.x) == 1:  # stacking would copy it
+        matrix: Tensor = _backend(impl).matrix(next(_each(problem)))
+        return matrix[None]
     return torch.stack([_backend(impl).matrix(single) for single in _each(problem)])
 
 

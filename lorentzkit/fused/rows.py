@@ -6,11 +6,8 @@ the GPU: so only the torch functions on a CPU reject invalid values, and a kerne
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -28,9 +25,10 @@ from lorentzkit._geometry.arguments import (
 from lorentzkit._geometry.rowwise import differentiated, near_rows
 from lorentzkit._geometry.vectors import eager
 from lorentzkit.fused import traced
+from lorentzkit.fused.devices import interpreted, why_no_kernels
 from lorentzkit.fused.traced import in_torch
 
-_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and not torch.cuda.is_available()
+_INTERPRETED = interpreted() and not torch.cuda.is_available()
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -104,7 +102,7 @@ def by_kernel(numbers: list[float | Tensor], tensors: list[Tensor]) -> bool:
     if tensors[0].is_cpu != _INTERPRETED or not eager(tensors[0]):
         return False
     device = tensors[0].device
-    if device.type != ("cpu" if _INTERPRETED else "cuda") or not _triton_is_there():
+    if why_no_kernels(device):
         return False
     for z in numbers:
         if isinstance(z, Tensor) and (
@@ -121,12 +119,6 @@ def by_kernel(numbers: list[float | Tensor], tensors: list[Tensor]) -> bool:
         and not is_traceable_wrapper_subclass(v)
         for v in tensors
     )
-
-
-@cache
-def _triton_is_there() -> bool:
-    # Versions before 3.4 have no knobs, which `fused.triton` takes.
-    return find_spec("triton") is not None and find_spec("triton.knobs") is not None
 
 
 def _kernels() -> ModuleType:

@@ -17,7 +17,7 @@ from lorentzkit.fused.pointwise import SIGNS
 from lorentzkit.fused.problems import Batch, LossProblem
 from lorentzkit.losses import sharded
 from lorentzkit.losses.anchors import Anchors, equal_pairs
-from lorentzkit.losses.paired import paired_loss
+from lorentzkit.losses.paired import kernel_loss, paired_loss
 from lorentzkit.ops.pairwise import Implementation, Precision, check_similarity, operands
 
 Similarity = Literal["angle", "distance", "cosine"]
@@ -134,8 +134,8 @@ def contrastive_loss(
     anchors: Sequence[Anchors]
     if group is None:
         loss = _checked(*given)
-        if targets is None and impl == "auto" and reduction != "none":
-            mean = _paired(loss)
+        if targets is None and reduction != "none":
+            mean = _paired(loss, impl)
             if mean is not None:
                 return mean if reduction == "mean" else mean * len(loss.x)
         anchors = _anchors(loss, targets)
@@ -214,11 +214,13 @@ def _checked_share(
     return [share.similarity, kind, *described(x, y)], (share, labels)
 
 
-def _paired(loss: _Checked) -> Tensor | None:
-    """The mean of the losses, if the batch is a small one."""
-    if loss.x.shape[0] != loss.y.shape[0] or loss.precision != "highest":
+def _paired(loss: _Checked, impl: str) -> Tensor | None:
+    """The mean of the losses, where that is one operation: of a small batch, or on a GPU."""
+    if loss.x.shape[0] != loss.y.shape[0]:
         return None
-    return paired_loss(Batch(*loss[:5]))
+    if loss.impl.name == "triton":
+        return kernel_loss(Batch(*loss[:6]))
+    return paired_loss(Batch(*loss[:5])) if (impl, loss.precision) == ("auto", "highest") else None
 
 
 def _anchors(loss: _Checked, targets: object) -> list[Anchors]:

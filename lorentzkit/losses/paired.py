@@ -1,4 +1,6 @@
-"""The mean loss of a batch of pairs (x[i], y[i]) on a CPU, with its gradient: all pairs at once.
+"""The mean loss of a batch of pairs (x[i], y[i]) as one operation for autograd.
+
+On a CPU, with its gradient and all pairs at once; on a GPU, by kernels.
 
 | ``contrastive_loss`` of | runs |
 | --- | --- |
@@ -14,7 +16,10 @@ small, in NumPy (`fused.batch_numpy`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -39,6 +44,17 @@ def paired_loss(batch: Batch) -> Tensor | None:
     if run is None:
         return None
     loss: Tensor = _PairedLoss.apply(batch, run, *inputs)  # type: ignore[no-untyped-call]
+    return loss
+
+
+def kernel_loss(batch: Batch) -> Tensor | None:
+    """The same by the kernels for GPUs; None if that is not done here."""
+    inputs = batch[:4]
+    if torch.compiler.is_compiling() or not eager(batch.x):
+        return None
+    if any(map(is_traceable_wrapper_subclass, inputs)):
+        return None
+    loss: Tensor = _KernelLoss.apply(batch[4:], *inputs)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -69,6 +85,35 @@ class _PairedLoss(Function):
         return None, None, *(grad_output * gradient for gradient in gradients)
 
 
+class _KernelLoss(Function):
+    @staticmethod
+    def forward(ctx: Any, settings: tuple[str, str], *inputs: Tensor) -> Tensor:
+        mean: Tensor
+        mean, *saved = _kernels().loss(_batch(inputs, settings).problem())
+        ctx.settings = settings
+        ctx.save_for_backward(*inputs, *saved)
+        return mean
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, saved = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+        if torch.is_grad_enabled():  # to be differentiated again
+            of = partial(_by_reference, ctx.settings[0])
+            return None, *reference.vjp(of, inputs, (grad,))
+        problem = _batch(inputs, ctx.settings).problem()
+        return None, *_kernels().gradients(problem, saved, grad)
+
+
+def _batch(inputs: Sequence[Tensor], settings: tuple[str, str]) -> Batch:
+    x, y, c, scale = inputs
+    return Batch(x, y, c, scale, *settings)
+
+
+def _kernels() -> ModuleType:
+    # Triton is slow to import, and absent on many machines.
+    return import_module("lorentzkit.fused.triton.paired")
+
+
 def _by_reference(similarity: str, x: Tensor, y: Tensor, c: Tensor, scale: Tensor) -> tuple[Tensor]:
     problem = Batch(x, y, c, scale, similarity).problem()
     terms = LossTerms(*reference.log_sums(problem), reference.selected(problem.positives))
@@ -76,4 +121,4 @@ def _by_reference(similarity: str, x: Tensor, y: Tensor, c: Tensor, scale: Tenso
     return ((x_mean + y_mean) / 2,)
 
 
-__all__ = ["paired_loss"]
+__all__ = ["kernel_loss", "paired_loss"]

@@ -27,6 +27,7 @@ import measure
 import rivals
 import run
 import suites
+import usual_formulas
 from report import DOCS, compare, plots, tables
 
 # Constants, views, and what the other suites time.
@@ -44,11 +45,13 @@ def test_every_op_is_timed() -> None:
     assert {*suites.KINDS["elementwise"]} == {*ops.__all__} - NOT_ELEMENTWISE
 
 
-@pytest.mark.parametrize("op", rivals.MERU)
+@pytest.mark.parametrize("op", usual_formulas.MERU)
 def test_formulas_of_meru_are_those_of_the_ops(op: str) -> None:
     """In float64, and where nothing cancels: else they are as wrong as they are known to be."""
     args = [*arguments(op), torch.tensor(0.7).double()]
-    torch.testing.assert_close(rivals.MERU[op](*args), suites.ours(op, *args), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        usual_formulas.MERU[op](*args), suites.ours(op, *args), rtol=1e-6, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("op", rivals.GEOOPT)
@@ -66,7 +69,9 @@ def test_functions_of_geoopt_are_those_of_the_ops(op: str) -> None:
 
 def test_the_usual_midpoint_is_that_of_the_op() -> None:
     x, c = torch.randn(20, 3, dtype=torch.float64), torch.tensor(0.7).double()
-    torch.testing.assert_close(rivals.usual_midpoint(x, c), ops.einstein_midpoint(x, curv=c))
+    torch.testing.assert_close(
+        usual_formulas.usual_midpoint(x, c), ops.einstein_midpoint(x, curv=c)
+    )
 
 
 def test_steps_of_adam_are_the_same_on_both_manifolds() -> None:
@@ -161,7 +166,7 @@ def test_float64_stands_beside_float32(tmp_path: Path) -> None:
 
 def test_ops_with_a_rival_are_measured_in_float64() -> None:
     rows = [*run.rows(run.parsed(["elementwise", "--dtype", "float64"]))]
-    assert {row.kind for row in rows} == {*rivals.MERU, *rivals.GEOOPT}
+    assert {row.kind for row in rows} == {*usual_formulas.MERU, *rivals.GEOOPT}
     for row in rows:
         assert (row.N, row.D) == (4096, 512)
         small = row._replace(N=suites.LEAST_COMPILED, D=4)

@@ -25,10 +25,10 @@ def test_traffic_of_large_tensors(roofline: ModuleType) -> None:
 
 
 def test_what_the_page_says_of_the_kernels(roofline: ModuleType) -> None:
+    """Memory binds the backward pass of "high" alone, far under the products' rate."""
     pytest.importorskip("triton")
     for precision, rate in roofline.H100.items():
-        intensities = roofline.kernels(32768, 512, precision)
-        memory_bound = {
-            part: intensity * roofline.H100_MEMORY < rate for part, intensity in intensities.items()
-        }
-        assert memory_bound == {"forward": False, "backward": precision == "bf16"}
+        for part, of in roofline.kernels(32768, 512, precision).items():
+            by_memory = of * roofline.H100_MEMORY < rate
+            assert by_memory == ((precision, part) == ("high", "backward"))
+            assert roofline.bound(precision)[part] < 0.6 * rate, (precision, part)

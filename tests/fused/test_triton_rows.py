@@ -10,7 +10,7 @@ triton = pytest.importorskip("triton", reason="Triton's wheels are for Linux")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("kernels are either interpreted or compiled", allow_module_level=True)
 
-from test_triton import Elsewhere  # noqa: E402
+from test_triton import compiled as harness  # noqa: E402
 
 from lorentzkit.fused.triton import rows  # noqa: E402
 from lorentzkit.fused.triton.rows import OPS  # noqa: E402
@@ -19,20 +19,21 @@ MOST_SCALARS = ("dist", "angle", "entailment_residual", "expmap", "logmap")
 
 
 @pytest.fixture
-def compiled(monkeypatch):
+def compiled():
+    """Bytes that the registers of the two kernels have spilled to."""
+
     def run(capability, op, D=512, curv=0.7, dtype=torch.float32, of_sum=False):
-        driver, signature = Elsewhere(capability), OPS[op]
-        monkeypatch.setattr(triton.runtime.driver, "_active", driver)
-        monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", driver.compile)
-        vectors = [torch.ones(64, D, dtype=dtype) for _ in range(signature.vectors)]
+        of = OPS[op]
+        vectors = [torch.ones(64, D, dtype=dtype) for _ in range(of.vectors)]
         width = rows.width(op, D)
-        grad_output = torch.ones((64, width) if width else 64)
+        at = torch.ones((64, width) if width else 64)
         if of_sum:
-            grad_output = torch.ones(()).expand(grad_output.shape)
+            at = torch.ones(()).expand(at.shape)
         t = torch.ones(64) if op == "geodesic" else None
-        rows.values(op, vectors, curv, t)
-        rows.gradients(op, vectors, curv, grad_output, [True] * (signature.vectors + 2), t)
-        return driver.stacks
+        with harness.compiling(capability) as kernels:
+            rows.values(op, vectors, curv, t)
+            rows.gradients(op, vectors, curv, at, [True] * (of.vectors + 2), t)
+        return {name: kernel.stack for name, kernel in kernels.items()}
 
     return run
 
@@ -62,7 +63,7 @@ def test_kernels_of_entries_that_are_not_aligned_spill_no_register(compiled, op,
     "op", ["dist", "angle", "expmap", "tangent_inner", "to_klein", "from_halfspace", "add_time"]
 )
 def test_kernels_of_other_arguments_compile_and_spill_no_register(compiled, op):
-    for arguments in (
+    for how in (
         {"D": 1},
         {"D": 130},
         {"dtype": torch.float16, "D": 32},
@@ -70,5 +71,5 @@ def test_kernels_of_other_arguments_compile_and_spill_no_register(compiled, op):
         {"curv": torch.ones(1, dtype=torch.float64)},
         {"D": 32, "of_sum": True},
     ):
-        stacks = compiled(90, op, **arguments)
-        assert list(stacks.values()) == [0, 0], arguments
+        stacks = compiled(90, op, **how)
+        assert list(stacks.values()) == [0, 0], how

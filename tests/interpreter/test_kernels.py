@@ -11,8 +11,8 @@ from pairwise_calls import BOUND, OP_OF, PAIRWISE, custom_ops, in_a_crowd, measu
 from strategies import CASES
 
 from lorentzkit import ops
-from lorentzkit.fused.triton import launch, tuning
-from lorentzkit.fused.triton.config import CONFIGS
+from lorentzkit.fused.triton import launch
+from lorentzkit.fused.triton.config import CONFIGS, config
 from lorentzkit.losses import contrastive_loss
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -154,7 +154,7 @@ def test_half_precision_is_computed_in_float32(dtype):
 @pytest.mark.parametrize(("k", "largest", "N"), [(1, False, 9), (10, True, 37)])
 def test_topk_is_that_of_the_matrix(similarity, k, largest, N, monkeypatch):
     """Of the two programs of a row of tiles, one goes through two tiles and merges them."""
-    monkeypatch.setattr(launch, "PROGRAMS", 2 if CONFIGS["topk"][0].rows >= N else 4)
+    monkeypatch.setattr(launch, "programs", lambda _: 1 if config("topk").rows >= N else 2)
     x, y = (points(n, 40, torch.float32, seed=s).to(DEVICE) for n, s in ((N, 0), (150, 1)))
     y[100] = y[7]
     expected = PAIRWISE[OP_OF[similarity]](x.double(), y.double(), 0.5).topk(k, largest=largest)
@@ -191,25 +191,69 @@ def test_loss_and_gradients(similarity, N, M, D, scale):
     compare(x, y, similarity, positive, 0, scale=scale, impl="triton", **limits)
 
 
+@pytest.mark.few(similarity="angle")
+@every_similarity
+def test_the_mean_of_pairs(similarity):
+    """In few launches; the same as of labels, which take more of them."""
+    x, y = clouds(70, 70, 40, origin=similarity != "cosine")
+    positive = torch.eye(70, dtype=torch.bool)
+    how = {"impl": "triton", "rtol": 2e-5, "atol": 5e-6}
+    compare(x, y, similarity, positive, None, **how)
+    total = contrastive_loss(x, y, similarity=similarity, reduction="sum", impl="triton")
+    each = contrastive_loss(x, y, similarity=similarity, reduction="none", impl="triton")
+    torch.testing.assert_close(total, (each[0].sum() + each[1].sum()) / 2)
+
+
+def test_a_single_pair_has_no_loss():
+    x, y = (z.requires_grad_() for z in clouds(1, 1, 40))
+    loss = contrastive_loss(x, y, impl="triton")
+    assert loss == 0
+    assert not any(by.any() for by in torch.autograd.grad(loss, (x, y)))
+
+
+def test_second_derivatives_of_the_mean_of_pairs():
+    x, y = (z.double() for z in clouds(5, 5, 40, origin=False))
+    found = []
+    for dtype, impl in ((torch.float32, "triton"), (torch.float64, "reference")):
+        leaf = x.to(dtype).clone().requires_grad_()
+        (first,) = torch.autograd.grad(
+            contrastive_loss(leaf, y.to(dtype), impl=impl), leaf, create_graph=True
+        )
+        found.append(torch.autograd.grad(first.square().sum(), leaf)[0].double())
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
+
+
+def test_results_do_not_follow_the_default_dtype():
+    x, y = clouds(9, 9, 40)
+    torch.set_default_dtype(torch.float64)
+    try:
+        leaves = [z.clone().requires_grad_() for z in (x, y)]
+        loss = contrastive_loss(*leaves, impl="triton")
+        found = [loss, ops.pairwise_dist(x, y, impl="triton"), *torch.autograd.grad(loss, leaves)]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {z.dtype for z in found} == {torch.float32}
+
+
+@pytest.mark.parametrize("kind", ["dist", "exterior_angle"])
+def test_nan_is_seen_in_its_pairs_alone(kind):
+    x, y = (points(n, 40, torch.float32, seed=s).to(DEVICE) for n, s in ((9, 0), (8, 1)))
+    x[3, 5] = torch.nan
+    found = PAIRWISE[kind](x, y, impl="triton")
+    assert found[3].isnan().all()
+    assert found.isnan().sum() == 8
+
+
 @pytest.mark.thorough
-def test_every_configuration(monkeypatch):
-    """Those that timing on a GPU may choose are as right as the first, which all else here uses."""
-    for name, of in CONFIGS.items():
-        monkeypatch.setitem(CONFIGS, name, of[-1:])
+@pytest.mark.parametrize("capability", CONFIGS)
+def test_sizes_of_other_devices(monkeypatch, capability):
+    monkeypatch.setitem(CONFIGS, max(CONFIGS), CONFIGS[capability])
     x, y = clouds(130, 150, 70)
     limits = {"rtol": 2e-5, "atol": 5e-6}
     compare(x, y, "angle", torch.eye(130, 150, dtype=torch.bool), 0, impl="triton", **limits)
     found = ops.pairwise_dist(x, y, impl="triton")
     exact = ops.pairwise_dist(x.double(), y.double())
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.skipif(DEVICE != "cuda", reason="timing kernels takes a GPU")
-def test_a_configuration_is_chosen_by_its_time():
-    x, y = clouds(130, 150, 70)
-    first = ops.pairwise_dist(x, y)
-    assert any(key[0] == "matrix" for key in tuning._fastest)
-    torch.testing.assert_close(ops.pairwise_dist(x, y), first)
 
 
 @every_similarity

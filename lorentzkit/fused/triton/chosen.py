@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lorentzkit.fused.triton import rows
 
-_OPS = {
+OPS = {
     "angle": "angle",
     "exterior": "exterior_angle",
     "interior": "interior_angle",
@@ -19,7 +19,7 @@ _OPS = {
 
 def selected(kind: str, x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor) -> Tensor:
     """Of at least one pair (i, j), ``(P, K)``."""
-    return rows.values(_OPS[kind], (x[i], y[j]), c).view(len(i), -1)
+    return rows.values(OPS[kind], (x[i], y[j]), c).view(len(i), -1)
 
 
 def selected_gradients(
@@ -27,7 +27,7 @@ def selected_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Derivatives of ``(at * selected).sum()`` by x, y and c."""
     at = at if kind == "angle" else at[:, 0]
-    of = rows.gradients(_OPS[kind], (x[i], y[j]), c, at, (True, True, True, False))
+    of = rows.gradients(OPS[kind], (x[i], y[j]), c, at, (True, True, True, False))
     of_x, of_y = (
         _summed(v, index, by)
         for v, index, by in zip((x, y), (i, j), of.vectors, strict=True)

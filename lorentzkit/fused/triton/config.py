@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 import triton
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
@@ -18,16 +19,49 @@ class Config(NamedTuple):
     stages: int
 
 
-# What `tuning` chooses from; the first where nothing can be timed. That is the largest of which all
-# numbers stay in registers, on sm_80, sm_90 and sm_100 (docs/kernels.md); the others' do, too.
+# By compute capability: those of the table in docs/kernels.md, of which all numbers stay in
+# registers. `benchmarks/gpu` times others.
 CONFIGS = {
-    "matrix": (Config(64, 128, 32, 8, 3), Config(64, 64, 32, 4, 3)),
-    "log_sums": (Config(64, 128, 32, 8, 3), Config(64, 64, 32, 4, 3)),
-    "change": (Config(64, 64, 32, 8, 3), Config(64, 32, 32, 4, 3)),
-    "topk": (Config(32, 64, 32, 8, 2),),  # for k <= 32
-    "topk, many": (Config(16, 128, 32, 8, 2),),
-    "product": (Config(128, 128, 32, 8, 3),),
+    80: {
+        "matrix": Config(64, 128, 32, 8, 3),
+        "log_sums": Config(64, 32, 32, 4, 3),
+        "change": Config(64, 32, 32, 4, 3),
+        "topk": Config(32, 64, 32, 8, 2),  # for k <= 32
+        "topk, many": Config(16, 128, 32, 8, 2),
+        "product": Config(64, 128, 32, 8, 3),
+    },
+    90: {
+        "matrix": Config(128, 64, 32, 8, 3),
+        "log_sums": Config(128, 64, 32, 8, 3),
+        "change": Config(128, 32, 32, 8, 3),
+        "topk": Config(32, 64, 32, 8, 2),
+        "topk, many": Config(16, 128, 32, 8, 2),
+        "product": Config(128, 128, 64, 8, 3),
+    },
+}
+# Of 64 rows and more, Triton 3.7 fails to compile the code that tests a tile for lost pairs.
+CONFIGS[100] = CONFIGS[90] | {
+    "matrix": Config(32, 64, 32, 4, 3),
+    "log_sums": Config(32, 64, 32, 4, 3),
+    "change": Config(32, 64, 32, 8, 3),
+    "topk": Config(32, 32, 32, 8, 2),
 }
 
-CHUNK = 2**26  # pairs whose derivative by h is kept at a time: 256 MB
-PROGRAMS = 1024  # that fill a device
+WIDTH = 64  # a multiple of each depth: rows of directions are filled up to multiples of it
+FEW_WIDTH = 16  # those of few dimensions, of which no kernel takes a product
+CHUNK = 2**25  # pairs whose derivative by h is kept at a time: 128 MB
+
+
+def config(kernel: str) -> Config:
+    """Of the current device; interpreted, of the newest."""
+    capability = max(CONFIGS)
+    if not INTERPRETED:
+        capability = triton.runtime.driver.active.get_current_target().arch
+    return CONFIGS[max(known for known in CONFIGS if known <= max(80, capability))][kernel]
+
+
+def programs(device: torch.device) -> int:
+    """That fill a device."""
+    if device.type != "cuda":
+        return 4
+    return torch.cuda.get_device_properties(device).multi_processor_count

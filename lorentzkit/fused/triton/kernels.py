@@ -1,4 +1,4 @@
-"""One program per tile of pairs; sums over rows and columns leave it as one partial per tile.
+"""Programs go over tiles of pairs, and what each leaves by rows and columns is summed up later.
 
 The product of a tile is taken at once, what follows it in strips of columns.
 """
@@ -21,83 +21,88 @@ from lorentzkit.fused.triton.tiles import (
     folded_cosines,
     indices,
     place,
-    products,
     strips,
     unfold,
 )
+
+_LOG2_E = tl.constexpr(1.4426950408889634)
+_LN_2 = tl.constexpr(0.6931471805599453)
 
 # --- Matrices -----------------------------------------------------------------------------------
 
 
 @triton.jit
 def matrix_kernel(
-    X, Y, x_scalars, y_scalars, mean, constants, out, N, M, D, width,
-    KIND: tl.constexpr, PRECISION: tl.constexpr,
+    XH, XL, YH, YL, x_scalars, y_scalars, mean, C, scratch, out, N, M, D, width, count,
+    KIND: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    row_tile, column_tile = place(tl.cdiv(N, ROWS), tl.cdiv(M, COLUMNS))
-    product = products(
-        X, Y, row_tile, column_tile, N, M, width, PRECISION, ROWS, COLUMNS, DEPTH
-    )  # fmt: skip
-    parts, i = strips(product), indices(row_tile, ROWS)
-    c, root, x = tl.load(constants), tl.load(constants + 1), rows_of(load_point(x_scalars, i, N))
-    for strip in tl.static_range(STRIPS):
-        j = indices(column_tile * STRIPS + strip, COLUMNS // STRIPS)
-        y = columns_of(load_point(y_scalars, j, M))
-        folded = folded_cosines(
-            parts[strip], X, Y, x_scalars, y_scalars, mean, constants, i, j, N, M, D, width,
-            KIND == "angle", PRECISION,
+    row_tiles, column_tiles = tl.cdiv(N, ROWS), tl.cdiv(M, COLUMNS)
+    c = tl.load(C)
+    root = tl.sqrt(c)
+    for tile in range(tl.program_id(0), row_tiles * column_tiles, tl.num_programs(0)):
+        row_tile, column_tile = place(tile, row_tiles, column_tiles)
+        parts = strips(
+            folded_cosines(
+                XH, XL, YH, YL, x_scalars, y_scalars, mean, scratch, row_tile, column_tile,
+                N, M, D, width, count, KIND == "angle", PARTS, ROWS, COLUMNS, DEPTH,
+            )
         )  # fmt: skip
-        h, g = unfold(folded, KIND == "angle")
-        value = values(KIND, False, h, g, triangle(h, x, y), x, y, c, root)[0]
-        within = (i < N)[:, None] & (j < M)[None, :]
-        tl.store(out + i[:, None] * M + j[None, :], value, mask=within)
+        i = indices(row_tile, ROWS)
+        x = rows_of(load_point(x_scalars, i, N, count))
+        for strip in tl.static_range(STRIPS):
+            j = indices(column_tile * STRIPS + strip, COLUMNS // STRIPS)
+            y = columns_of(load_point(y_scalars, j, M, count))
+            h, g = unfold(parts[strip], KIND == "angle")
+            value = values(KIND, False, h, g, triangle(h, x, y), x, y, c, root)[0]
+            within = (i < N)[:, None] & (j < M)[None, :]
+            tl.store(out + i[:, None] * M + j[None, :], value, mask=within)
 
 
 @triton.jit
 def matrix_change_kernel(
-    X, Y, x_scalars, y_scalars, mean, constants,
-    at, at_row, at_column, weights, by_rows, by_columns, by_tile, N, M, D, width,
-    KIND: tl.constexpr, PRECISION: tl.constexpr, DIGITS: tl.constexpr,
+    XH, XL, YH, YL, x_scalars, y_scalars, mean, C, scratch,
+    grad_output, grad_row, grad_column, weights, by_rows, by_columns, N, M, D, width, count,
+    KIND: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    row_tile, column_tile = place(tl.cdiv(N, ROWS), tl.cdiv(M, COLUMNS))
-    product = products(
-        X, Y, row_tile, column_tile, N, M, width, PRECISION, ROWS, COLUMNS, DEPTH
-    )  # fmt: skip
-    parts, i = strips(product), indices(row_tile, ROWS)
-    c, root, x = tl.load(constants), tl.load(constants + 1), rows_of(load_point(x_scalars, i, N))
-    sums_h = tl.zeros((ROWS,), tl.float32)
-    sums_a, sums_c, sums_scale = sums_h, sums_h, sums_h
-    for strip in tl.static_range(STRIPS):
-        j = indices(column_tile * STRIPS + strip, COLUMNS // STRIPS)
-        y = columns_of(load_point(y_scalars, j, M))
-        folded = folded_cosines(
-            parts[strip], X, Y, x_scalars, y_scalars, mean, constants, i, j, N, M, D, width,
-            KIND == "angle", PRECISION,
+    row_tiles, column_tiles = tl.cdiv(N, ROWS), tl.cdiv(M, COLUMNS)
+    c = tl.load(C)
+    root = tl.sqrt(c)
+    for tile in range(tl.program_id(0), row_tiles * column_tiles, tl.num_programs(0)):
+        row_tile, column_tile = place(tile, row_tiles, column_tiles)
+        parts = strips(
+            folded_cosines(
+                XH, XL, YH, YL, x_scalars, y_scalars, mean, scratch, row_tile, column_tile,
+                N, M, D, width, count, KIND == "angle", PARTS, ROWS, COLUMNS, DEPTH,
+            )
         )  # fmt: skip
-        h, g = unfold(folded, KIND == "angle")
-        at_x = tl.load(
-            at + i[:, None] * at_row + j[None, :] * at_column,
-            mask=(i < N)[:, None] & (j < M)[None, :],
-            other=0.0,
-        )
-        of = change(KIND, False, h, g, triangle(h, x, y), x, y, c, root, at_x, at_x)
-        of_h, of_a, of_c = _store_strip(
-            of, x_scalars, y_scalars, weights, by_columns, row_tile, i, j, N, M,
-            tl.cdiv(N, ROWS), PRECISION, DIGITS,
-        )  # fmt: skip
-        sums_h, sums_a, sums_c = sums_h + of_h, sums_a + of_a, sums_c + of_c
-    _store_sums(
-        sums_h, sums_a, sums_c, sums_scale, by_rows, by_tile, row_tile, column_tile, i, N,
-        tl.cdiv(N, ROWS), tl.cdiv(M, COLUMNS),
-    )  # fmt: skip
+        i = indices(row_tile, ROWS)
+        x = rows_of(load_point(x_scalars, i, N, count))
+        sums_h = tl.zeros((ROWS,), tl.float32)
+        sums_a, sums_c = sums_h, sums_h
+        for strip in tl.static_range(STRIPS):
+            j = indices(column_tile * STRIPS + strip, COLUMNS // STRIPS)
+            y = columns_of(load_point(y_scalars, j, M, count))
+            h, g = unfold(parts[strip], KIND == "angle")
+            of_pair = tl.load(
+                grad_output + i[:, None] * grad_row + j[None, :] * grad_column,
+                mask=(i < N)[:, None] & (j < M)[None, :],
+                other=0.0,
+            )
+            of = change(KIND, False, h, g, triangle(h, x, y), x, y, c, root, of_pair, of_pair)
+            of_h, of_a, of_c = _store_strip(
+                of, x_scalars, y_scalars, weights, by_columns, row_tile, row_tiles, i, j,
+                N, M, count, PARTS,
+            )  # fmt: skip
+            sums_h, sums_a, sums_c = sums_h + of_h, sums_a + of_a, sums_c + of_c
+        _store_sums(by_rows, column_tile, column_tiles, i, N, sums_h, sums_a, sums_c, 0 * sums_h)
 
 
 @triton.jit
 def _store_strip(
-    of, x_scalars, y_scalars, weights, by_columns, row_tile, i, j, N, M, row_tiles,
-    PRECISION: tl.constexpr, DIGITS: tl.constexpr,
+    of, x_scalars, y_scalars, weights, by_columns, row_tile, row_tiles, i, j, N, M, count,
+    PARTS: tl.constexpr,
 ):  # fmt: skip
     """Derivatives by h to ``weights (N, M)``; sums of h and b to ``by_columns (2, row tiles, M)``.
 
@@ -105,65 +110,52 @@ def _store_strip(
     """
     within = (i < N)[:, None] & (j < M)[None, :]
     weight = tl.where(within, of.h, 0.0)
-    if PRECISION == "tf32" or PRECISION == "bf16":
-        x_rho = tl.load(x_scalars + N + i, mask=i < N, other=1.0)[:, None]
-        y_rho = tl.load(y_scalars + M + j, mask=j < M, other=1.0)[None, :]
+    if PARTS == 1:
+        x_rho = tl.load(x_scalars + count + i, mask=i < N, other=1.0)[:, None]
+        y_rho = tl.load(y_scalars + count + j, mask=j < M, other=1.0)[None, :]
         # Before the sums: then the products' part along the mean goes with them exactly.
-        weight = _rounded(weight / (x_rho * y_rho), DIGITS)
-    at = weights + i[:, None] * M + j[None, :]
-    tl.store(at, weight.to(weights.dtype.element_ty), mask=within)
-    column_at = by_columns + row_tile.to(tl.int64) * M + j
+        weight = _rounded(weight / (x_rho * y_rho))
+    tl.store(weights + i[:, None] * M + j[None, :], weight, mask=within)
+    column_at = by_columns + tl.cast(row_tile, tl.int64) * M + j
     tl.store(column_at, tl.sum(weight, 0), mask=j < M)
-    column_at += row_tiles.to(tl.int64) * M
+    column_at += tl.cast(row_tiles, tl.int64) * M
     tl.store(column_at, tl.sum(tl.where(within, of.b, 0.0), 0), mask=j < M)
     a, c = tl.where(within, of.a, 0.0), tl.where(within, of.c, 0.0)
     return tl.sum(weight, 1), tl.sum(a, 1), tl.sum(c, 1)
 
 
 @triton.jit
-def _rounded(value, DIGITS: tl.constexpr):
-    """To nearest, with so many digits after the leading one."""
-    bits = value.to(tl.int32, bitcast=True) + (1 << (22 - DIGITS))
-    return (bits & (-1 << (23 - DIGITS))).to(tl.float32, bitcast=True)
+def _rounded(value):
+    """To nearest, with the 11 digits of float16 but the exponents of float32."""
+    bits = value.to(tl.int32, bitcast=True) + (1 << 12)
+    return (bits & (-1 << 13)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def _store_sums(
-    sums_h, sums_a, sums_c, sums_scale, by_rows, by_tile,
-    row_tile, column_tile, i, N, row_tiles, column_tiles,
-):  # fmt: skip
-    """``by_rows (2, column tiles, N)`` of h and a, ``by_tile (2, tiles)`` of c and the scale."""
-    row_at = by_rows + column_tile.to(tl.int64) * N + i
-    tl.store(row_at, sums_h, mask=i < N)
-    tl.store(row_at + column_tiles.to(tl.int64) * N, sums_a, mask=i < N)
-    tile_at = by_tile + row_tile * column_tiles + column_tile
-    tl.store(tile_at, tl.sum(sums_c, 0))
-    tl.store(tile_at + row_tiles * column_tiles, tl.sum(sums_scale, 0))
+def _store_sums(by_rows, column_tile, column_tiles, i, N, h, a, c, scale):
+    """``by_rows (4, column tiles, N)``: that of c is times c, see `triangle.Change`."""
+    at, step = by_rows + tl.cast(column_tile, tl.int64) * N + i, tl.cast(column_tiles, tl.int64) * N
+    tl.store(at, h, mask=i < N)
+    tl.store(at + step, a, mask=i < N)
+    tl.store(at + 2 * step, 0.5 * c, mask=i < N)
+    tl.store(at + 3 * step, scale, mask=i < N)
 
 
 # --- Log-sum-exps -------------------------------------------------------------------------------
 
 
 @triton.jit
-def _log_sum(logit, DIM: tl.constexpr):
-    largest = tl.max(logit, DIM)
-    shift = tl.where(largest == -float("inf"), 0.0, largest)
-    total = tl.sum(tl.exp(logit - tl.expand_dims(shift, DIM)), DIM)
-    return tl.where(largest == -float("inf"), largest, shift + tl.log(total))
+def _joined(largest, total, logit, DIM: tl.constexpr):
+    """Of logits to base 2 the largest so far, and the sum of the powers by that one less."""
+    new = tl.maximum(largest, tl.max(logit, DIM))
+    shift = tl.where(new == -float("inf"), 0.0, new)
+    powers = tl.exp2(logit - tl.expand_dims(shift, DIM))
+    return new, total * tl.exp2(largest - shift) + tl.sum(powers, DIM)
 
 
 @triton.jit
-def _log_add(a, b):
-    largest = tl.maximum(a, b)
-    shift = tl.where(largest == -float("inf"), 0.0, largest)
-    total = tl.exp(a - shift) + tl.exp(b - shift)
-    return tl.where(largest == -float("inf"), largest, shift + tl.log(total))
-
-
-@triton.jit
-def _left_out(row_ids, column_ids, i, j, N, M):
+def _left_out(row_id, column_ids, i, j, N, M):
     """Pairs of equal ids, or beyond the matrix."""
-    row_id = tl.load(row_ids + i, mask=i < N, other=0)
     column_id = tl.load(column_ids + j, mask=j < M, other=0)
     within = (i < N)[:, None] & (j < M)[None, :]
     return (row_id[:, None] == column_id[None, :]) | (within == 0)
@@ -171,82 +163,135 @@ def _left_out(row_ids, column_ids, i, j, N, M):
 
 @triton.jit
 def log_sums_kernel(
-    X, Y, x_scalars, y_scalars, mean, constants, row_ids, column_ids, by_rows, by_columns,
-    N, M, D, width,
-    KIND: tl.constexpr, ROW_SIGN: tl.constexpr, COLUMN_SIGN: tl.constexpr, PRECISION: tl.constexpr,
+    XH, XL, YH, YL, x_scalars, y_scalars, mean, C, scale, scratch, row_ids, column_ids,
+    by_rows, by_columns, row_share, column_share, column_blocks, N, M, D, width, count,
+    KIND: tl.constexpr, ROW_SIGN: tl.constexpr, COLUMN_SIGN: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """``by_rows (column tiles, N)``, ``by_columns (row tiles, M)``: of each tile."""
-    row_tile, column_tile = place(tl.cdiv(N, ROWS), tl.cdiv(M, COLUMNS))
-    product = products(
-        X, Y, row_tile, column_tile, N, M, width, PRECISION, ROWS, COLUMNS, DEPTH
-    )  # fmt: skip
-    parts, i = strips(product), indices(row_tile, ROWS)
-    c, root, scale = tl.load(constants), tl.load(constants + 1), tl.load(constants + 2)
-    x = rows_of(load_point(x_scalars, i, N))
-    of_rows = tl.full((ROWS,), -float("inf"), tl.float32)
-    for strip in tl.static_range(STRIPS):
-        j = indices(column_tile * STRIPS + strip, COLUMNS // STRIPS)
-        y = columns_of(load_point(y_scalars, j, M))
-        folded = folded_cosines(
-            parts[strip], X, Y, x_scalars, y_scalars, mean, constants, i, j, N, M, D, width,
-            KIND == "angle", PRECISION,
-        )  # fmt: skip
-        h, g = unfold(folded, KIND == "angle")
-        at_x, at_y = values(KIND, True, h, g, triangle(h, x, y), x, y, c, root)
-        out = _left_out(row_ids, column_ids, i, j, N, M)
-        logit = tl.where(out, -float("inf"), ROW_SIGN * scale * at_x)
-        of_rows = _log_add(of_rows, _log_sum(logit, 1))
-        logit = tl.where(out, -float("inf"), COLUMN_SIGN * scale * at_y)
-        tl.store(by_columns + row_tile.to(tl.int64) * M + j, _log_sum(logit, 0), mask=j < M)
-    tl.store(by_rows + column_tile.to(tl.int64) * N + i, of_rows, mask=i < N)
+    """A program has a block of tiles: so many rows of so many each.
+
+    ``by_rows (2, column blocks, N)``, ``by_columns (2, row blocks, M)``: largest and sum, see
+    `_joined`. Those of its columns a program adds to with every row of tiles.
+    """
+    row_block = tl.program_id(0) // column_blocks
+    column_block = tl.program_id(0) % column_blocks
+    row_blocks = tl.num_programs(0) // column_blocks
+    c, by_value = tl.load(C), tl.load(scale) * _LOG2_E
+    root = tl.sqrt(c)
+    first, first_column = row_block * row_share, column_block * column_share
+    last = tl.minimum(first + row_share, tl.cdiv(N, ROWS))
+    last_column = tl.minimum(first_column + column_share, tl.cdiv(M, COLUMNS))
+    for row_tile in range(first, last):
+        i = indices(row_tile, ROWS)
+        x = rows_of(load_point(x_scalars, i, N, count))
+        row_id = tl.load(row_ids + i, mask=i < N, other=0)
+        largest = tl.full((ROWS,), -float("inf"), tl.float32)
+        total = tl.zeros((ROWS,), tl.float32)
+        for column_tile in range(first_column, last_column):
+            parts = strips(
+                folded_cosines(
+                    XH, XL, YH, YL, x_scalars, y_scalars, mean, scratch, row_tile, column_tile,
+                    N, M, D, width, count, KIND == "angle", PARTS, ROWS, COLUMNS, DEPTH,
+                )
+            )  # fmt: skip
+            for strip in tl.static_range(STRIPS):
+                j = indices(column_tile * STRIPS + strip, COLUMNS // STRIPS)
+                y = columns_of(load_point(y_scalars, j, M, count))
+                h, g = unfold(parts[strip], KIND == "angle")
+                at_x, at_y = values(KIND, True, h, g, triangle(h, x, y), x, y, c, root)
+                out = _left_out(row_id, column_ids, i, j, N, M)
+                logit = tl.where(out, -float("inf"), (ROW_SIGN * by_value) * at_x)
+                largest, total = _joined(largest, total, logit, 1)
+                logit = tl.where(out, -float("inf"), (COLUMN_SIGN * by_value) * at_y)
+                at = by_columns + tl.cast(row_block, tl.int64) * M + j
+                step = tl.cast(row_blocks, tl.int64) * M
+                known = (j < M) & (row_tile > first)
+                most = tl.load(at, mask=known, other=-float("inf"))
+                most, sums = _joined(most, tl.load(at + step, mask=known, other=0.0), logit, 0)
+                tl.store(at, most, mask=j < M)
+                tl.store(at + step, sums, mask=j < M)
+            tl.debug_barrier()  # other threads may read what these have written
+        at = by_rows + tl.cast(column_block, tl.int64) * N + i
+        tl.store(at, largest, mask=i < N)
+        tl.store(at + tl.cast(column_blocks, tl.int64) * N, total, mask=i < N)
+
+
+@triton.jit
+def join_kernel(
+    by_rows, by_columns, of_rows, of_columns, column_blocks, row_blocks, N, M, BLOCK: tl.constexpr
+):
+    """log-sum-exps ``(N,)`` and ``(M,)`` of what `log_sums_kernel` leaves."""
+    k = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    of_row = k < N
+    largest = tl.full((BLOCK,), -float("inf"), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for block in range(0, column_blocks):
+        largest, total = _joined_sums(largest, total, by_rows, block, column_blocks, k, N, of_row)
+    within = (k >= N) & (k < N + M)
+    for block in range(0, row_blocks):
+        largest, total = _joined_sums(
+            largest, total, by_columns, block, row_blocks, k - N, M, within
+        )
+    out = tl.where(total == 0, largest, (largest + tl.log2(total)) * _LN_2)
+    tl.store(of_rows + k, out, mask=of_row)
+    tl.store(of_columns + k - N, out, mask=within)
+
+
+@triton.jit
+def _joined_sums(largest, total, sums, block, blocks, k, number, within):
+    at = sums + tl.cast(block, tl.int64) * number + k
+    most = tl.load(at, mask=within, other=-float("inf"))
+    other = tl.load(at + tl.cast(blocks, tl.int64) * number, mask=within, other=0.0)
+    new = tl.maximum(largest, most)
+    shift = tl.where(new == -float("inf"), 0.0, new)
+    return new, total * tl.exp2(largest - shift) + other * tl.exp2(most - shift)
 
 
 @triton.jit
 def log_sums_change_kernel(
-    X, Y, x_scalars, y_scalars, mean, constants, row_ids, column_ids,
-    row_sums, column_sums, at_rows, at_columns, weights, by_rows, by_columns, by_tile,
-    N, M, D, width,
-    KIND: tl.constexpr, ROW_SIGN: tl.constexpr, COLUMN_SIGN: tl.constexpr,
-    PRECISION: tl.constexpr, DIGITS: tl.constexpr,
+    XH, XL, YH, YL, x_scalars, y_scalars, mean, C, scale, scratch, row_ids, column_ids,
+    row_sums, column_sums, grad_rows, grad_columns, weights, by_rows, by_columns,
+    N, M, D, width, count,
+    KIND: tl.constexpr, ROW_SIGN: tl.constexpr, COLUMN_SIGN: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    row_tile, column_tile = place(tl.cdiv(N, ROWS), tl.cdiv(M, COLUMNS))
-    product = products(
-        X, Y, row_tile, column_tile, N, M, width, PRECISION, ROWS, COLUMNS, DEPTH
-    )  # fmt: skip
-    parts, i = strips(product), indices(row_tile, ROWS)
-    c, root, scale = tl.load(constants), tl.load(constants + 1), tl.load(constants + 2)
-    x = rows_of(load_point(x_scalars, i, N))
-    row_sum = tl.load(row_sums + i, mask=i < N, other=0.0)[:, None]
-    row_at = tl.load(at_rows + i, mask=i < N, other=0.0)[:, None]
-    sums_h = tl.zeros((ROWS,), tl.float32)
-    sums_a, sums_c, sums_scale = sums_h, sums_h, sums_h
-    for strip in tl.static_range(STRIPS):
-        j = indices(column_tile * STRIPS + strip, COLUMNS // STRIPS)
-        y = columns_of(load_point(y_scalars, j, M))
-        folded = folded_cosines(
-            parts[strip], X, Y, x_scalars, y_scalars, mean, constants, i, j, N, M, D, width,
-            KIND == "angle", PRECISION,
+    row_tiles, column_tiles = tl.cdiv(N, ROWS), tl.cdiv(M, COLUMNS)
+    c, by_scale = tl.load(C), tl.load(scale)
+    root, by_value = tl.sqrt(c), by_scale * _LOG2_E
+    for tile in range(tl.program_id(0), row_tiles * column_tiles, tl.num_programs(0)):
+        row_tile, column_tile = place(tile, row_tiles, column_tiles)
+        parts = strips(
+            folded_cosines(
+                XH, XL, YH, YL, x_scalars, y_scalars, mean, scratch, row_tile, column_tile,
+                N, M, D, width, count, KIND == "angle", PARTS, ROWS, COLUMNS, DEPTH,
+            )
         )  # fmt: skip
-        h, g = unfold(folded, KIND == "angle")
-        tri = triangle(h, x, y)
-        value_x, value_y = values(KIND, True, h, g, tri, x, y, c, root)
-        column_sum = tl.load(column_sums + j, mask=j < M, other=0.0)[None, :]
-        column_at = tl.load(at_columns + j, mask=j < M, other=0.0)[None, :]
-        of_row = ROW_SIGN * row_at * tl.exp(ROW_SIGN * scale * value_x - row_sum)
-        of_column = COLUMN_SIGN * column_at * tl.exp(COLUMN_SIGN * scale * value_y - column_sum)
-        out = _left_out(row_ids, column_ids, i, j, N, M)
-        of_row, of_column = tl.where(out, 0.0, of_row), tl.where(out, 0.0, of_column)
-        by_scale = tl.where(out, 0.0, of_row * value_x + of_column * value_y)
-        of = change(KIND, True, h, g, tri, x, y, c, root, scale * of_row, scale * of_column)
-        of_h, of_a, of_c = _store_strip(
-            of, x_scalars, y_scalars, weights, by_columns, row_tile, i, j, N, M,
-            tl.cdiv(N, ROWS), PRECISION, DIGITS,
-        )  # fmt: skip
-        sums_h, sums_a, sums_c = sums_h + of_h, sums_a + of_a, sums_c + of_c
-        sums_scale += tl.sum(by_scale, 1)
-    _store_sums(
-        sums_h, sums_a, sums_c, sums_scale, by_rows, by_tile, row_tile, column_tile, i, N,
-        tl.cdiv(N, ROWS), tl.cdiv(M, COLUMNS),
-    )  # fmt: skip
+        i = indices(row_tile, ROWS)
+        x = rows_of(load_point(x_scalars, i, N, count))
+        row_id = tl.load(row_ids + i, mask=i < N, other=0)
+        row_sum = tl.load(row_sums + i, mask=i < N, other=0.0)[:, None] * _LOG2_E
+        row_grad = ROW_SIGN * tl.load(grad_rows + i, mask=i < N, other=0.0)[:, None]
+        sums_h = tl.zeros((ROWS,), tl.float32)
+        sums_a, sums_c, sums_scale = sums_h, sums_h, sums_h
+        for strip in tl.static_range(STRIPS):
+            j = indices(column_tile * STRIPS + strip, COLUMNS // STRIPS)
+            y = columns_of(load_point(y_scalars, j, M, count))
+            h, g = unfold(parts[strip], KIND == "angle")
+            tri = triangle(h, x, y)
+            at_x, at_y = values(KIND, True, h, g, tri, x, y, c, root)
+            column_sum = tl.load(column_sums + j, mask=j < M, other=0.0)[None, :] * _LOG2_E
+            column_grad = COLUMN_SIGN * tl.load(grad_columns + j, mask=j < M, other=0.0)[None, :]
+            of_row = row_grad * tl.exp2((ROW_SIGN * by_value) * at_x - row_sum)
+            of_column = column_grad * tl.exp2((COLUMN_SIGN * by_value) * at_y - column_sum)
+            out = _left_out(row_id, column_ids, i, j, N, M)
+            of_row, of_column = tl.where(out, 0.0, of_row), tl.where(out, 0.0, of_column)
+            sums_scale += tl.sum(tl.where(out, 0.0, of_row * at_x + of_column * at_y), 1)
+            of = change(
+                KIND, True, h, g, tri, x, y, c, root, by_scale * of_row, by_scale * of_column
+            )
+            of_h, of_a, of_c = _store_strip(
+                of, x_scalars, y_scalars, weights, by_columns, row_tile, row_tiles, i, j,
+                N, M, count, PARTS,
+            )  # fmt: skip
+            sums_h, sums_a, sums_c = sums_h + of_h, sums_a + of_a, sums_c + of_c
+        _store_sums(by_rows, column_tile, column_tiles, i, N, sums_h, sums_a, sums_c, sums_scale)

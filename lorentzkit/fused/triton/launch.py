@@ -19,91 +19,96 @@ from lorentzkit.fused.problems import (
     PairwiseProblem,
     Search,
 )
-from lorentzkit.fused.triton.config import CHUNK, CONFIGS, PROGRAMS, Config
+from lorentzkit.fused.triton.config import CHUNK, Config, config, programs
 from lorentzkit.fused.triton.kernels import (
+    join_kernel,
     log_sums_change_kernel,
     log_sums_kernel,
     matrix_change_kernel,
     matrix_kernel,
 )
-from lorentzkit.fused.triton.prepare import Clouds, Total, clouds
-from lorentzkit.fused.triton.products import add_product
+from lorentzkit.fused.triton.prepare import Clouds, clouds, gradient
+from lorentzkit.fused.triton.products import product
 from lorentzkit.fused.triton.selection import topk_kernel
-from lorentzkit.fused.triton.tuning import tuned
-
-_DIGITS = {"tf32": 10, "bf16": 7}  # of the operands of products, but for the leading one
+from lorentzkit.fused.triton.tiles import ALIGNMENT
 
 
 def matrix(problem: PairwiseProblem) -> Tensor:
     """``(N, D), (M, D) -> (N, M)`` of inner products, distances or exterior angles."""
-    x, kind = problem.x, problem.kind
-    of = clouds(problem)
-    out = torch.empty(len(x), len(problem.y), device=x.device)
-
-    def run(use: Config) -> Tensor:
-        matrix_kernel[_tiles(out, use)](
-            *_operands(of), out, *_sizes(of), KIND=kind, PRECISION=of.precision, **_meta(use)
-        )
+    with on_device(problem.x):
+        of, use = clouds(problem), config("matrix")
+        N, M = of.N, len(problem.y)
+        out = of.scalars.new_empty(N, M)
+        grid = _programs(of, triton.cdiv(N, use.rows) * triton.cdiv(M, use.columns))
+        matrix_kernel[(grid,)](
+            *_operands(of), of.c, _scratch(of, grid, use), out, *_sizes(of, slice(0, N)),
+            KIND=problem.kind, PARTS=of.parts, **_meta(use),
+        )  # fmt: skip
         return out
 
-    with _device(x):
-        return tuned("matrix", out, (len(of.mean), kind, of.precision), run)
 
-
-def matrix_gradients(problem: PairwiseProblem, at: Tensor) -> Gradients:
-    """Derivatives of ``(at * matrix).sum()``."""
-    of, kind = clouds(problem), problem.kind
-    if kind == "cosine":
+def matrix_gradients(problem: PairwiseProblem, grad_output: Tensor) -> Gradients:
+    """Derivatives of ``(grad_output * matrix).sum()``."""
+    if problem.kind == "cosine":
         raise ValueError("kind: expected 'inner', 'distance' or 'angle', got 'cosine'")
+    with on_device(problem.x):
+        of = clouds(problem)
 
-    def launch(part: Clouds, rows: slice, outputs: tuple[Tensor, ...], use: Config) -> None:
-        some = at[rows]
-        matrix_change_kernel[_tiles(outputs[0], use)](
-            *_operands(part), some, *some.stride(), *outputs, *_sizes(part), KIND=kind,
-            PRECISION=of.precision, DIGITS=_DIGITS.get(of.precision, 23), **_meta(use),
-        )  # fmt: skip
+        def launch(rows: slice, grid: int, scratch: Tensor, outputs: Any, use: Config) -> None:
+            some = grad_output[rows]
+            matrix_change_kernel[(grid,)](
+                *_operands(of, rows), of.c, scratch, some, *some.stride(), *outputs,
+                *_sizes(of, rows), KIND=problem.kind, PARTS=of.parts, **_meta(use),
+            )  # fmt: skip
 
-    return Gradients(*_tuned_gradients(of, kind, launch)[:3])
+        return Gradients(*_gradients(of, launch)[:3])
 
 
 def log_sums(problem: LossProblem) -> LogSums:
     """log-sum-exp of the logits by rows ``(N,)`` and columns ``(M,)``, equal ids left out."""
-    x, y, similarity = problem.x, problem.y, problem.similarity
-    of = clouds(problem, problem.scale)
-    row_sign, column_sign = SIGNS[similarity]
-
-    def run(use: Config) -> LogSums:
-        by_rows = torch.empty(triton.cdiv(len(y), use.columns), len(x), device=x.device)
-        by_columns = torch.empty(triton.cdiv(len(x), use.rows), len(y), device=x.device)
-        log_sums_kernel[(len(by_rows) * len(by_columns),)](
-            *_operands(of), *(i.contiguous() for i in problem.ids), by_rows, by_columns,
-            *_sizes(of), KIND=similarity, ROW_SIGN=row_sign, COLUMN_SIGN=column_sign,
-            PRECISION=of.precision, **_meta(use),
+    with on_device(problem.x):
+        of, use = clouds(problem, problem.scale), config("log_sums")
+        N, M = of.N, len(problem.y)
+        tiles = triton.cdiv(N, use.rows), triton.cdiv(M, use.columns)
+        blocks = _blocks(*tiles, programs(problem.x.device))
+        shares = [triton.cdiv(tile, block) for tile, block in zip(tiles, blocks, strict=True)]
+        row_blocks, column_blocks = (
+            triton.cdiv(tile, share) for tile, share in zip(tiles, shares, strict=True)
+        )
+        by_rows = of.scalars.new_empty(2, column_blocks, N)
+        by_columns = of.scalars.new_empty(2, row_blocks, M)
+        row_sign, column_sign = SIGNS[problem.similarity]
+        grid = row_blocks * column_blocks
+        log_sums_kernel[(grid,)](
+            *_operands(of), of.c, of.scale, _scratch(of, grid, use), *_dense(problem.ids),
+            by_rows, by_columns, *shares, column_blocks, *_sizes(of, slice(0, N)),
+            KIND=problem.similarity, ROW_SIGN=row_sign, COLUMN_SIGN=column_sign, PARTS=of.parts,
+            **_meta(use),
         )  # fmt: skip
-        return LogSums(by_rows.logsumexp(0), by_columns.logsumexp(0))
-
-    with _device(x):
-        return tuned("log_sums", _pairs(of), (len(of.mean), similarity, of.precision), run)
+        sums = LogSums(of.scalars.new_empty(N), of.scalars.new_empty(M))
+        join_kernel[(triton.cdiv(N + M, 256),)](
+            by_rows, by_columns, *sums, column_blocks, row_blocks, N, M, BLOCK=256, num_warps=4
+        )
+        return sums
 
 
 def log_sums_gradients(problem: LossProblem, sums: LogSums, at: LogSums) -> LossGradients:
     """Derivatives of ``at.rows . rows + at.columns . columns``; `sums` are of `log_sums`."""
-    of, similarity = clouds(problem, problem.scale), problem.similarity
-    # Of a sum, strides are 0.
-    by_row, by_column = zip(
-        *((r.contiguous(), s.contiguous()) for r, s in (problem.ids, sums, at)), strict=True
-    )
-    row_sign, column_sign = SIGNS[similarity]
+    with on_device(problem.x):
+        of = clouds(problem, problem.scale)
+        # Of a sum, strides are 0.
+        by_row, by_column = zip(*map(_dense, (problem.ids, sums, at)), strict=True)
+        row_sign, column_sign = SIGNS[problem.similarity]
 
-    def launch(part: Clouds, rows: slice, outputs: tuple[Tensor, ...], use: Config) -> None:
-        both = [z for r, s in zip(by_row, by_column, strict=True) for z in (r[rows], s)]
-        log_sums_change_kernel[_tiles(outputs[0], use)](
-            *_operands(part), *both, *outputs, *_sizes(part),
-            KIND=similarity, ROW_SIGN=row_sign, COLUMN_SIGN=column_sign,
-            PRECISION=of.precision, DIGITS=_DIGITS.get(of.precision, 23), **_meta(use),
-        )  # fmt: skip
+        def launch(rows: slice, grid: int, scratch: Tensor, outputs: Any, use: Config) -> None:
+            both = [z for r, s in zip(by_row, by_column, strict=True) for z in (r[rows], s)]
+            log_sums_change_kernel[(grid,)](
+                *_operands(of, rows), of.c, of.scale, scratch, *both, *outputs, *_sizes(of, rows),
+                KIND=problem.similarity, ROW_SIGN=row_sign, COLUMN_SIGN=column_sign,
+                PARTS=of.parts, **_meta(use),
+            )  # fmt: skip
 
-    return _tuned_gradients(of, similarity, launch)
+        return _gradients(of, launch)
 
 
 def topk(problem: PairwiseProblem, search: Search) -> Tensor:
@@ -111,18 +116,20 @@ def topk(problem: PairwiseProblem, search: Search) -> Tensor:
 
     Needs no more memory for more columns: ``search.chunk`` is for the other implementation.
     """
-    x, y, kind, k = problem.x, problem.y, problem.kind, search.k
-    of, best = clouds(problem), max(16, triton.next_power_of_2(k))
-    (use,) = CONFIGS["topk" if best <= 32 else "topk, many"]
-    row_tiles, column_tiles = triton.cdiv(len(x), use.rows), triton.cdiv(len(y), use.columns)
-    share = triton.cdiv(column_tiles, max(1, PROGRAMS // row_tiles))
-    splits = triton.cdiv(column_tiles, share)
-    keys = torch.empty(splits, len(x), best, dtype=torch.int64, device=x.device)
+    kind, k = problem.kind, search.k
     sign = 1.0 if search.largest != (kind == "inner") else -1.0  # which falls with the distance
-    with _device(x):
-        topk_kernel[(row_tiles, splits)](
-            *_operands(of), keys, *_sizes(of), sign, share,
-            KIND=kind, BEST=best, PRECISION=of.precision, **_meta(use),
+    with on_device(problem.x):
+        of, best = clouds(problem), max(16, triton.next_power_of_2(k))
+        use = config("topk" if best <= 32 else "topk, many")
+        N, M = of.N, len(problem.y)
+        row_tiles, column_tiles = triton.cdiv(N, use.rows), triton.cdiv(M, use.columns)
+        share = triton.cdiv(column_tiles, max(1, 2 * programs(problem.x.device) // row_tiles))
+        splits = triton.cdiv(column_tiles, share)
+        keys = of.scalars.new_empty(splits, N, best, dtype=torch.int64)
+        grid = _programs(of, row_tiles * splits)
+        topk_kernel[(grid,)](
+            *_operands(of), _scratch(of, grid, use), keys, sign, share, splits,
+            *_sizes(of, slice(0, N)), KIND=kind, BEST=best, PARTS=of.parts, **_meta(use),
         )  # fmt: skip
     merged = keys.transpose(0, 1).flatten(1).topk(k).values
     return 0xFFFFFFFF - (merged & 0xFFFFFFFF)
@@ -131,22 +138,16 @@ def topk(problem: PairwiseProblem, search: Search) -> Tensor:
 # --- Arguments ------------------------------------------------------------------------------------
 
 
-def _operands(of: Clouds) -> tuple[Tensor, ...]:
-    return of.x.spread, of.y.spread, of.x.scalars, of.y.scalars, of.mean, of.constants
+def _operands(of: Clouds, rows: slice = slice(None)) -> tuple[Tensor, ...]:
+    """For some of the rows of x, and all of y."""
+    N, at = of.N, slice(rows.start or 0, of.N)
+    spreads = of.high[at], of.low[at], of.high[N:], of.low[N:]
+    return (*spreads, of.scalars[0, at], of.scalars[0, N:], of.mean)
 
 
-def _sizes(of: Clouds) -> tuple[int, ...]:
-    return len(of.x.spread), len(of.y.spread), len(of.mean), of.x.spread.shape[1]
-
-
-def _pairs(of: Clouds) -> Tensor:
-    """A tensor of the shape of all pairs, without their memory."""
-    N, M = _sizes(of)[:2]
-    return of.mean[:1].expand(N, M)
-
-
-def _tiles(pairs: Tensor, use: Config) -> tuple[int]:
-    return (triton.cdiv(pairs.shape[0], use.rows) * triton.cdiv(pairs.shape[1], use.columns),)
+def _sizes(of: Clouds, rows: slice) -> tuple[int, ...]:
+    count, width = of.high.shape
+    return rows.stop - rows.start, count - of.N, len(of.mean), width, count
 
 
 def _meta(use: Config) -> dict[str, Any]:
@@ -159,7 +160,29 @@ def _meta(use: Config) -> dict[str, Any]:
     }
 
 
-def _device(x: Tensor) -> AbstractContextManager[Any]:
+def _dense(tensors: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    return tensors[0].contiguous(), tensors[1].contiguous()
+
+
+def _programs(of: Clouds, tiles: int) -> int:
+    return min(tiles, 2 * programs(of.mean.device))
+
+
+def _scratch(of: Clouds, grid: int, use: Config) -> Tensor:
+    """For `tiles.mended`."""
+    size = 2 * use.rows * use.columns + ALIGNMENT.value if of.parts else 1
+    return of.mean.new_empty(grid, size, dtype=torch.int32)
+
+
+def _blocks(row_tiles: int, column_tiles: int, most: int) -> tuple[int, int]:
+    """Into how many blocks of rows and of columns so many programs divide the tiles."""
+    rows = max(r for r in range(1, most + 1) if most % r == 0 and r * r <= most)
+    rows = min(row_tiles, rows)
+    columns = min(column_tiles, most // rows)
+    return min(row_tiles, most // columns), columns
+
+
+def on_device(x: Tensor) -> AbstractContextManager[Any]:
     """Triton launches on the current device."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
@@ -167,49 +190,37 @@ def _device(x: Tensor) -> AbstractContextManager[Any]:
 # --- Gradients ------------------------------------------------------------------------------------
 
 
-_Launch = Callable[[Clouds, slice, tuple[Tensor, ...], Config], None]
+_Launch = Callable[[slice, int, Tensor, tuple[Tensor, ...], Config], None]
 
 
-def _tuned_gradients(of: Clouds, kind: str, launch: _Launch) -> LossGradients:
-    with _device(of.mean):
-        key = (len(of.mean), kind, of.precision)
-        return tuned("change", _pairs(of), key, lambda use: _gradients(of, launch, use))
+def _gradients(of: Clouds, launch: _Launch) -> LossGradients:
+    """``launch(rows, programs, scratch, outputs, sizes)`` for all rows of x, summed up.
 
-
-def _gradients(of: Clouds, launch: _Launch, use: Config) -> LossGradients:
-    """``launch(some rows of both clouds, those rows, outputs, sizes)`` for all rows, summed up."""
-    (N, M), device = _sizes(of)[:2], of.mean.device
-    x, y = Total(of.x), Total(of.y)
-    c_and_scale = torch.zeros(2, dtype=torch.float64, device=device)
+    The derivatives by h of some rows are kept at a time.
+    """
+    use, N, M, D = config("change"), of.N, len(of.high) - of.N, len(of.mean)
     height = min(N, max(1, CHUNK // M // use.rows) * use.rows)
-    buffer = torch.empty(height, M, dtype=of.x.spread.dtype, device=device)
+    row_tiles, column_tiles = triton.cdiv(height, use.rows), triton.cdiv(M, use.columns)
+    grid = _programs(of, row_tiles * column_tiles)
+    scratch, weights = _scratch(of, grid, use), of.scalars.new_empty(height, M)
+    of_x, of_y = of.scalars.new_empty(N, D), of.scalars.new_empty(M, D)
+    sums, of_columns = of.scalars.new_empty(4, N), of.scalars.new_empty(2, M)
     for start in range(0, N, height):
         rows = slice(start, min(start + height, N))
-        weights = buffer[: rows.stop - start]
-        outputs = (weights, *_partials(len(weights), M, use, device))
-        part = of._replace(x=_part(of, rows))
-        launch(part, rows, outputs, use)
-        add_product(x.directions[rows], weights, of.y.spread, of.precision)
-        add_product(y.directions, weights.mT, part.x.spread, of.precision)
-        by_rows, by_columns, by_tile = outputs[1:]
-        x.add(rows, by_rows.sum(1))
-        y.add(slice(None), by_columns.sum(1))
-        c_and_scale += by_tile.sum(1, dtype=torch.float64)
-    c, root = of.constants[:1], of.constants[1:2]
-    return LossGradients(
-        x.gradient(of.mean, root),
-        y.gradient(of.mean, root),
-        (c_and_scale[:1] / (2 * c)).float(),
-        c_and_scale[1].float(),
-    )
-
-
-def _part(of: Clouds, rows: slice) -> Any:
-    x = of.x
-    return x._replace(spread=x.spread[rows], scalars=x.scalars[:, rows].contiguous())
-
-
-def _partials(N: int, M: int, use: Config, device: torch.device) -> tuple[Tensor, ...]:
-    tiles = triton.cdiv(N, use.rows), triton.cdiv(M, use.columns)
-    shapes = (2, tiles[1], N), (2, tiles[0], M), (2, tiles[0] * tiles[1])
-    return tuple(torch.empty(*shape, device=device) for shape in shapes)
+        number, first = rows.stop - start, start == 0
+        row_tiles = triton.cdiv(number, use.rows)
+        by_rows = of.scalars.new_empty(4, column_tiles, number)
+        by_columns = of.scalars.new_empty(2, row_tiles, M)
+        launch(rows, grid, scratch, (weights, by_rows, by_columns), use)
+        some = weights[:number]
+        product(of_x[rows], some, of.high[N:], of.low[N:], of.parts)
+        product(of_y, some.mT, of.high[rows], of.low[rows], of.parts, add=not first)
+        torch.sum(by_rows, 1, out=sums[:, rows])
+        if first:
+            torch.sum(by_columns, 1, out=of_columns)
+        else:
+            of_columns += by_columns.sum(1)
+    by_x = gradient(of, slice(0, N), of_x, sums)
+    by_y = gradient(of, slice(N, None), of_y, of_columns)
+    by_c, by_scale = sums[2:].sum(1, dtype=torch.float64).float()
+    return LossGradients(by_x, by_y, by_c / of.c, by_scale)

@@ -1,135 +1,243 @@
 """Two clouds of points as the kernels want them, and gradients from what the kernels return.
 
-As in `operands`, directions less their common mean; but whole tensors at a time, without a wait for
-the device, and with two differences that suit tensor cores. The half squares are added after the
-product, whose few digits they would not survive. And what is rounded is the spread, of which the
-product then is exact: the rounded direction has a length ``rho`` that is not 1, and the kernels
-compute with that, so that h is exact for slightly moved points.
+As in `operands`, directions less their common mean; but the half squares are added after the
+product, whose digits they would not survive. The product is of float16 numbers, which tensor cores take
+twice as fast as tf32: a spread times 2**13 is the sum of two of them, but for its last digit. For
+precisions below "highest" it is one. Everything is derived from what is left, so that h is exact
+for slightly moved points: the rounded direction then has a length ``rho`` that is not 1.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
-from lorentzkit._geometry.arguments import norm_limit
-from lorentzkit._geometry.special import TINY_LENGTH, dot
-from lorentzkit._geometry.triangle import exponentials, radial
-from lorentzkit.fused.operands import FEW_DIMENSIONS, recompute_below, rounded
+from lorentzkit._geometry.special import TINY_LENGTH
+from lorentzkit.fused.operands import FEW_DIMENSIONS, recompute_below
 from lorentzkit.fused.problems import LossProblem, PairwiseProblem
-from lorentzkit.fused.triton.config import INTERPRETED
+from lorentzkit.fused.triton.config import FEW_WIDTH, WIDTH, programs
+from lorentzkit.fused.triton.elementary import or_one
+from lorentzkit.fused.triton.row_formulas import norm_limit, valid_curvature
 
-
-class Side(NamedTuple):
-    """One cloud."""
-
-    spread: Tensor
-    """Directions less the mean, ``(N, width)``: filled up with zeros, in the products' dtype."""
-    scalars: Tensor
-    """``(7, N)``: what the kernels read of each point, see `points.load_point`."""
-    length: Tensor
-    """``|x|``, ``(N, 1)``, but never 0"""
-    rho: Tensor
-    """The length of the direction, ``(N, 1)``; 1 unless rounded."""
-    cosh: Tensor
-    inside: Tensor
+UNIT = tl.constexpr(2.0**13)  # of the spreads' numbers: the largest is 2, and 2**16 too large
+_INVERSE = tl.constexpr(2.0**-13)
+_TINY = tl.constexpr(TINY_LENGTH[torch.float32])
+_ROWS, _BLOCK = 16, 64  # of a program at a time
 
 
 class Clouds(NamedTuple):
-    x: Side
-    y: Side
+    """The rows of both, those of x first."""
+
+    high: Tensor
+    """Directions less the mean, times `UNIT`, in float16, ``(N + M, width)``, zeros beyond D"""
+    low: Tensor
+    """What is left of them, the same; of one part, anything"""
+    scalars: Tensor
+    """``(8, N + M)``: what the kernels read of each point, see `points.load_point`"""
+    length: Tensor
+    """``(N + M,)``, float64"""
     mean: Tensor
     """``(D,)``"""
-    constants: Tensor
-    """``(4,)``: c, sqrt(c), the scale, the h under which the product has lost it"""
-    precision: str
-    """Of the products, in Triton's words; "differences" where there are none."""
+    c: Tensor
+    scale: Tensor
+    N: int
+    parts: int
+    """Of which the spreads are sums; 0 where there is no product but differences"""
+
+
+@triton.jit
+def _entries(X, Y, i, k, N, M, D):
+    """Of the i-th of all points, in float64."""
+    within = (k < D)[None, :]
+    of_x, of_y = within & (i < N)[:, None], within & ((i >= N) & (i < N + M))[:, None]
+    x = tl.load(X + i[:, None] * D + k[None, :], mask=of_x, other=0.0)
+    y = tl.load(Y + (i - N)[:, None] * D + k[None, :], mask=of_y, other=0.0)
+    return (x + y).to(tl.float64)
+
+
+@triton.jit
+def lengths_kernel(
+    X, Y, length, partials, N, M, D, share, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """``partials (programs, D)`` of the mean: a program has so large a share of the rows."""
+    first = tl.program_id(0).to(tl.int64) * share
+    last = tl.minimum(first + share, N + M)
+    for start in range(first, last, ROWS):
+        i = start + tl.arange(0, ROWS)
+        square = tl.zeros((ROWS,), tl.float64)
+        for k in range(0, D, BLOCK):
+            z = _entries(X, Y, i, k + tl.arange(0, BLOCK), N, M, D)
+            square += tl.sum(z * z, 1)
+        tl.store(length + i, tl.sqrt(square), mask=i < last)
+    tl.debug_barrier()  # other threads read what these have written
+    for k_start in range(0, D, BLOCK):
+        k = k_start + tl.arange(0, BLOCK)
+        total = tl.zeros((BLOCK,), tl.float64)
+        for start in range(first, last, ROWS):
+            i = start + tl.arange(0, ROWS)
+            of = tl.load(length + i, mask=i < last, other=float("inf"))
+            unit = (
+                _entries(X, Y, i, k, N, M, D)
+                * (tl.where(i < N, 0.5 / N, 0.5 / M) / or_one(of))[:, None]
+            )
+            total += tl.sum(tl.where((of < float("inf"))[:, None], unit, 0.0), 0)  # without NaN
+        tl.store(partials + tl.program_id(0) * D + k, total, mask=k < D)
+
+
+@triton.jit
+def split_kernel(
+    X, Y, length, mean, C, high, low, scalars, N, M, D, width, reach,
+    PARTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    i = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    of = tl.load(length + i, mask=i < N + M, other=1.0)
+    half, square = tl.zeros((ROWS,), tl.float64), tl.zeros((ROWS,), tl.float64)
+    for start in range(0, width, BLOCK):
+        k = start + tl.arange(0, BLOCK)
+        middle = tl.load(mean + k, mask=k < D, other=0.0).to(tl.float64)[None, :]
+        unit = _entries(X, Y, i, k, N, M, D) / or_one(of)[:, None]
+        wanted = ((unit - middle) * UNIT).to(tl.float32)
+        at, within = i[:, None] * width + k[None, :], (i < N + M)[:, None] & (k < width)[None, :]
+        first = wanted.to(tl.float16)
+        spread = first.to(tl.float64)
+        tl.store(high + at, first, mask=within)
+        if PARTS != 1:
+            second = (wanted - first.to(tl.float32)).to(tl.float16)
+            spread += second.to(tl.float64)
+            tl.store(low + at, second, mask=within)
+        spread = spread * _INVERSE
+        half += 0.5 * tl.sum(spread * spread, 1)
+        square += tl.sum((middle + spread) * (middle + spread), 1)
+    c = valid_curvature(tl.load(C).to(tl.float64))
+    root, limit = tl.sqrt(c), norm_limit(c)
+    s = tl.where(of < _TINY, _TINY, of)
+    s = root * tl.where(s > limit, limit, s)
+    cosh, rho = tl.sqrt(1 + s * s), tl.sqrt(square)
+    decay = 1 / (s + cosh)
+    at = scalars + i
+    count, within = N + M, i < N + M
+    tl.store(at, half.to(tl.float32), mask=within)
+    if PARTS == 1:  # the origin has no direction
+        tl.store(at + count, tl.where(of == 0, 1.0, rho).to(tl.float32), mask=within)
+    else:
+        tl.store(at + count, 1.0, mask=within)
+    tl.store(at + 2 * count, s.to(tl.float32), mask=within)
+    tl.store(at + 3 * count, tl.sqrt(s + cosh).to(tl.float32), mask=within)
+    tl.store(at + 4 * count, decay.to(tl.float32), mask=within)
+    tl.store(at + 5 * count, ((s + s * (s / (1 + cosh))) * decay).to(tl.float32), mask=within)
+    tl.store(at + 6 * count, tl.where(of == 0, 0.0, 1.0), mask=within)
+    of_square = tl.where(half < 5e-4, 1e-3, 2 * half)
+    tl.store(at + 7 * count, (reach * of_square).to(tl.float32), mask=within)
+
+
+def _block(width: int) -> int:
+    return min(_BLOCK, int(triton.next_power_of_2(width)))
 
 
 def clouds(problem: PairwiseProblem | LossProblem, scale: Tensor | None = None) -> Clouds:
-    """The clouds of a problem."""
-    x, y, c, precision = problem.x, problem.y, problem.c, problem.precision
-    for z in (x, y):
+    """The clouds of a problem, in three launches."""
+    for z in (problem.x, problem.y):
         if z.dtype == torch.float64:
             raise ValueError(
                 "impl: 'triton' computes in float32, got float64; use impl='streaming'"
             )
-    D = x.shape[-1]
+    x, y, c = (z.float().contiguous() for z in (problem.x, problem.y, problem.c))
+    (N, D), M = x.shape, len(y)
     few = D <= FEW_DIMENSIONS
-    units, lengths = zip(_polar(x), _polar(y), strict=True)
-    mean = 0.5 * (units[0].mean(0) + units[1].mean(0))
-    spreads = [unit - mean for unit in units]
-    if precision != "highest" and not few:
-        spreads = [rounded(spread, precision) for spread in spreads]
-    whole = precision == "highest" or few
-    x_, y_ = (_side(s, r, mean, c, whole) for s, r in zip(spreads, lengths, strict=True))
-    scale = c.new_ones(()) if scale is None else scale
-    threshold = _threshold(D, x_.scalars[0].amax() * y_.scalars[0].amax())
-    constants = torch.cat([c, c.sqrt(), scale.reshape(1).to(c.dtype), threshold.reshape(1)])
-    words = {"highest": "tf32x3", "high": "tf32", "medium": "bf16"}
-    words = {"highest": "differences"} if few else words
-    if precision == "medium" and not few and not INTERPRETED:  # which has no bfloat16
-        x_, y_ = (side._replace(spread=side.spread.bfloat16()) for side in (x_, y_))
-    return Clouds(x_, y_, mean, constants, words.get(precision, "differences"))
+    parts = 0 if few else 2 if problem.precision == "highest" else 1
+    step = FEW_WIDTH if few else WIDTH
+    width = -(-D // step) * step
+    length = x.new_empty(N + M, dtype=torch.float64)
+    share = triton.cdiv(triton.cdiv(N + M, 4 * programs(x.device)), _ROWS) * _ROWS
+    partials = x.new_empty(triton.cdiv(N + M, share), D, dtype=torch.float64)
+    lengths_kernel[(len(partials),)](
+        x, y, length, partials, N, M, D, share, ROWS=_ROWS, BLOCK=_block(width), num_warps=4
+    )
+    mean = partials.sum(0, dtype=torch.float32)
+    spreads = x.new_empty(1 if parts == 1 else 2, N + M, width, dtype=torch.float16)
+    scalars = x.new_empty(8, N + M, dtype=torch.float32)
+    split_kernel[(triton.cdiv(N + M, _ROWS),)](
+        x, y, length, mean, c, spreads[0], spreads[-1], scalars, N, M, D, width,
+        math.sqrt(recompute_below(D, 1e-3)) / 1e-3,
+        PARTS=parts, ROWS=_ROWS, BLOCK=_block(width), num_warps=4,
+    )  # fmt: skip
+    scale = c if scale is None else scale
+    return Clouds(spreads[0], spreads[-1], scalars, length, mean, c, scale, N, parts)
 
 
-def _polar(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit vectors and lengths ``(N, 1)``; multiples of one another get the same unit vector."""
-    scale = x.abs().amax(-1, keepdim=True)
-    z = x / torch.where(scale == 0, 1.0, scale)
-    norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
-    return z / torch.where(norm == 0, 1.0, norm), scale * norm
+# --- Gradients ------------------------------------------------------------------------------------
 
 
-def _threshold(D: int, half_squares: Tensor) -> Tensor:
-    """`operands.recompute_below` of a spread that is known on the device."""
-    smallest = 1e-3
-    spread = (2 * half_squares.sqrt()).clamp_min(smallest) / smallest
-    return (recompute_below(D, smallest) * spread * spread).clamp_max(1.0)
+@triton.jit
+def gradient_kernel(
+    high, low, scalars, length, mean, C, sums, total, out, number, D, width, count,
+    PARTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """``(sum_j W_ij (u_i cos - v_j)) / |x| + u_i da_i``; see `gradients`."""
+    i = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    within = i < number
+    of = tl.load(length + i, mask=within, other=1.0)
+    rho = tl.load(scalars + count + i, mask=within, other=1.0).to(tl.float64)
+    s = tl.load(scalars + 2 * count + i, mask=within, other=0.0).to(tl.float64)
+    weight = tl.load(sums + i, mask=within, other=0.0).to(tl.float64)
+    radius = tl.load(sums + number + i, mask=within, other=0.0).to(tl.float64)
+    c = valid_curvature(tl.load(C).to(tl.float64))
+    along = tl.zeros((ROWS,), tl.float64)
+    for start in range(0, D, BLOCK):
+        unit, change = _unit_and_change(
+            high, low, mean, total, weight, rho, i, start, number, D, width, PARTS, BLOCK
+        )
+        along += tl.sum(unit * change, 1)
+    outwards = tl.where(of > norm_limit(c), 0.0, radius * tl.sqrt(c) / tl.sqrt(1 + s * s))
+    across = 1 / tl.where(of < _TINY, _TINY, of)
+    for start in range(0, D, BLOCK):
+        unit, change = _unit_and_change(
+            high, low, mean, total, weight, rho, i, start, number, D, width, PARTS, BLOCK
+        )
+        k = start + tl.arange(0, BLOCK)
+        by = change * across[:, None] + unit * (outwards - along * across)[:, None]
+        tl.store(
+            out + i[:, None] * D + k[None, :],
+            by.to(tl.float32),
+            mask=within[:, None] & (k < D)[None, :],
+        )
 
 
-def _side(spread: Tensor, length: Tensor, mean: Tensor, c: Tensor, whole: bool) -> Side:
-    limit = norm_limit(c)
-    inside = ~(length > limit)
-    at_origin = length == 0
-    length = length.clamp_min(TINY_LENGTH[length.dtype])
-    r = radial(c.sqrt() * torch.minimum(length, limit), (~at_origin).to(length.dtype))
-    rho = torch.ones_like(length)
-    if not whole:
-        rho = torch.linalg.vector_norm(spread + mean, dim=-1, keepdim=True)
-        rho = torch.where(at_origin, 1.0, rho)  # which has no direction
-    half_square = 0.5 * dot(spread, spread)
-    scalars = torch.cat([half_square, rho, r.sinh, *exponentials(r), r.apex], -1)
-    D = spread.shape[-1]
-    step = 16 if D <= FEW_DIMENSIONS else 32
-    padded = spread.new_zeros(len(spread), -(-D // step) * step)
-    padded[:, :D] = spread
-    return Side(padded, scalars.mT.contiguous(), length, rho, r.cosh, inside)
+@triton.jit
+def _unit_and_change(
+    high, low, mean, total, weight, rho, i, start, number, D, width,
+    PARTS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Directions, and the gradients by them but for the part along them."""
+    k = start + tl.arange(0, BLOCK)
+    within = (i < number)[:, None] & (k < D)[None, :]
+    middle = tl.load(mean + k, mask=k < D, other=0.0).to(tl.float64)[None, :]
+    spread = tl.load(high + i[:, None] * width + k[None, :], mask=within, other=0.0).to(tl.float64)
+    if PARTS != 1:
+        rest = tl.load(low + i[:, None] * width + k[None, :], mask=within, other=0.0)
+        spread += rest.to(tl.float64)
+    sums = tl.load(total + i[:, None] * D + k[None, :], mask=within, other=0.0).to(tl.float64)
+    unit = (middle + spread * _INVERSE) / rho[:, None]
+    return unit, -rho[:, None] * (sums * _INVERSE + weight[:, None] * middle)
 
 
-class Total:
-    """Sums over the other cloud: of ``W times spread``, of ``W`` and of radial changes.
+def gradient(of: Clouds, rows: slice, total: Tensor, sums: Tensor) -> Tensor:
+    """By the points ``rows`` of all, in the place of ``total``.
 
-    ``W`` is the derivative by h, divided by the lengths ``rho`` of both directions.
+    Args:
+        total: ``(n, D)``, of each point the sum of W times the other cloud's spreads. W is the
+            derivative by h, divided by the lengths rho of both directions.
+        sums: ``(2, n)``, of W and of the derivatives by the radius.
     """
-
-    def __init__(self, side: Side) -> None:
-        self._side = side
-        self.directions = torch.zeros_like(side.spread, dtype=torch.float32)
-        self.weights = torch.zeros_like(side.length)
-        self.radii = torch.zeros_like(side.length)
-
-    def add(self, rows: slice, sums: Tensor) -> None:
-        """``(2, n)``: of W, and of radial changes."""
-        self.weights[rows] += sums[0, :, None]
-        self.radii[rows] += sums[1, :, None]
-
-    def gradient(self, mean: Tensor, root: Tensor) -> Tensor:
-        """``(sum_j dh_ij (u_i cos - v_j)) / |x| + u_i da_i``; ``root`` is sqrt(c)."""
-        side, D = self._side, len(mean)
-        unit = (mean + side.spread[:, :D]) / side.rho
-        change = -side.rho * (self.directions[:, :D] + self.weights * mean)
-        across = (change - unit * dot(unit, change)) / side.length
-        return across + unit * torch.where(side.inside, self.radii * (root / side.cosh), 0.0)
+    (number, D), (count, width) = total.shape, of.high.shape
+    gradient_kernel[(triton.cdiv(number, _ROWS),)](
+        of.high[rows], of.low[rows], of.scalars[0, rows], of.length[rows], of.mean, of.c,
+        sums, total, total, number, D, width, count,
+        PARTS=of.parts, ROWS=_ROWS, BLOCK=_block(width), num_warps=4,
+    )  # fmt: skip
+    return total

@@ -1,4 +1,4 @@
-"""Matrix products of a precision of their own: that of torch is a global setting."""
+"""Matrix products of the derivatives by h with directions."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lorentzkit.fused.triton.config import CONFIGS, PROGRAMS
+from lorentzkit.fused.triton.config import config, programs
 from lorentzkit.fused.triton.tiles import indices
+
+_MOST = tl.constexpr(14)  # the largest number of a row is brought to less than 2**15
+_LEFT = tl.constexpr(2.0**11)  # by which what is left of it is made as large
 
 
 @triton.jit
 def product_kernel(
-    A, B, C, R, K, width, a_row, a_inner, share, ADD: tl.constexpr, PRECISION: tl.constexpr,
+    A, high, low, out, R, K, D, width, a_row, a_inner, share,
+    ADD: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """``C[s] (R, width) = A (R, K) B (K, width)``, or added to C, over the s-th share of K."""
+    """``out[s] (R, D) = A (R, K) (high + low) (K, width)`` over the s-th share of K, or added."""
     i, j = indices(tl.program_id(0), ROWS), indices(tl.program_id(1), COLUMNS)
     split = tl.program_id(2).to(tl.int64)
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
@@ -25,33 +29,54 @@ def product_kernel(
         k = start + tl.arange(0, DEPTH)
         a_at = A + i[:, None] * a_row + k[None, :] * a_inner
         a = tl.load(a_at, mask=(i < R)[:, None] & (k < last)[None, :], other=0.0)
-        b_at = B + k[:, None] * width + j[None, :]
-        b = tl.load(b_at, mask=(k < last)[:, None] & (j < width)[None, :], other=0.0)
-        if PRECISION == "bf16":
-            total = tl.dot(a, b, total)
+        b_at = k[:, None] * width + j[None, :]
+        within = (k < last)[:, None] & (j < width)[None, :]
+        b = tl.load(high + b_at, mask=within, other=0.0)
+        power, inverse = _powers(tl.max(tl.abs(a), 1))
+        a = a * inverse[:, None]
+        a_high = a.to(tl.float16)
+        if PARTS == 1:
+            part = tl.dot(a_high, b)
         else:
-            total = tl.dot(a, b, total, input_precision=PRECISION)
-    out = C + (split * R + i[:, None]) * width + j[None, :]
-    mask = (i < R)[:, None] & (j < width)[None, :]
+            a_low = ((a - a_high.to(tl.float32)) * _LEFT).to(tl.float16)
+            part = tl.dot(a_low, b) * (1 / _LEFT)
+            part = tl.dot(a_high, tl.load(low + b_at, mask=within, other=0.0), part)
+            part = tl.dot(a_high, b, part)
+        total += part * power[:, None]
+    at = out + (split * R + i[:, None]) * D + j[None, :]
+    within = (i < R)[:, None] & (j < D)[None, :]
     if ADD:
-        total += tl.load(out, mask=mask, other=0.0)
-    tl.store(out, total, mask=mask)
+        total += tl.load(at, mask=within, other=0.0)
+    tl.store(at, total, mask=within)
 
 
-def add_product(out: Tensor, a: Tensor, b: Tensor, precision: str) -> None:
-    """``out += a @ b`` for contiguous ``out`` and ``b``; a long inner dimension is split."""
-    (use,) = CONFIGS["product"]
-    (R, K), width = a.shape, b.shape[1]
-    tiles = triton.cdiv(R, use.rows), triton.cdiv(width, use.columns)
-    splits = max(1, min(PROGRAMS // (tiles[0] * tiles[1]), triton.cdiv(K, 16 * use.depth)))
+@triton.jit
+def _powers(largest):
+    """The power of 2 that float16 holds the row in units of, and its inverse."""
+    bits = largest.to(tl.int32, bitcast=True) & 0x7F800000
+    bits = tl.where(bits < (32 << 23), 32 << 23, bits)
+    bits -= _MOST << 23
+    return bits.to(tl.float32, bitcast=True), ((254 << 23) - bits).to(tl.float32, bitcast=True)
+
+
+def product(
+    out: Tensor, a: Tensor, high: Tensor, low: Tensor, parts: int, add: bool = False
+) -> None:
+    """``out (R, D) = a (R, K) (high + low) (K, width)``, or added; a long K is split."""
+    use = config("product")
+    (R, K), (D, width) = a.shape, (out.shape[1], high.shape[1])
+    tiles = triton.cdiv(R, use.rows), triton.cdiv(D, use.columns)
+    splits = max(1, min(programs(a.device) // (tiles[0] * tiles[1]), triton.cdiv(K, 8 * use.depth)))
     share = triton.cdiv(triton.cdiv(K, splits), use.depth) * use.depth
     splits = triton.cdiv(K, share)
-    into = out if splits == 1 else torch.empty(splits, *out.shape, device=out.device)
+    into = out if splits == 1 else out.new_empty(splits, R, D)
     product_kernel[(*tiles, splits)](
-        a, b, into, R, K, width, a.stride(0), a.stride(1), share,
-        ADD=splits == 1, PRECISION="tf32x3" if precision == "differences" else precision,
+        a, high, low, into, R, K, D, width, a.stride(0), a.stride(1), share,
+        ADD=add and splits == 1, PARTS=parts,
         ROWS=use.rows, COLUMNS=use.columns, DEPTH=use.depth,
         num_warps=use.warps, num_stages=use.stages,
     )  # fmt: skip
-    if splits > 1:
+    if splits > 1 and add:
         out += into.sum(0)
+    elif splits > 1:
+        torch.sum(into, 0, out=out)

@@ -6,115 +6,84 @@ import triton
 import triton.language as tl
 
 from lorentzkit.fused.triton.points import ALIGNED
+from lorentzkit.fused.triton.prepare import UNIT
 
 STRIPS = tl.constexpr(4)
+ALIGNMENT = tl.constexpr(
+    32
+)  # of each program's part of `scratch`, which begins with a line of cache
 _GROUP = tl.constexpr(8)  # row tiles that follow one another, so that they share columns' cache
 _NOISE = tl.constexpr(2.0**-45)  # what the mean's rounding leaves of exactly opposite directions
+_SQUARE = tl.constexpr(2.0**-26)  # of 1 / UNIT
+_AT_ONCE, _STEP = tl.constexpr(32), tl.constexpr(16)  # pairs that are mended; their dimensions
 
 
 @triton.jit
-def place(row_tiles, column_tiles):
-    """Row tile and column tile of this program."""
-    program = tl.program_id(0)
+def place(tile, row_tiles, column_tiles):
+    """Row tile and column tile of one of all."""
     per_group = _GROUP * column_tiles
-    first = (program // per_group) * _GROUP
+    first = (tile // per_group) * _GROUP
     height = tl.minimum(row_tiles - first, _GROUP)
-    return first + (program % per_group) % height, (program % per_group) // height
+    return first + (tile % per_group) % height, (tile % per_group) // height
 
 
 @triton.jit
 def indices(tile, SIZE: tl.constexpr):
     """In 64 bits, for products with strides."""
-    return (tile * SIZE + tl.arange(0, SIZE)).to(tl.int64)
+    return (tl.arange(0, SIZE) + tile * SIZE).to(tl.int64)
 
 
 @triton.jit
-def products(
-    X, Y, row_tile, column_tile, N, M, width,
-    PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+def _products(
+    XH, XL, YH, YL, i, j, width,
+    PARTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """``x_i . y_j``; beyond the last point, that of the last. For "differences", 0."""
+    """``x_i . y_j``: of the parts' products all but that of the lows."""
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
-    if PRECISION != "differences":
-        k = tl.arange(0, DEPTH)
-        i, j = (
-            tl.minimum(indices(row_tile, ROWS), N - 1),
-            tl.minimum(indices(column_tile, COLUMNS), M - 1),
-        )
-        x_at = X + i[:, None] * width + k[None, :]
-        y_at = Y + j[None, :] * width + k[:, None]
-        for _ in range(0, width, DEPTH):  # a multiple of it
-            if PRECISION == "bf16":
-                total = tl.dot(tl.load(x_at), tl.load(y_at), total)
-            else:
-                total = tl.dot(tl.load(x_at), tl.load(y_at), total, input_precision=PRECISION)
-            x_at += DEPTH
-            y_at += DEPTH
-    return total
+    k = tl.arange(0, DEPTH)
+    x_at, y_at = i[:, None] * width + k[None, :], j[None, :] * width + k[:, None]
+    for _ in range(0, width, DEPTH):  # a multiple of it
+        x, y = tl.load(XH + x_at), tl.load(YH + y_at)
+        if PARTS == 2:
+            total = tl.dot(x, tl.load(YL + y_at), total)
+            total = tl.dot(tl.load(XL + x_at), y, total)
+        total = tl.dot(x, y, total)
+        x_at += DEPTH
+        y_at += DEPTH
+    return total * _SQUARE
 
 
 @triton.jit
-def _half_squares(X, Y, mean, i, j, D, width, opposite):
+def _differences(
+    XH, XL, YH, YL, mean, i, j, D, width, opposite, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
     """``|x_i - y_j|**2 / 2``, and where `opposite` ``|x_i + y_j|**2 / 2``."""
-    x_at, y_at = X + i * width, Y + j * width
-    total = tl.zeros((i.shape[0], j.shape[0]), tl.float32)
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for k in range(D):
-        x, y = tl.load(x_at + k).to(tl.float32), tl.load(y_at + k).to(tl.float32)
-        sums = x[:, None] + (y + 2 * tl.load(mean + k))[None, :]
+        x = tl.load(XH + i * width + k).to(tl.float32) + tl.load(XL + i * width + k).to(tl.float32)
+        y = tl.load(YH + j * width + k).to(tl.float32) + tl.load(YL + j * width + k).to(tl.float32)
+        sums = x[:, None] + (y + tl.load(mean + k) * (2 * UNIT))[None, :]
         d = tl.where(opposite, sums, x[:, None] - y[None, :])
         total += d * d
-    return 0.5 * total
+    return total * (0.5 * _SQUARE)
 
 
 @triton.jit
-def _normalised(square, x_rho, y_rho, ROUNDED: tl.constexpr):
+def _normalised(square, x_rho, y_rho, PARTS: tl.constexpr):
     """``1 - cos`` from the half square of the difference of directions, ``1 + cos`` from the sum's.
 
     Of rounded directions, whose lengths are ``rho``.
     """
-    if ROUNDED:
+    if PARTS == 1:
         gap = x_rho - y_rho
-        square = tl.maximum(square - 0.5 * gap * gap, 0.0) / (x_rho * y_rho)
+        square = square - 0.5 * gap * gap
+        square = tl.where(square < 0, 0.0, square) / (x_rho * y_rho)
     return square
 
 
 @triton.jit
-def folded_cosines(
-    product, X, Y, x_scalars, y_scalars, mean, constants, i, j, N, M, D, width,
-    OPPOSITES: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """``1 - cos`` of the pairs ``i, j``; if OPPOSITES, where cos is nearly -1, ``-(1 + cos)``.
-
-    What the product has lost is computed again, in the few tiles where there is such a pair.
-    """
-    rounded: tl.constexpr = PRECISION == "tf32" or PRECISION == "bf16"
-    i, j = tl.minimum(i, N - 1), tl.minimum(j, M - 1)
-    x_rho, y_rho = tl.load(x_scalars + N + i)[:, None], tl.load(y_scalars + M + j)[None, :]
-    if PRECISION == "differences":
-        h = _half_squares(X, Y, mean, i, j, D, width, product > 0)
-        lost = (h > 1) & OPPOSITES
-    else:
-        h = tl.load(x_scalars + i)[:, None] + tl.load(y_scalars + j)[None, :] - product
-        h = _normalised(h, x_rho, y_rho, rounded)
-        threshold = tl.load(constants + 3)
-        lost = h < threshold
-        if OPPOSITES:
-            lost |= h > 2 - threshold
-    if tl.max(tl.max(lost.to(tl.int32), 1), 0) > 0:
-        opposite = h > 1
-        exact = _half_squares(X, Y, mean, i, j, D, width, opposite)
-        exact = _normalised(exact, x_rho, y_rho, rounded)
-        other = -tl.where(exact < _NOISE, 0.0, exact) - ALIGNED
-        h = tl.where(lost, tl.where(opposite, other, exact), h)
-    return h
-
-
-@triton.jit
-def unfold(folded, OPPOSITES: tl.constexpr):
-    """``1 - cos`` and ``1 + cos``; the latter only if OPPOSITES."""
-    if OPPOSITES:
-        return tl.where(folded < 0, 2 + folded, folded), tl.where(folded < 0, -folded, 2 - folded)
-    return folded, folded
+def _folded(exact, opposite):
+    return tl.where(opposite, -tl.where(exact < _NOISE, 0.0, exact) - ALIGNED, exact)
 
 
 @triton.jit
@@ -127,9 +96,112 @@ def _halves(tile):
 def strips(tile):
     """The tile's columns in 4 parts, one after the other.
 
-    The registers of a thread hold a product of a whole tile, but its pairs' scalars only of a part.
+    The registers of a thread hold the h of a whole tile, but its pairs' scalars only of a part.
     """
     left, right = _halves(tile)
     a, b = _halves(left)
     c, d = _halves(right)
     return a, b, c, d
+
+
+@triton.jit
+def folded_cosines(
+    XH, XL, YH, YL, x_scalars, y_scalars, mean, scratch, row_tile, column_tile,
+    N, M, D, width, count, OPPOSITES: tl.constexpr, PARTS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """``1 - cos`` of the tile's pairs; if OPPOSITES, where cos is nearly -1, ``-(1 + cos)``.
+
+    Beyond the last point, that of the last. What the product has lost is computed again, pair by
+    pair, in the memory `scratch` of ``2 * ROWS * COLUMNS + ALIGNMENT`` numbers a program.
+    """
+    i = tl.minimum(indices(row_tile, ROWS), N - 1)
+    j = tl.minimum(indices(column_tile, COLUMNS), M - 1)
+    if PARTS == 0:
+        nowhere = tl.zeros((ROWS, COLUMNS), tl.int1)
+        h = _differences(XH, XL, YH, YL, mean, i, j, D, width, nowhere, ROWS, COLUMNS)
+        if OPPOSITES:
+            opposite = h > 1
+            if tl.max(tl.max(opposite.to(tl.int32), 1), 0) > 0:
+                other = _differences(XH, XL, YH, YL, mean, i, j, D, width, opposite, ROWS, COLUMNS)
+                h = _folded(other, opposite)
+        return h
+    product = _products(XH, XL, YH, YL, i, j, width, PARTS, ROWS, COLUMNS, DEPTH)
+    h = tl.load(x_scalars + i)[:, None] + tl.load(y_scalars + j)[None, :] - product
+    x_rho, y_rho = tl.load(x_scalars + count + i), tl.load(y_scalars + count + j)
+    h = _normalised(h, x_rho[:, None], y_rho[None, :], PARTS)
+    reach = (
+        tl.load(x_scalars + 7 * count + i)[:, None] * tl.load(y_scalars + 7 * count + j)[None, :]
+    )
+    lost = h < reach
+    if OPPOSITES:
+        lost |= h > 2 - reach
+    within = (indices(row_tile, ROWS) < N)[:, None] & (indices(column_tile, COLUMNS) < M)[None, :]
+    lost &= within
+    # Not their maximum, of which Triton 3.7 fails to compile the code for sm_100.
+    if tl.sum(tl.sum(lost.to(tl.int32), 1), 0) > 0:
+        h = _mended(
+            h, lost, XH, XL, YH, YL, x_scalars, y_scalars, mean, scratch, row_tile, column_tile,
+            N, M, D, width, count, OPPOSITES, PARTS, ROWS, COLUMNS,
+        )  # fmt: skip
+    return h
+
+
+@triton.jit
+def _mended(
+    h, lost, XH, XL, YH, YL, x_scalars, y_scalars, mean, scratch, row_tile, column_tile,
+    N, M, D, width, count,
+    OPPOSITES: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """h where it is not lost; else anew. The lost pairs are listed, and taken some at a time."""
+    pairs = scratch + tl.program_id(0).to(tl.int64) * (2 * ROWS * COLUMNS + ALIGNMENT)
+    found, counter = pairs + ROWS * COLUMNS, pairs + 2 * ROWS * COLUMNS
+    tl.store(counter, 0)
+    tl.debug_barrier()  # here and below, other threads read what these have written
+    # 0, but not to the compiler: it would keep all places in registers, from one tile to the next.
+    nothing = tl.load(counter)
+    of_h, of_lost = strips(h), strips(lost.to(tl.int32))
+    for strip in tl.static_range(STRIPS):
+        columns = nothing + tl.arange(0, COLUMNS // STRIPS) + strip * (COLUMNS // STRIPS)
+        of = (nothing + tl.arange(0, ROWS))[:, None] * COLUMNS + columns[None, :]
+        # Their order is no one's concern: of each pair the digits are the same.
+        at = tl.atomic_add(counter + tl.zeros_like(of), 1, mask=of_lost[strip] > 0)
+        of = tl.where((of_h[strip] > 1) & OPPOSITES, of + ROWS * COLUMNS, of)
+        tl.store(pairs + at, of, mask=of_lost[strip] > 0)
+    tl.debug_barrier()
+    known = tl.load(counter)
+    for start in range(0, known, _AT_ONCE):
+        within = start + tl.arange(0, _AT_ONCE) < known
+        pair = tl.load(pairs + start + tl.arange(0, _AT_ONCE), mask=within, other=0)
+        opposite = pair >= ROWS * COLUMNS
+        pair = pair % (ROWS * COLUMNS)
+        i = tl.minimum(row_tile * ROWS + pair // COLUMNS, N - 1).to(tl.int64)
+        j = tl.minimum(column_tile * COLUMNS + pair % COLUMNS, M - 1).to(tl.int64)
+        total = tl.zeros((_AT_ONCE, _STEP), tl.float32)
+        for k_start in range(0, width, _STEP):
+            k = k_start + tl.arange(0, _STEP)
+            x_at, y_at = i[:, None] * width + k[None, :], j[:, None] * width + k[None, :]
+            x, y = tl.load(XH + x_at).to(tl.float32), tl.load(YH + y_at).to(tl.float32)
+            if PARTS == 2:
+                x += tl.load(XL + x_at).to(tl.float32)
+                y += tl.load(YL + y_at).to(tl.float32)
+            twice = tl.load(mean + k, mask=k < D, other=0.0)[None, :] * (2 * UNIT)
+            d = tl.where(opposite[:, None], x + (y + twice), x - y)
+            total += d * d
+        exact = tl.sum(total, 1) * (0.5 * _SQUARE)
+        x_rho, y_rho = tl.load(x_scalars + count + i), tl.load(y_scalars + count + j)
+        exact = _folded(_normalised(exact, x_rho, y_rho, PARTS), opposite)
+        tl.store(found + pair, exact.to(tl.int32, bitcast=True), mask=within)
+    tl.debug_barrier()
+    nothing = tl.load(counter) - known
+    at = found + (nothing + tl.arange(0, ROWS))[:, None] * COLUMNS
+    at += (nothing + tl.arange(0, COLUMNS))[None, :]
+    return tl.where(lost, tl.load(at, mask=lost, other=0).to(tl.float32, bitcast=True), h)
+
+
+@triton.jit
+def unfold(folded, OPPOSITES: tl.constexpr):
+    """``1 - cos`` and ``1 + cos``; the latter only if OPPOSITES."""
+    if OPPOSITES:
+        return tl.where(folded < 0, 2 + folded, folded), tl.where(folded < 0, -folded, 2 - folded)
+    return folded, folded

@@ -1,0 +1,71 @@
+"""How many launches a loss takes: a small batch does nothing but wait for them."""
+
+import pytest
+import torch
+from test_rows import launched_by_torch
+
+from lorentzkit.fused.triton import launch, paired, prepare, products, rows
+from lorentzkit.losses import contrastive_loss
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="counts calls of the interpreter")
+KERNELS = {
+    launch: ["log_sums_kernel", "join_kernel", "log_sums_change_kernel"],
+    paired: ["paired_kernel"],
+    prepare: ["lengths_kernel", "split_kernel", "gradient_kernel"],
+    products: ["product_kernel"],
+    rows: ["rows_kernel", "rows_change_kernel"],
+}
+VIEWS = {f"aten::{name}" for name in ("item", "mT", "slice", "squeeze", "unbind", "unsqueeze")}
+FORWARD, BACKWARD, PART = 20, 30, 8
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """Names of the kernels that are launched; they do not run."""
+    names = []
+
+    class Counted:
+        def __init__(self, name):
+            self.name = name
+
+        def __getitem__(self, grid):
+            return lambda *args, **kwargs: names.append(self.name)
+
+    for module, of in KERNELS.items():
+        for name in of:
+            monkeypatch.setattr(module, name, Counted(name))
+    return names
+
+
+def counted(launches, call):
+    launches.clear()
+    result, others = launched_by_torch(call)
+    return result, len(launches) + len([name for name in others if name not in VIEWS])
+
+
+@pytest.mark.parametrize("similarity", ["angle", "distance", "cosine"])
+@pytest.mark.parametrize("N", [64, 3000])
+def test_launches_of_a_step(launches, N, similarity):
+    leaves = [*torch.zeros(2, N, 20), torch.tensor(1.0), torch.tensor(5.0)]
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    loss, forward = counted(
+        launches, lambda: contrastive_loss(*leaves, similarity=similarity, impl="triton")
+    )
+    _, backward = counted(launches, lambda: torch.autograd.grad(loss, leaves))
+    assert 0 < forward <= FORWARD
+    assert 0 < backward <= BACKWARD
+
+
+def test_launches_of_a_loss_that_takes_several_parts(launches, monkeypatch):
+    """For each part of the rows that are kept at a time, some launches more; forward, none."""
+    leaves = [leaf.requires_grad_() for leaf in torch.zeros(2, 1000, 20)]
+    found = []
+    for chunk in (1000 * 1024, 1000 * 300):
+        monkeypatch.setattr(launch, "CHUNK", chunk)
+        loss, forward = counted(launches, lambda: contrastive_loss(*leaves, impl="triton"))
+        _, backward = counted(launches, lambda loss=loss: torch.autograd.grad(loss, leaves))
+        found.append((forward, backward, launches.count("log_sums_change_kernel")))
+    (forward, backward, one), (forward_in_parts, backward_in_parts, parts) = found
+    assert (one, parts) == (1, 4)
+    assert forward == forward_in_parts
+    assert backward < backward_in_parts <= backward + PART * (parts - 1)
