@@ -20,7 +20,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -34,7 +33,6 @@ from triton.compiler import ASTSource
 from lorentzkit.fused.problems import LogSums, LossProblem, PairwiseProblem, Search
 from lorentzkit.fused.triton import launch
 
-ROOT = Path(__file__).parents[1]
 FILE = RESULTS / "compiled.json"
 MARKERS = "<!-- compiled:begin -->", "<!-- compiled:end -->"
 CAPABILITIES = (80, 90, 100)

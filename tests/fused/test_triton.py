@@ -75,7 +75,7 @@ def test_topk_of_many_compiles_and_spills_no_register(k):
 
 
 def known():
-    return json.loads(compiled.RESULTS.read_text("utf-8"))
+    return json.loads(compiled.FILE.read_text("utf-8"))
 
 
 def test_the_step_is_as_short_as_was_asked_for():

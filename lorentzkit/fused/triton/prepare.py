@@ -1,10 +1,10 @@
 """Two clouds of points as the kernels want them, and gradients from what the kernels return.
 
 As in `operands`, directions less their common mean; but the half squares are added after the
-product, whose digits they would not survive. The product is of float16 numbers, which tensor cores take
-twice as fast as tf32: a spread times 2**13 is the sum of two of them, but for its last digit. For
-precisions below "highest" it is one. Everything is derived from what is left, so that h is exact
-for slightly moved points: the rounded direction then has a length ``rho`` that is not 1.
+product, whose digits they would not survive. The product is of float16 numbers, which tensor cores
+take twice as fast as tf32: a spread times 2**13 is the sum of two of them, but for its last digit.
+For precisions below "highest" it is one. Everything is derived from what is left, so that h is
+exact for slightly moved points: the rounded direction then has a length ``rho`` that is not 1.
 """
 
 from __future__ import annotations
