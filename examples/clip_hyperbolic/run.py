@@ -68,12 +68,12 @@ class Run:
         )
         self.objective = make_objective(config)
         self.state = State()
-        # How far each worker of each process has read.
+        # How far each worker of each process has read, in samples.
         self.positions = torch.zeros(self.processes, max(1, config.workers), dtype=torch.int64)
         self.losses: list[float] = []  # since the last checkpoint
         if saved:
             self._restore(saved)
-        self.position = self.positions[self.rank].to(accelerator.device)
+        self.own_positions = self.positions[self.rank].to(accelerator.device)
 
     def _restore(self, saved: Checkpoint) -> None:
         saved.restore(self.towers, self.optimizer.optimizer)
@@ -87,19 +87,21 @@ class Run:
     def batches(self) -> Iterator[dict[str, Any]]:
         """The batches from where the run is; the first one restores the random state."""
         config = self.config
-        stream = Batches(config, self.rank, self.processes, self.state.step, self.position.tolist())
+        stream = Batches(
+            config, self.rank, self.processes, self.state.step, self.own_positions.tolist()
+        )
         loader = iter(DataLoader(stream, batch_size=None, num_workers=config.workers))
         if self.saved:  # now that all has been made that draws random numbers when it is made
             torch.set_rng_state(self.saved.tensors["random"])
         for batch in loader:
-            self.position[batch["worker"]] = batch["position"]
+            self.own_positions[batch["worker"]] = batch["position"]
             self.state.broken += len(batch["broken"])
             batch["tokens"] = self.tokenizer(batch["texts"])
             yield send_to_device(batch, self.accelerator.device)
 
     def save(self) -> None:
         """Writes a checkpoint; as the best one too, if its losses are the least so far."""
-        positions = self.accelerator.gather(self.position).view(self.positions.shape).cpu()
+        positions = self.accelerator.gather(self.own_positions).view(self.positions.shape).cpu()
         mean_loss = sum(self.losses) / max(1, len(self.losses))
         is_best, self.state.best = mean_loss < self.state.best, min(mean_loss, self.state.best)
         self.losses.clear()
@@ -203,9 +205,9 @@ class Log:
 
 @contextmanager
 def signals() -> Iterator[list[int]]:
-    """The numbers of the signals received: Ctrl-C and SIGTERM do no more than join this list.
+    """Collects Ctrl-C and SIGTERM in a list, so that a run finishes its step and its checkpoint.
 
-    So a run can finish its step and its checkpoint, and its workers are not ended before that.
+    Workers inherit the handlers, and so are not ended before that.
     """
     received: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -108,11 +108,10 @@ def parse_json(content: bytes) -> dict[str, Any]:
 def sample_arguments(metadata: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a `Sample` that the content of a json gives, but for the boxes."""
     arguments = {}
-    for field_ in fields(Sample):
-        declared = field_.metadata
-        if declared and (value := metadata.get(declared["json_name"])) is not None:
+    for name, declared in ((f.name, f.metadata) for f in fields(Sample) if f.metadata):
+        if (value := metadata.get(declared["json_name"])) is not None:
             try:
-                arguments[field_.name] = declared["read"](value)
+                arguments[name] = declared["read"](value)
             except TypeError:
                 raise BrokenSample(
                     f"{declared['json_name']}: expected {declared['expected']}, "

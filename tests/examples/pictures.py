@@ -5,8 +5,12 @@ import json
 import random
 import tarfile
 from pathlib import Path
+from typing import Any
 
+from clip_hyperbolic.config import Config
+from clip_hyperbolic.data import Batches
 from PIL import Image
+from torch.utils.data import DataLoader
 
 COLOURS = ("red", "green", "blue", "gold", "purple", "черный", "白い", "orange")
 FILL = dict(zip(COLOURS, [*COLOURS[:5], "black", "white", "orange"], strict=True))
@@ -63,3 +67,12 @@ SMALL = {
     "save_every": 2,
     "log_every": 1,
 }
+
+
+def small_config(shards: str, **changes: Any) -> Config:
+    return Config(**{"shards": [shards], **SMALL, **changes})
+
+
+def take_batches(config: Config, count: int, **consumer: Any) -> list[dict[str, Any]]:
+    stream = iter(DataLoader(Batches(config, **consumer), None, num_workers=config.workers))
+    return [next(stream) for _ in range(count)]
