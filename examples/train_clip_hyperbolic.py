@@ -159,8 +159,8 @@ def start(argv: list[str] | None) -> None:
             saved = Checkpoint.latest(folder)
     else:
         prepare(config, accelerator)
-        stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.objective}"
-        folder = Path(config.output_dir or Path("runs", stamp))
+        default_name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.objective}"
+        folder = Path(config.output_dir or Path("runs", default_name))
     if flags.dry_run:
         describe(config)
         return

@@ -143,10 +143,15 @@ def random_boxes(file: Path, keywords: list[str]) -> list[dict[str, Any]]:
 
 
 def _write(folder: Path, report: Callable[[float], None]) -> None:
-    kept = list(distinct(concepts(), report))
-    rare = set(random.Random(SEED).sample(range(len(kept)), round(RARE_SHARE * len(kept))))
+    drawn_differently = list(distinct(concepts(), report))
+    count = len(drawn_differently)
+    rare = set(random.Random(SEED).sample(range(count), round(RARE_SHARE * count)))
     folds = {
-        fold: [concept for i, concept in enumerate(kept) if (i in rare) == (fold == "rare")]
+        fold: [
+            concept
+            for i, concept in enumerate(drawn_differently)
+            if (i in rare) == (fold == "rare")
+        ]
         for fold in FOLDS
     }
     shards = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import chain, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -68,13 +68,13 @@ def midpoints(
 
 @torch.no_grad()
 def embed_images(
-    model: Towers, samples: Iterable[Sample], size: int, batch_size: int = 256
+    model: Towers, samples: Iterable[Sample], image_size: int, batch_size: int = 256
 ) -> tuple[Tensor, list[Sample]]:
     """Points of all images, and their samples, whose images are let go."""
     device = next(model.parameters()).device
     points, embedded, stream = [], [], iter(samples)
     while batch := list(islice(stream, batch_size)):
-        pixels = as_pixels([fitted(sample.image, size) for sample in batch])
+        pixels = as_pixels([fitted(sample.image, image_size) for sample in batch])
         points.append(model.images(pixels.to(device)).cpu())
         for sample in batch:
             sample.image.close()
@@ -117,11 +117,13 @@ def retrieval(
         return {"queries": 0}
     depth = indices.shape[1]
     precision = is_right.cumsum(1) / torch.arange(1, depth + 1) * is_right
-    first = torch.where(is_right.any(1), is_right.int().argmax(1) + 1, len(concepts_of_gallery))
+    first_right = torch.where(
+        is_right.any(1), is_right.int().argmax(1) + 1, len(concepts_of_gallery)
+    )
     return {
         **{f"R@{k}": is_right[:, :k].any(1).double().mean().item() for k in (1, 5, 10)},
         "mAP": (precision.sum(1) / right_counts.clamp_max(depth)).double().mean().item(),
-        "median_rank": first.double().quantile(0.5).item(),
+        "median_rank": first_right.double().quantile(0.5).item(),
         "queries": len(is_right),
     }
 
@@ -232,17 +234,45 @@ def entailment_rate(
     model: Towers, texts: Tensor, images: Tensor, texts_of_images: list[list[int]]
 ) -> float:
     """The share of the pairs of an image and one of its texts whose image is in the text's cone."""
-    pairs = [(text, image) for image, own in enumerate(texts_of_images) for text in own]
+    pairs = [(text, image) for image, indices in enumerate(texts_of_images) for text in indices]
     text_index, image_index = torch.tensor(pairs).T
     outside = ops.entailment_residual(texts[text_index], images[image_index], model.curv().cpu())
     return (outside == 0).double().mean().item()
+
+
+class Texts(NamedTuple):
+    """The distinct pairs of a text and the concept that it stands for."""
+
+    points: Tensor  # of the texts; of several that count as one, their midpoint
+    concepts: list[str]
+    indices_of_samples: list[list[int]]  # for each sample the pairs that are its own
+
+
+def texts_of_samples(
+    model: Towers,
+    tokenizer: CaptionTokenizer,
+    samples: list[Sample],
+    make_texts: Callable[[str, list[str]], tuple[str, ...]],
+) -> Texts:
+    """What `make_texts`, an entry of `TEXTS`, makes of every caption of the samples."""
+    pairs_of_samples = [
+        [(make_texts(caption, sample.keywords), sample.concept) for caption in sample.captions]
+        for sample in samples
+    ]
+    pairs = dict.fromkeys(chain.from_iterable(pairs_of_samples))
+    index_of_pair = {pair: i for i, pair in enumerate(pairs)}
+    return Texts(
+        midpoints(model, tokenizer, [texts for texts, _ in pairs]),
+        [concept for _, concept in pairs],
+        [[index_of_pair[pair] for pair in sample_pairs] for sample_pairs in pairs_of_samples],
+    )
 
 
 def evaluate(
     model: Towers,
     tokenizer: CaptionTokenizer,
     objective: str,
-    size: int,
+    image_size: int,
     samples: Iterable[Sample],
     source: str,
 ) -> dict[str, Any]:
@@ -251,38 +281,31 @@ def evaluate(
     A caption finds its image, an image any of its captions. `source`: the flags that chose samples.
     """
     model.eval()
-    images, embedded = embed_images(model, samples, size)
+    images, embedded = embed_images(model, samples, image_size)
     result: dict[str, Any] = {"n_images": len(embedded)}
     if not embedded:
         raise UserError(f"{source}: no pair of an image and a text to evaluate on; give others")
-    concepts_of_images = [sample.concept for sample in embedded]
+    image_concepts = [sample.concept for sample in embedded]
     has_keywords = any(sample.keywords for sample in embedded)
     for measure in TEXTS if has_keywords else ["retrieval"]:
-        pairs_of_samples = [
-            [(TEXTS[measure](caption, s.keywords), s.concept) for caption in s.captions]
-            for s in embedded
-        ]
-        # A text counts once for every concept that has it.
-        pairs = dict.fromkeys(chain.from_iterable(pairs_of_samples))
-        texts = midpoints(model, tokenizer, [group for group, _ in pairs])
-        concepts_of_texts = [concept for _, concept in pairs]
-        t2i = ranking(model, objective, texts, images, images_ask=False)
-        i2t = ranking(model, objective, images, texts, images_ask=True)
-        directions = {
-            "t2i": (t2i, concepts_of_texts, concepts_of_images),
-            "i2t": (i2t, concepts_of_images, concepts_of_texts),
+        texts = texts_of_samples(model, tokenizer, embedded, TEXTS[measure])
+        t2i = ranking(model, objective, texts.points, images, images_ask=False)
+        i2t = ranking(model, objective, images, texts.points, images_ask=True)
+        rankings = {
+            "t2i": (t2i, texts.concepts, image_concepts),
+            "i2t": (i2t, image_concepts, texts.concepts),
         }
-        result[measure] = {name: retrieval(*ranked) for name, ranked in directions.items()}
-    # The variables of the loop are now those of the plain captions.
-    result |= {"n_texts": len(texts), "hierarchy": {}, "radius": {}}
+        result[measure] = {name: retrieval(*arguments) for name, arguments in rankings.items()}
+    # `texts` and `rankings` are now those of the plain captions.
+    result |= {"n_texts": len(texts.points), "hierarchy": {}, "radius": {}}
     result["zero_shot"] = zero_shot(model, tokenizer, objective, images, embedded)
     if any(sample.ancestors for sample in embedded):
-        for direction, ranked in directions.items():
-            tree = hierarchy_of_ranking(*ranked, embedded)
-            result["hierarchy"] |= {f"{direction}_{name}": value for name, value in tree.items()}
+        for direction, arguments in rankings.items():
+            scores = hierarchy_of_ranking(*arguments, embedded)
+            result["hierarchy"] |= {f"{direction}_{name}": x for name, x in scores.items()}
     if model.hyperbolic:
-        result["radius"] = radii(model, tokenizer, images, texts, embedded)
-        text_index = {pair: i for i, pair in enumerate(pairs)}
-        texts_of_images = [[text_index[pair] for pair in own] for own in pairs_of_samples]
-        result["entailment_rate"] = entailment_rate(model, texts, images, texts_of_images)
+        result["radius"] = radii(model, tokenizer, images, texts.points, embedded)
+        result["entailment_rate"] = entailment_rate(
+            model, texts.points, images, texts.indices_of_samples
+        )
     return result

@@ -91,7 +91,7 @@ class Run:
             config, self.rank, self.processes, self.state.step, self.own_positions.tolist()
         )
         loader = iter(DataLoader(stream, batch_size=None, num_workers=config.workers))
-        if self.saved:  # now that all has been made that draws random numbers when it is made
+        if self.saved:  # only now: making the towers and the loader drew random numbers too
             torch.set_rng_state(self.saved.tensors["random"])
         for batch in loader:
             self.own_positions[batch["worker"]] = batch["position"]
@@ -176,9 +176,11 @@ class Log:
         self.task = self.bar.add_task("", total=run.config.steps, completed=run.state.step)
         if self.active:
             self.file = run.folder / "metrics.jsonl"
-            kept = [line for line in report.metrics(run.folder) if line["step"] <= run.state.step]
-            lines = "".join(json.dumps(line) + "\n" for line in kept)
-            write_atomically(self.file, lambda path: path.write_text(lines, "utf-8"))
+            logged = report.metrics(run.folder)
+            text = "".join(
+                json.dumps(entry) + "\n" for entry in logged if entry["step"] <= run.state.step
+            )
+            write_atomically(self.file, lambda path: path.write_text(text, "utf-8"))
             events = str(run.folder / "tensorboard")
             self.events = SummaryWriter(events, purge_step=run.state.step + 1)
 

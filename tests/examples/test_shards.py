@@ -184,23 +184,25 @@ def test_what_is_unusual_but_right_is_kept(which: str, tmp_path: Path) -> None:
 
 
 def test_equal_keys_of_two_shards_are_two_concepts(tmp_path: Path) -> None:
-    """Two datasets that are both numbered from 0 must not make each other's pairs positives."""
-    both = []
+    """Two datasets, both numbered from 0, must not make each other's pairs positives."""
+    two_shards = []
     for folder, start in (("one", 0), ("two", 4)):
         (tmp_path / folder).mkdir()
         files = {f"{i:09d}": {"png": PICTURE, "txt": COLOURS[start + i]} for i in range(4)}
-        both.append(write(tmp_path / folder / "00000.tar", files))
-    config = Config(**{"shards": both, **SMALL, "batch_size": 8, "ancestor_levels": 0})
+        two_shards.append(write(tmp_path / folder / "00000.tar", files))
+    config = Config(**{"shards": two_shards, **SMALL, "batch_size": 8, "ancestor_levels": 0})
     for in_memory in (True, False):
         config.in_memory = in_memory
         batch = next(iter(Batches(config)))
         assert len(set(batch["labels"][0].tolist())) == 8
-    result = evaluate(*model_of(both[0]), "atmg", 32, samples(both, pytest.fail), "--shards")
+    result = evaluate(
+        *model_of(two_shards[0]), "atmg", 32, samples(two_shards, pytest.fail), "--shards"
+    )
     assert result["n_texts"] == 8
     # All pictures are alike: if a key were a concept, two of the eight would count as right.
     recalls = [result["retrieval"][direction]["R@1"] for direction in ("i2t", "t2i")]
     assert recalls == [1 / 8, 1 / 8]
-    first, second = ([s.concept for s in samples(both, pytest.fail)] for _ in range(2))
+    first, second = ([s.concept for s in samples(two_shards, pytest.fail)] for _ in range(2))
     assert first == second
 
 
