@@ -25,7 +25,7 @@ SHUFFLE_BUFFER = 2000  # samples
 
 
 class Item(NamedTuple):
-    """What a worker takes next: a sample that is in memory, or the files of one."""
+    """What a worker takes next: a `Sample` that is in memory, or the `RawSample` of a shard."""
 
     position: int
     rng: random.Random
@@ -181,7 +181,10 @@ class Batches(IterableDataset):
                 yield Item(position, random.Random(f"{seed}/at {position}"), content)
 
     def _epoch(self, shards: list[str], rng: random.Random, on_broken: OnBroken) -> Iterator[Any]:
-        """Each sample once: in memory in any order, else shards shuffled, and a buffer's worth."""
+        """Each sample once, in random order.
+
+        Samples in memory are shuffled as a whole; else the shards are, and samples in a buffer.
+        """
         if self.memory is not None:
             yield from rng.sample(self.memory, len(self.memory))
             return

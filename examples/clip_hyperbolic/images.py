@@ -96,7 +96,8 @@ def jittered(pixels: Tensor, config: Config, rngs: list[random.Random]) -> Tenso
     """A batch in [0, 1], each image's brightness, contrast and saturation changed a little."""
     if not config.jitter:
         return pixels
-    factors = [[rng.uniform(1 - config.jitter, 1 + config.jitter) for _ in "bcs"] for rng in rngs]
+    low, high = 1 - config.jitter, 1 + config.jitter
+    factors = [[rng.uniform(low, high) for _ in range(3)] for rng in rngs]
     brightness, contrast, saturation = torch.tensor(factors).T[:, :, None, None, None]
     grey = pixels.mean(dim=1, keepdim=True)
     pixels = grey + saturation * (pixels - grey)

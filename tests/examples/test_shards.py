@@ -31,9 +31,8 @@ Files = dict[str, Any]  # a sample's files by their endings: bytes, text, or the
 
 def write(file: Path, files_of_keys: dict[str, Files] | list[tuple[str, Files]]) -> str:
     with tarfile.open(file, "w") as tar:
-        for key, files in (
-            files_of_keys.items() if isinstance(files_of_keys, dict) else files_of_keys
-        ):
+        pairs = files_of_keys.items() if isinstance(files_of_keys, dict) else files_of_keys
+        for key, files in pairs:
             for kind, content in files.items():
                 if not isinstance(content, bytes):
                     content = (json.dumps(content) if kind == "json" else content).encode()
@@ -48,8 +47,8 @@ def ordinary(i: int) -> Files:
 
 def shard_with(file: Path, odd: Files) -> str:
     """A shard of ordinary samples with an odd one among them."""
-    samples_ = [(f"{i:04d}", ordinary(i)) for i in range(ORDINARY)]
-    return write(file, [*samples_[:50], ("odd", odd), *samples_[50:]])
+    ordinary_samples = [(f"{i:04d}", ordinary(i)) for i in range(ORDINARY)]
+    return write(file, [*ordinary_samples[:50], ("odd", odd), *ordinary_samples[50:]])
 
 
 def trained_on(shard: str, **changes: Any) -> tuple[set[str], list[str]]:
