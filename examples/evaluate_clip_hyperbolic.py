@@ -3,7 +3,7 @@
     python examples/evaluate_clip_hyperbolic.py --checkpoint RUN --shards 'coco/{0000..0012}.tar'
     python examples/evaluate_clip_hyperbolic.py --checkpoint meru-vit-b --shards ...
 
-The second is a model of lorentzkit.clip, such as lorentzkit.clip.convert writes.
+The checkpoint of the second line is a model of lorentzkit.clip, as lorentzkit.clip.convert writes.
 
 Retrieval both ways, zero-shot classes where the shards carry `class`, hierarchy measures where they
 carry `ancestors`, radii and the entailment rate. `clip_hyperbolic/schema.py` has the fields.
@@ -31,27 +31,27 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--shards", nargs="+", required=True, metavar="PATTERN")
     parser.add_argument("--split", help="only samples whose json has this split")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write all measures there")
-    chosen = parser.parse_args(argv)
-    console, lost = Console(soft_wrap=True), []
+    args = parser.parse_args(argv)
+    console, messages = Console(soft_wrap=True), []
     try:
-        saved = read(chosen.checkpoint)
-        every = samples(expand(chosen.shards), lost.append)
-        some = (sample for sample in every if chosen.split in (None, sample.split))
+        saved = read(args.checkpoint)
+        stream = samples(expand(args.shards), messages.append)
+        chosen = (sample for sample in stream if args.split in (None, sample.split))
         config = saved.config
-        source = f"--shards with --split {chosen.split}" if chosen.split else "--shards"
+        source = f"--shards with --split {args.split}" if args.split else "--shards"
         result = evaluate(
-            saved.model(), saved.words, config.objective, config.image_size, some, source
+            saved.model(), saved.tokenizer, config.objective, config.image_size, chosen, source
         )
-        console.print(report.table({Path(chosen.shards[0]).name: result}))
-        if chosen.json:
-            write_json(chosen.json, result)
+        console.print(report.table({Path(args.shards[0]).name: result}))
+        if args.json:
+            write_json(args.json, result)
         else:
             console.print_json(data=result)
     except UserError as error:
         console.print(f"error: {error}", markup=False, style="red")
         return 2
     finally:
-        for message in lost:
+        for message in messages:
             console.print(f"skipped: {message}", markup=False)
     return 0
 

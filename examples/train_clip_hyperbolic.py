@@ -28,7 +28,7 @@ from clip_hyperbolic.model import Towers
 from clip_hyperbolic.objective import Objective
 from clip_hyperbolic.run import Log, Run, signals
 from clip_hyperbolic.shards import expand, samples
-from clip_hyperbolic.tokenizer import Words
+from clip_hyperbolic.tokenizer import CaptionTokenizer
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
@@ -37,7 +37,7 @@ console = Console(stderr=True, soft_wrap=True)
 
 
 def prepare(config: Config, accelerator: Accelerator) -> None:
-    """Fills in the shards where none are given: those of the emoji, which one process writes."""
+    """Without shards, fills in those of the emoji, which one process writes first."""
     if config.shards:
         return
     folder = Path(config.cache_dir or emoji.default_cache())
@@ -49,18 +49,18 @@ def prepare(config: Config, accelerator: Accelerator) -> None:
             task = bar.add_task("preparing", total=1.0)
             emoji.prepare(folder, lambda share: bar.update(task, completed=share))
     accelerator.wait_for_everyone()
-    trained, tested = ("common", "rare") if config.unseen_concepts else ("*", "*")
-    config.shards = [f"{folder}/{vendor}-{trained}.tar" for vendor in config.vendors]
+    training_fold, test_fold = ("common", "rare") if config.unseen_concepts else ("*", "*")
+    config.shards = [f"{folder}/{vendor}-{training_fold}.tar" for vendor in config.vendors]
     config.eval_shards = config.eval_shards or [
-        f"{vendor}={folder}/{vendor}-{tested}.tar" for vendor in config.unseen_vendors
+        f"{vendor}={folder}/{vendor}-{test_fold}.tar" for vendor in config.unseen_vendors
     ]
 
 
 def learning_rate(step: int, config: Config) -> float:
     if step <= config.warmup:
         return config.lr * step / config.warmup
-    done = (step - 1 - config.warmup) / (config.steps - config.warmup)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * done))
+    progress = (step - 1 - config.warmup) / (config.steps - config.warmup)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def backward(
@@ -68,33 +68,36 @@ def backward(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a batch and its parts; gradients are left in the parameters.
 
-    With `micro`, every pair is still contrasted with the whole batch: points are computed without
-    gradients, piece by piece, then the loss and its gradient at the points, then each piece again,
-    into which that gradient is sent back (Gao et al. 2021, GradCache): exact, one piece in memory.
+    With `micro`, one piece of the batch at a time is in memory, and the gradient is still exact:
+    every pair is contrasted with the whole batch (Gao et al. 2021, GradCache). First all points are
+    computed without gradients, piece by piece. Then come the loss and its gradient at the points.
+    Then each piece is computed again, and its part of that gradient is sent back through it.
     """
-    whole = (batch["pixels"], *batch["tokens"])
+    inputs = (batch["pixels"], *batch["tokens"])
     targets = [batch[name] for name in ("index", "labels", "boxes") if name in batch]
-    count = min(math.ceil(len(whole[0]) / micro), len(whole[1])) if micro else 1
+    count = min(math.ceil(len(inputs[0]) / micro), len(inputs[1])) if micro else 1
     if count == 1:
-        loss, parts = objective(*model(*whole), *targets)
+        loss, parts = objective(*model(*inputs), *targets)
         accelerator.backward(loss)
         return loss.detach(), parts
 
-    pieces = [*zip(*(t.tensor_split(count) for t in whole), strict=True)]
+    pieces = [*zip(*(t.tensor_split(count) for t in inputs), strict=True)]
     with torch.no_grad():
         images, texts, curvs, scales = zip(*(model(*piece) for piece in pieces), strict=True)
-    found = [torch.cat(images), torch.cat(texts), curvs[0], scales[0]]
-    found = [t.detach().requires_grad_() for t in found]
-    loss, parts = objective(*found, *targets)
+    outputs = [torch.cat(images), torch.cat(texts), curvs[0], scales[0]]
+    outputs = [t.detach().requires_grad_() for t in outputs]
+    loss, parts = objective(*outputs, *targets)
     accelerator.backward(loss)
-    at = [torch.zeros_like(t) if t.grad is None else t.grad for t in found]
-    for i, (piece, *of_points) in enumerate(
-        zip(pieces, *(g.tensor_split(count) for g in at[:2]), strict=True)
-    ):
-        last = i == count - 1  # where processes exchange gradients, and those of numbers count
-        with nullcontext() if last else accelerator.no_sync(model):
-            gradients = [*of_points, *(g * last for g in at[2:])]
-            sum((x * g).sum() for x, g in zip(model(*piece), gradients, strict=True)).backward()
+    grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in outputs]
+    point_grads, number_grads = grads[:2], grads[2:]
+    pieces_with_grads = zip(pieces, *(g.tensor_split(count) for g in point_grads), strict=True)
+    for i, (piece, *grads_of_piece) in enumerate(pieces_with_grads):
+        # With the last piece processes exchange gradients. As all pieces return the same curvature
+        # and logit scale, the gradients of these two are sent back once, there as well.
+        is_last = i == count - 1
+        with nullcontext() if is_last else accelerator.no_sync(model):
+            grad_outputs = [*grads_of_piece, *(g * is_last for g in number_grads)]
+            sum((x * g).sum() for x, g in zip(model(*piece), grad_outputs, strict=True)).backward()
     return loss.detach(), parts
 
 
@@ -126,40 +129,42 @@ def train(run: Run) -> None:
                 raise KeyboardInterrupt(run.folder)
 
 
-def finish(config: Config, folder: Path, model: Towers, words: Words) -> None:
-    """Saves the model for transformers, evaluates on all that was asked for, writes the report."""
-    model.save(folder / "model", words, config.image_size)
+def finish(config: Config, folder: Path, model: Towers, tokenizer: CaptionTokenizer) -> None:
+    """Saves the model for transformers, evaluates on all `eval_shards`, writes the report."""
+    model.save(folder / "model", tokenizer, config.image_size)
     results: dict[str, Any] = {}
-    for name, pattern in config.evaluated.items():
-        lost: list[str] = []
-        stream = samples(expand([pattern]), lost.append)
+    for name, pattern in config.eval_patterns.items():
+        messages: list[str] = []
+        stream = samples(expand([pattern]), messages.append)
         source = f"--eval-shards {name}={pattern}"
-        results[name] = evaluate(model, words, config.objective, config.image_size, stream, source)
-        for message in lost:
+        results[name] = evaluate(
+            model, tokenizer, config.objective, config.image_size, stream, source
+        )
+        for message in messages:
             console.print(f"skipped: {message}", markup=False)
     write_json(folder / "evaluation.json", results)
     if results:
         console.print(report.table(results))
-    console.print(f"The report: {report.write(folder, config, model, words, results)}")
+    console.print(f"The report: {report.write(folder, config, model, tokenizer, results)}")
 
 
 def start(argv: list[str] | None) -> None:
     config, flags = parse(__doc__ or "", argv)
     accelerator = Accelerator(mixed_precision=config.precision, cpu=not torch.cuda.is_available())
-    begun, saved = time.perf_counter(), None
+    started, saved = time.perf_counter(), None
     if flags.resume:
         folder = Path(flags.resume)
         config = load(folder / "config.json")
-        if checkpoint.all_of(folder):  # else it was killed before its first: from the start
-            saved = Checkpoint.of(folder)
+        if checkpoint.checkpoints_of(folder):  # a run killed before its first starts anew
+            saved = Checkpoint.latest(folder)
     else:
         prepare(config, accelerator)
-        stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.objective}"
-        folder = Path(config.output_dir or Path("runs", stamp))
+        default_name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.objective}"
+        folder = Path(config.output_dir or Path("runs", default_name))
     if flags.dry_run:
         describe(config)
         return
-    expand(config.evaluated.values())  # what is missing is missing before hours of training
+    expand(config.eval_patterns.values())  # an error for a missing shard now, not after training
     if not flags.resume and accelerator.is_main_process:
         if (folder / "config.json").exists():
             raise UserError(
@@ -170,8 +175,8 @@ def start(argv: list[str] | None) -> None:
     run = Run(config, folder, accelerator, saved)
     train(run)
     if accelerator.is_main_process:
-        finish(config, folder, run.towers, run.words)
-        console.print(f"{time.perf_counter() - begun:.0f} s in all")
+        finish(config, folder, run.towers, run.tokenizer)
+        console.print(f"{time.perf_counter() - started:.0f} s in all")
     accelerator.end_training()
 
 
@@ -181,21 +186,23 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         console.print(f"error: {error}", markup=False, style="red")
         return 2
-    except KeyboardInterrupt as stopped:
-        where = f"; it goes on with --resume {stopped.args[0]}" if stopped.args else ""
-        console.print(f"interrupted{where}", markup=False)
+    except KeyboardInterrupt as interrupt:
+        hint = f"; it goes on with --resume {interrupt.args[0]}" if interrupt.args else ""
+        console.print(f"interrupted{hint}", markup=False)
         return 130
     return 0
 
 
 def describe(config: Config) -> None:
-    words = Words.of(config, samples(expand(config.shards)[:1], [].append))
+    """Prints the configuration and the sizes of the towers."""
+    first_shard = samples(expand(config.shards)[:1], lambda message: None)
+    tokenizer = CaptionTokenizer.from_samples(config, first_shard)
     with torch.device("meta"):
-        model = Towers.of(config, len(words))
+        model = Towers.from_config(config, len(tokenizer))
     console.print_json(data=vars(config))
     towers = {"image tower": model.model.vision_model, "text tower": model.model.text_model}
-    for name, part in towers.items():
-        console.print(f"{name}: {sum(p.numel() for p in part.parameters()):,} parameters")
+    for name, tower in towers.items():
+        console.print(f"{name}: {sum(p.numel() for p in tower.parameters()):,} parameters")
 
 
 if __name__ == "__main__":

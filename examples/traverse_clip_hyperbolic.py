@@ -24,25 +24,24 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--keys", nargs="+", help="of samples; default: some at random")
     parser.add_argument("--out", type=Path, default=Path("traversals.png"))
-    chosen = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     try:
-        saved = read(chosen.checkpoint)
+        saved = read(args.checkpoint)
         if saved.config.objective == "clip":
             raise UserError("a clip model has no root to go to; give a run of atmg or meru")
-        view = View(saved.config, saved.model(), saved.words, chosen.shards)
-        if chosen.keys:
-            place = {sample.key: i for i, sample in enumerate(view.samples)}
-            if missing := [key for key in chosen.keys if key not in place]:
-                raise UserError(
-                    f"--keys: {missing[0]} is not in the shards; {next(iter(place))} is"
-                )
-            view.shown = [place[key] for key in chosen.keys]
-        figure = view.traversals(len(chosen.keys or [0] * 4))
-        write_atomically(chosen.out, lambda path: figure.savefig(path, format="png", dpi=110))
+        view = View(saved.config, saved.model(), saved.tokenizer, args.shards)
+        if args.keys:
+            index_of_key = {sample.key: i for i, sample in enumerate(view.samples)}
+            if missing := [key for key in args.keys if key not in index_of_key]:
+                known = next(iter(index_of_key))
+                raise UserError(f"--keys: {missing[0]} is not in the shards; {known} is")
+            view.shown = [index_of_key[key] for key in args.keys]
+        figure = view.traversals(len(args.keys) if args.keys else 4)
+        write_atomically(args.out, lambda path: figure.savefig(path, format="png", dpi=110))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(chosen.out)
+    print(args.out)
     return 0
 
 

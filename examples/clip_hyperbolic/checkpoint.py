@@ -18,14 +18,14 @@ from . import config as configuration
 from .config import Config, UserError
 from .model import Towers
 from .published import Published
-from .tokenizer import Words
+from .tokenizer import CaptionTokenizer
 
 BEST = "best.safetensors"
 FORMAT = "lorentzkit-clip-2"
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """The file is there whole or not at all, also when the program or machine stops half-way."""
+    """Writes a file whole or not at all, even when the program or the machine stops half-way."""
     unfinished = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def write_json(path: Path, content: Any) -> None:
     write_atomically(path, lambda file: file.write_text(text, "utf-8"))
 
 
-def all_of(run: Path) -> list[Path]:
+def checkpoints_of(run: Path) -> list[Path]:
     """The checkpoints of a run, the oldest first."""
     return sorted(run.glob("checkpoints/step-*.safetensors"))
 
@@ -55,30 +55,30 @@ def all_of(run: Path) -> list[Path]:
 def save(
     run: Path,
     config: Config,
-    words: Words,
+    tokenizer: CaptionTokenizer,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any],
     positions: Tensor,
     is_best: bool,
 ) -> None:
-    """Writes the newest checkpoint and drops those that are too many."""
+    """Writes the newest checkpoint, and removes those beyond the `config.keep` latest."""
     tensors = {f"model.{name}": t for name, t in model.state_dict().items()}
     for number, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": t for name, t in moments.items()}
     tensors |= {"positions": positions, "random": torch.get_rng_state()}
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    about = {
+    metadata = {
         "format": FORMAT,
         "config": json.dumps(asdict(config)),
-        "words": words.text(),
+        "words": tokenizer.to_text(),
         "state": json.dumps(state),
     }
     file = run / "checkpoints" / f"step-{state['step']:08d}.safetensors"
-    write_atomically(file, lambda path: save_file(tensors, path, metadata=about))
+    write_atomically(file, lambda path: save_file(tensors, path, metadata=metadata))
     if is_best:
         write_atomically(file.with_name(BEST), lambda path: os.link(file, path))
-    for old in all_of(run)[: -config.keep]:
+    for old in checkpoints_of(run)[: -config.keep]:
         old.unlink()
 
 
@@ -88,58 +88,66 @@ class Checkpoint:
     def __init__(self, file: Path) -> None:
         try:
             with safe_open(file, framework="pt") as opened:
-                about = opened.metadata() or {}
+                metadata = opened.metadata() or {}
                 self.tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise UserError(
                 f"{file} cannot be read as a checkpoint ({error}). If it is truncated, remove it: "
                 "--resume then goes on from the one before"
             ) from None
-        if about.get("format") != FORMAT:
+        if metadata.get("format") != FORMAT:
             raise UserError(
                 f"{file} was not written by train_clip_hyperbolic.py of this version; give one of "
                 "its runs, or a file of its folder checkpoints/"
             )
         self.file = file
-        self.config = configuration.from_json(about["config"], file)
-        self.words = Words.from_text(about["words"], self.config.max_tokens)
-        self.state: dict[str, Any] = json.loads(about["state"])
+        self.config = configuration.from_json(metadata["config"], file)
+        self.tokenizer = CaptionTokenizer.from_text(metadata["words"], self.config.max_tokens)
+        self.state: dict[str, Any] = json.loads(metadata["state"])
 
     @classmethod
-    def of(cls, place: Path) -> Checkpoint:
-        """That of a file, or the newest of a run."""
-        if place.suffix == ".safetensors":
-            return cls(place)
-        if not (found := all_of(place)):
-            raise UserError(f"{place} has no checkpoint to go on from; train it from the start")
-        return cls(found[-1])
+    def latest(cls, path: Path) -> Checkpoint:
+        """The newest checkpoint of a run's folder, or the one of a file."""
+        if path.suffix == ".safetensors":
+            return cls(path)
+        if not (files := checkpoints_of(path)):
+            raise UserError(f"{path} has no checkpoint to go on from; train it from the start")
+        return cls(files[-1])
 
-    def part(self, name: str) -> dict[str, Tensor]:
-        start = f"{name}."
-        return {key[len(start) :]: t for key, t in self.tensors.items() if key.startswith(start)}
+    def tensors_of(self, owner: str) -> dict[str, Tensor]:
+        """The tensors named `OWNER.NAME`, by their NAME."""
+        prefix = f"{owner}."
+        return {
+            name.removeprefix(prefix): tensor
+            for name, tensor in self.tensors.items()
+            if name.startswith(prefix)
+        }
 
     def model(self) -> Towers:
-        model = Towers.of(self.config, len(self.words))
+        model = Towers.from_config(self.config, len(self.tokenizer))
         self.restore(model)
         return model
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Loads the weights, and the optimizer's moments."""
         try:
-            model.load_state_dict(self.part("model"))
+            model.load_state_dict(self.tensors_of("model"))
         except RuntimeError as error:
             raise UserError(f"{self.file} does not fit its own configuration: {error}") from None
-        if optimizer is not None:
-            moments: dict[int, dict[str, Tensor]] = {}
-            trained = [p for group in optimizer.param_groups for p in group["params"]]
-            for name, tensor in self.part("optimizer").items():
-                number, key = name.split(".")
-                like = trained[int(number)]
-                if tensor.shape == like.shape:  # in the same order in memory: channels last or not
-                    tensor = torch.empty_like(like).copy_(tensor)
-                moments.setdefault(int(number), {})[key] = tensor
-            optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+        if optimizer is None:
+            return
+        moments: dict[int, dict[str, Tensor]] = {}
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for name, tensor in self.tensors_of("optimizer").items():
+            number, moment = name.split(".")
+            parameter = parameters[int(number)]
+            if tensor.shape == parameter.shape:
+                # in the parameter's order in memory, which may be channels last
+                tensor = torch.empty_like(parameter).copy_(tensor)
+            moments.setdefault(int(number), {})[moment] = tensor
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
 
 
-def read(place: Path) -> Checkpoint | Published:
-    """What can be evaluated: a checkpoint, a run's newest, or a model of lorentzkit.clip."""
-    return Published(place) if Published.is_at(place) else Checkpoint.of(place)
+def read(path: Path) -> Checkpoint | Published:
+    """What can be evaluated: a checkpoint, the newest one of a run, a model of lorentzkit.clip."""
+    return Published(path) if Published.is_at(path) else Checkpoint.latest(path)

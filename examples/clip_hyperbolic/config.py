@@ -15,9 +15,11 @@ class UserError(Exception):
     """Something only the user can put right; the message says what to do."""
 
 
-def option(default: Any, about: str) -> Any:
+def option(default: Any, explanation: str) -> Any:
     kwargs = {"default_factory": lambda: list(default)} if isinstance(default, list) else {}
-    return field(**(kwargs or {"default": default}), metadata={"help": about.replace("%", "%%")})
+    return field(
+        **(kwargs or {"default": default}), metadata={"help": explanation.replace("%", "%%")}
+    )
 
 
 @dataclass
@@ -91,9 +93,10 @@ class Config:
     keep: int = option(2, "latest checkpoints kept, besides the best")
 
     def __post_init__(self) -> None:
-        for name, least in LEAST.items():
-            if (got := getattr(self, name)) < least:
-                raise UserError(f"--{name.replace('_', '-')}: expected at least {least}, got {got}")
+        for name, minimum in MINIMA.items():
+            if (value := getattr(self, name)) < minimum:
+                flag = f"--{name.replace('_', '-')}"
+                raise UserError(f"{flag}: expected at least {minimum}, got {value}")
         if not 0 < self.crop <= 1:
             raise UserError(f"--crop: expected a share in (0, 1], got {self.crop}")
         if self.stem_width < 8 or self.stem_width % 8:  # GroupNorm has 8 groups
@@ -107,40 +110,40 @@ class Config:
             raise UserError(
                 "--workers: with --in-memory there is nothing for them; set one of both"
             )
-        if len(self.evaluated) < len(self.eval_shards):
+        if len(self.eval_patterns) < len(self.eval_shards):
             raise UserError(
                 f"--eval-shards: each needs a name of its own, as NAME=PATTERN, got "
                 f"{' '.join(self.eval_shards)}"
             )
 
     @property
-    def evaluated(self) -> dict[str, str]:
-        """The shards to evaluate on, by name: that of the file where none is given."""
-        found = {}
-        for named in self.eval_shards:
-            name, equals, pattern = named.partition("=")
+    def eval_patterns(self) -> dict[str, str]:
+        """The shards to evaluate on, by name; a pattern without a name has that of its file."""
+        patterns = {}
+        for argument in self.eval_shards:
+            name, equals, pattern = argument.partition("=")
             if not equals or "/" in name:  # a path with an equals sign in it
-                name, pattern = Path(named).stem, named
-            found[name] = pattern
-        return found
+                name, pattern = Path(argument).stem, argument
+            patterns[name] = pattern
+        return patterns
 
     @property
     def loss_entailment_weight(self) -> float:
-        """As the library's losses take it.
+        """The weight as the library's losses take it.
 
-        Of hycoclip half: its released code's 0.2 is the paper's 0.1.
+        hycoclip's is halved: what its released code writes as 0.2 is the paper's 0.1.
         """
         return self.entailment_weight / (2 if self.objective == "hycoclip" else 1)
 
     @property
     def text_pooling(self) -> Literal["eos", "mean"]:
-        """A text's feature: at its end, where both towers are transformers of the run's own."""
-        given = self.vision_model or self.text_model or self.tokenizer
-        own = not given and self.vision != "conv" and self.text_layers > 0
-        return "eos" if own else "mean"
+        """Where a text's feature is: at its end, if the run makes two transformers; else a mean."""
+        pretrained = self.vision_model or self.text_model or self.tokenizer
+        two_transformers = self.vision != "conv" and self.text_layers > 0
+        return "eos" if two_transformers and not pretrained else "mean"
 
 
-LEAST = dict.fromkeys(("batch_size", "log_every", "save_every", "keep", "embed_dim"), 1) | (
+MINIMA = dict.fromkeys(("batch_size", "log_every", "save_every", "keep", "embed_dim"), 1) | (
     dict.fromkeys(("steps", "workers", "micro_batch", "ancestor_levels", "skip_nonfinite"), 0)
 )
 
@@ -183,19 +186,20 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
     pass
 
 
-def parse(about: str, argv: list[str] | None = None) -> tuple[Config, Any]:
-    """The configuration of a command line, and its flags that do not belong to it."""
-    first = argparse.ArgumentParser(add_help=False)
-    first.add_argument("--preset", default="emoji")
-    parser = HfArgumentParser(Config, description=about, formatter_class=Help)
-    parser.set_defaults(**PRESETS.get(first.parse_known_args(argv)[0].preset, {}))
+def parse(description: str, argv: list[str] | None = None) -> tuple[Config, Any]:
+    """The configuration that a command line asks for, and the parsed flags with the others."""
+    preset_parser = argparse.ArgumentParser(add_help=False)
+    preset_parser.add_argument("--preset", default="emoji")
+    preset = preset_parser.parse_known_args(argv)[0].preset
+    parser = HfArgumentParser(Config, description=description, formatter_class=Help)
+    parser.set_defaults(**PRESETS.get(preset, {}))
     parser.add_argument("--resume", metavar="RUN", help="a run's folder: go on where it stopped")
     parser.add_argument("--dry-run", action="store_true", help="print the configuration and sizes")
-    chosen = parser.parse_args(argv)
-    values = {f.name: getattr(chosen, f.name) for f in fields(Config)}
-    if chosen.resume and values != vars(Config()):
+    flags = parser.parse_args(argv)
+    values = {f.name: getattr(flags, f.name) for f in fields(Config)}
+    if flags.resume and values != vars(Config()):
         raise UserError("--resume goes on with the run's own configuration: leave other flags out")
-    return Config(**values), chosen
+    return Config(**values), flags
 
 
 def load(file: Path) -> Config:

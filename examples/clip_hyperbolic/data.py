@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count, islice, repeat
 from typing import Any, NamedTuple
@@ -15,19 +15,21 @@ import webdataset as wds
 from torch.utils.data import IterableDataset, get_worker_info
 
 from .config import Config, UserError
-from .images import as_pixels, augmented, jittered, part
+from .images import as_pixels, augmented, crop_box, jittered
 from .schema import Sample, with_keywords
-from .shards import IMAGES, expand, members, read, samples
+from .shards import IMAGE_ENDINGS, OnBroken, expand, raw_samples, read, samples
 
-PATIENCE = 20_000  # samples, two large shards' worth, of which one at least has to be whole
+# So many samples, two large shards' worth, may be broken before the first whole one.
+MAX_BROKEN_AT_START = 20_000
+SHUFFLE_BUFFER = 2000  # samples
 
 
-class Turn(NamedTuple):
-    """A sample that a worker has to take: decoded if it is in memory, else its files."""
+class Item(NamedTuple):
+    """What a worker takes next: a `Sample` that is in memory, or the `RawSample` of a shard."""
 
     position: int
     rng: random.Random
-    raw: Any
+    content: Any
 
 
 def number(label: str | tuple[str, ...]) -> int:
@@ -37,28 +39,29 @@ def number(label: str | tuple[str, ...]) -> int:
 
 
 class Level(NamedTuple):
-    """A text for each sample of a batch, and what tells whether two samples share it."""
+    """A text for each sample of a batch; two samples with equal labels share theirs."""
 
     texts: list[str]
     labels: list[Any]
 
 
-def drawn(batch: list[Sample], config: Config, rngs: list[random.Random]) -> list[Level]:
-    """The captions of a batch, one of each sample's, and the texts of the levels above them."""
+def draw_levels(batch: list[Sample], config: Config, rngs: list[random.Random]) -> list[Level]:
+    """One caption of each sample of a batch, and the texts of the levels above the captions."""
     captions = []
     for sample, rng in zip(batch, rngs, strict=True):
         caption = rng.choice(sample.captions) if len(sample.captions) > 1 else sample.caption
-        some: list[str] = []
+        keywords: list[str] = []
         if sample.keywords and rng.random() < config.keywords:
-            some = rng.sample(sample.keywords, rng.randint(1, len(sample.keywords)))
-        captions.append(with_keywords(caption, some))
+            keywords = rng.sample(sample.keywords, rng.randint(1, len(sample.keywords)))
+        captions.append(with_keywords(caption, keywords))
     levels = [Level(captions, [sample.concept for sample in batch])]
-    if config.keyword_level:  # several concepts share a keyword; one without any is its own
-        single = [
+    if config.keyword_level:
+        # Several concepts share a keyword. A sample without any has its caption there.
+        keywords = [
             rng.choice(sample.keywords or [sample.caption])
             for sample, rng in zip(batch, rngs, strict=True)
         ]
-        levels.append(Level(single, single))
+        levels.append(Level(keywords, keywords))
     for level in range(1, config.ancestor_levels + 1):
         paths = [sample.path(level) for sample in batch]
         levels.append(Level([path[-1] for path in paths], paths))
@@ -68,40 +71,47 @@ def drawn(batch: list[Sample], config: Config, rngs: list[random.Random]) -> lis
 def collate(batch: list[Sample], config: Config, rngs: list[random.Random]) -> dict[str, Any]:
     """A batch: pixels, the distinct texts, and of each level the text and label of every pair.
 
-    For hycoclip also one box of each sample that has some, drawn at random: the pixels follow those
-    of the images, and `boxes` has their texts and their samples.
+    For hycoclip also one box of each sample that has some, drawn at random. Its pixels follow those
+    of the images; `boxes` has two rows: the boxes' texts, and the samples that they belong to.
     """
-    levels = drawn(batch, config, rngs)
-    place: dict[str, int] = {}
-    index = [[place.setdefault(text, len(place)) for text in one.texts] for one in levels]
+    levels = draw_levels(batch, config, rngs)
+    text_index: dict[str, int] = {}  # every distinct text, by its place among them
+    index = [
+        [text_index.setdefault(text, len(text_index)) for text in level.texts] for level in levels
+    ]
     originals = [sample.image for sample in batch]
-    about_boxes = {}
+    box_entry = {}
     if config.objective == "hycoclip":
-        some = [i for i, sample in enumerate(batch) if sample.boxes]
-        boxes = [rngs[i].choice(batch[i].boxes) for i in some]
-        originals += [part(batch[i].image, box) for i, box in zip(some, boxes, strict=True)]
-        texts = [place.setdefault(box.caption, len(place)) for box in boxes]
-        about_boxes["boxes"] = torch.tensor([texts, some], dtype=torch.int64)
-        rngs = [*rngs, *(random.Random(rngs[i].random()) for i in some)]
+        with_boxes = [i for i, sample in enumerate(batch) if sample.boxes]
+        boxes = [rngs[i].choice(batch[i].boxes) for i in with_boxes]
+        originals += [
+            crop_box(batch[i].image, box) for i, box in zip(with_boxes, boxes, strict=True)
+        ]
+        box_texts = [text_index.setdefault(box.caption, len(text_index)) for box in boxes]
+        box_entry["boxes"] = torch.tensor([box_texts, with_boxes], dtype=torch.int64)
+        rngs = [*rngs, *(random.Random(rngs[i].random()) for i in with_boxes)]
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # PIL lets go of the interpreter
         images = [*threads.map(augmented, originals, repeat(config), rngs)]
+    labels = [[number(label) for label in level.labels] for level in levels]
     return {
         "keys": [sample.key for sample in batch],
         "pixels": jittered(as_pixels(images), config, rngs),
-        "texts": list(place),
+        "texts": list(text_index),
         "index": torch.tensor(index),
-        "labels": torch.tensor([[number(of) for of in one.labels] for one in levels]),
-        **about_boxes,
+        "labels": torch.tensor(labels),
+        **box_entry,
     }
 
 
 class Batches(IterableDataset):
     """An endless stream of one process's batches, in an order that seed and positions fix.
 
-    Every worker of every process is a consumer. With as many shards as consumers each has shards of
-    its own; else, and in memory, all read the same and take their turns of `batch` samples, so that
-    the batches of several processes together are those of one. Every batch says how many samples
-    its worker had gone past; `positions`, one number per worker, makes it go on behind them.
+    Every worker of every process is a consumer. With as many shards as consumers, each reads shards
+    of its own. Otherwise, and in memory, all read the same samples and take turns of `batch_size`
+    samples, so that the batches of several processes together are those of one.
+
+    Every batch says how far its worker has read. `positions`, one number per worker, makes the
+    stream go on from there.
     """
 
     def __init__(
@@ -113,84 +123,88 @@ class Batches(IterableDataset):
         positions: list[int] | None = None,
     ) -> None:
         self.config, self.rank, self.processes, self.step = config, rank, processes, step
-        self.batch = config.batch_size // processes
+        self.batch_size = config.batch_size // processes
         self.shards = expand(config.shards)
         self.positions = positions or [0] * max(config.workers, 1)
         self.memory: list[Sample] | None = None
-        self.lost: list[str] = []
+        self.broken: list[str] = []  # messages that the next batch will have
         if config.in_memory:
-            stream = samples(self.shards, self.lost.append, config.ancestor_levels)
+            stream = samples(self.shards, self.broken.append, config.ancestor_levels)
             self.memory = list(stream)
             if not self.memory:
-                raise nothing(self.shards, self.lost)
+                raise no_sample(self.shards, self.broken)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        # A loader asks its workers in turn, from the first: the one whose turn it is comes first.
+        # A loader always asks its first worker first, and the others in turn. After `step` batches
+        # the worker whose turn it is has to take that place.
         workers = max(self.config.workers, 1)
-        worker = get_worker_info()
-        me = ((worker.id if worker else 0) + self.step) % workers
-        lost, self.lost = self.lost, []
+        info = get_worker_info()
+        worker = ((info.id if info else 0) + self.step) % workers
+        broken, self.broken = self.broken, []
         batch: list[Sample] = []
         rngs: list[random.Random] = []
-        first, tried = True, 0
-        for turn in self._turns(self.rank * workers + me, self.positions[me], lost.append):
-            found = turn.raw
-            if not isinstance(found, Sample):
-                tried += 1
-                found = read(turn.raw, lost.append, self.config.ancestor_levels)
-            if found is None:
-                if first and not batch and tried >= PATIENCE:
-                    raise nothing(self.shards, lost)
+        is_first_batch, read_count = True, 0
+        for item in self._items(self.rank * workers + worker, self.positions[worker], broken):
+            sample = item.content
+            if not isinstance(sample, Sample):
+                read_count += 1
+                sample = read(item.content, broken.append, self.config.ancestor_levels)
+            if sample is None:
+                if is_first_batch and not batch and read_count >= MAX_BROKEN_AT_START:
+                    raise no_sample(self.shards, broken)
                 continue
-            batch.append(found)
-            rngs.append(turn.rng)
-            if len(batch) == self.batch:
-                if first and self.config.objective == "hycoclip":
+            batch.append(sample)
+            rngs.append(item.rng)
+            if len(batch) == self.batch_size:
+                if is_first_batch and self.config.objective == "hycoclip":
                     _check_boxes(batch)
-                first = False
-                about = {"worker": me, "position": turn.position + 1, "broken": lost.copy()}
-                lost.clear()
-                yield collate(batch, self.config, rngs) | about
+                is_first_batch = False
+                progress = {"worker": worker, "position": item.position + 1}
+                progress["broken"] = broken.copy()
+                broken.clear()
+                yield collate(batch, self.config, rngs) | progress
                 batch, rngs = [], []
 
-    def _turns(self, consumer: int, start: int, broken: Callable[[str], None]) -> Iterator[Turn]:
-        """This consumer's samples from its position `start` on."""
+    def _items(self, consumer: int, start: int, broken: list[str]) -> Iterator[Item]:
+        """This consumer's samples from its position `start` on; messages go to `broken`."""
         consumers = self.processes * max(self.config.workers, 1)
-        alone = self.memory is None and len(self.shards) >= consumers > 1
-        shards = self.shards[consumer::consumers] if alone else self.shards
-        seed = f"{self.config.seed}/{consumer if alone else ''}"
-        endless = (
-            one
+        has_own_shards = self.memory is None and len(self.shards) >= consumers > 1
+        shards = self.shards[consumer::consumers] if has_own_shards else self.shards
+        seed = f"{self.config.seed}/{consumer if has_own_shards else ''}"
+        contents = (
+            content
             for epoch in count()
-            for one in self._epoch(shards, random.Random(f"{seed}/{epoch}"), broken)
+            for content in self._epoch(shards, random.Random(f"{seed}/{epoch}"), broken.append)
         )
-        for position, one in islice(enumerate(endless), start, None):
-            if alone or position // self.batch % consumers == consumer:
-                yield Turn(position, random.Random(f"{seed}/at {position}"), one)
+        for position, content in islice(enumerate(contents), start, None):
+            if has_own_shards or position // self.batch_size % consumers == consumer:
+                yield Item(position, random.Random(f"{seed}/at {position}"), content)
 
-    def _epoch(
-        self, shards: list[str], rng: random.Random, broken: Callable[[str], None]
-    ) -> Iterator[Any]:
-        """Each sample once: in memory in any order, else shards shuffled, and a buffer's worth."""
+    def _epoch(self, shards: list[str], rng: random.Random, on_broken: OnBroken) -> Iterator[Any]:
+        """Each sample once, in random order.
+
+        Samples in memory are shuffled as a whole; else the shards are, and samples in a buffer.
+        """
         if self.memory is not None:
             yield from rng.sample(self.memory, len(self.memory))
             return
-        found, lost = 0, []
-        stream = members(rng.sample(shards, len(shards)), lost.append)
-        for found, one in enumerate(wds.shuffle(2000, rng=rng)(stream), 1):  # noqa: B007
-            yield one
-        if not found:
-            raise nothing(shards, lost)
-        for message in lost:
-            broken(message)
+        sample_count, messages = 0, []
+        stream = raw_samples(rng.sample(shards, len(shards)), messages.append)
+        for raw in wds.shuffle(SHUFFLE_BUFFER, rng=rng)(stream):
+            sample_count += 1
+            yield raw
+        if not sample_count:
+            raise no_sample(shards, messages)
+        for message in messages:
+            on_broken(message)
 
 
-def nothing(shards: list[str], lost: list[str]) -> UserError:
-    """That shards hold no sample to train on, and what was wrong with the first."""
-    why = f"; the first of {len(lost)} errors: {lost[0]}" if lost else ""
+def no_sample(shards: list[str], messages: list[str]) -> UserError:
+    """The error that shards hold no sample to train on; it says what was wrong with the first."""
+    reason = f"; the first of {len(messages)} errors: {messages[0]}" if messages else ""
     return UserError(
-        f"the dataset is empty: no whole KEY.{{{','.join(IMAGES)}}} with KEY.txt or KEY.json in "
-        f"{len(shards)} shards, {shards[0]} the first{why}"
+        f"the dataset is empty: no whole KEY.{{{','.join(IMAGE_ENDINGS)}}} with KEY.txt or "
+        f"KEY.json in {len(shards)} shards, {shards[0]} the first{reason}"
     )
 
 

@@ -38,7 +38,10 @@ def default_cache() -> Path:
 
 
 def prepare(folder: Path, report: Callable[[float], None] = lambda share: None) -> Path:
-    """Writes the shards into `folder`, unless they are there and whole; returns `folder`."""
+    """Writes the shards into `folder`, unless they are there and whole; returns `folder`.
+
+    `report` is told which share of the work is done.
+    """
     if is_complete(folder):
         return folder
     unfinished = folder.with_name(f".{folder.name}-{os.getpid()}")
@@ -57,7 +60,7 @@ def is_complete(folder: Path) -> bool:
     """Whether the manifest fits this module, and every shard its checksum in the manifest."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
-        return manifest["made_of"] == _made_of() and all(
+        return manifest["made_of"] == _provenance() and all(
             _digest(folder / name) == shard["sha256"] for name, shard in manifest["shards"].items()
         )
     except (OSError, ValueError, KeyError):
@@ -72,22 +75,24 @@ def concepts(drawings: Path | None = None) -> list[dict[str, Any]]:
 
     keywords: dict[str, set[str]] = {}
     for row in EMOJIS.values():
-        words = {word.replace("_", " ").strip() for word in row["aliases"]}
-        keywords.setdefault(_bare(row["emoji"]), set()).update(words)
+        aliases = {alias.replace("_", " ").strip() for alias in row["aliases"]}
+        keywords.setdefault(_key_of_character(row["emoji"]), set()).update(aliases)
     files = {
-        vendor: {_key(file.stem): file for file in sorted((drawings / vendor).glob("*.png"))}
+        vendor: {
+            _key_of_stem(file.stem): file for file in sorted((drawings / vendor).glob("*.png"))
+        }
         for vendor in VENDORS
     }
-    found = []
+    drawn_by_all = []
     for row in rows:
         if row["emoji_type"] != "basic" or row["category_slug"] == "flags":
             continue
-        key = _bare(row["character"])
+        key = _key_of_character(row["character"])
         if int(key, 16) < 256:  # the copyright and the trademark sign: letters, not drawings
             continue
         if all(key in files[vendor] for vendor in VENDORS):
             name = row["cldr_name"]
-            found.append(
+            drawn_by_all.append(
                 {
                     "concept": key,
                     "caption": name,
@@ -101,68 +106,83 @@ def concepts(drawings: Path | None = None) -> list[dict[str, Any]]:
                     "files": {vendor: files[vendor][key] for vendor in VENDORS},
                 }
             )
-    return found
+    return drawn_by_all
 
 
-def pixels(file: Path) -> bytes:
+def pixel_bytes(file: Path) -> bytes:
     with Image.open(file) as image:
         return image.convert("RGBA").tobytes()
 
 
-def distinct(found: list[dict[str, Any]], report: Callable[[float], None]) -> Iterator[dict]:
-    """Those not drawn alike everywhere: some of 2021 are one picture in all vendors' folders.
+def distinct(
+    candidates: list[dict[str, Any]], report: Callable[[float], None]
+) -> Iterator[dict[str, Any]]:
+    """The concepts that vendors draw differently.
 
-    Pictures are compared, not files: the same pixels come in files of different sizes.
+    Some emoji of 2021 are one picture in all vendors' folders. Pixels are compared, not files: the
+    same pixels come in files of different sizes.
     """
-    for i, concept in enumerate(found):
-        report(i / len(found))
-        if len({pixels(file) for file in concept["files"].values()}) > 1:
+    for i, concept in enumerate(candidates):
+        report(i / len(candidates))
+        if len({pixel_bytes(file) for file in concept["files"].values()}) > 1:
             yield concept
 
 
-def boxes(file: Path, keywords: list[str]) -> list[dict[str, Any]]:
-    """For each keyword a square with a half to four fifths of a drawing's sides, anywhere in it."""
+def random_boxes(file: Path, keywords: list[str]) -> list[dict[str, Any]]:
+    """For each keyword a box with 0.5 to 0.8 of a drawing's sides, anywhere in it."""
     rng = random.Random(f"{SEED}/{file.parent.name}/{file.name}")
     with Image.open(file) as image:
         width, height = image.size
-    found = []
+    boxes = []
     for keyword in keywords:
         share = rng.uniform(0.5, 0.8)
         w, h = round(share * width), round(share * height)
         x, y = rng.randint(0, width - w), rng.randint(0, height - h)
-        found.append({"box": [x, y, x + w, y + h], "caption": keyword})
-    return found
+        boxes.append({"box": [x, y, x + w, y + h], "caption": keyword})
+    return boxes
 
 
 def _write(folder: Path, report: Callable[[float], None]) -> None:
-    kept = list(distinct(concepts(), report))
-    rare = set(random.Random(SEED).sample(range(len(kept)), round(RARE_SHARE * len(kept))))
+    drawn_differently = list(distinct(concepts(), report))
+    count = len(drawn_differently)
+    rare = set(random.Random(SEED).sample(range(count), round(RARE_SHARE * count)))
+    folds = {
+        fold: [
+            concept
+            for i, concept in enumerate(drawn_differently)
+            if (i in rare) == (fold == "rare")
+        ]
+        for fold in FOLDS
+    }
     shards = {}
     for vendor in VENDORS:
-        for fold in FOLDS:
-            name = f"{vendor}-{fold}.tar"
-            some = [c for i, c in enumerate(kept) if (i in rare) == (fold == "rare")]
-            with (folder / name).open("wb") as file, wds.TarWriter(file, mtime=0) as tar:
-                for concept in some:
-                    about = {key: concept[key] for key in concept if key != "files"}
-                    split = "train" if vendor in TRAINING else "test"
-                    about["boxes"] = boxes(concept["files"][vendor], concept["keywords"])
-                    about |= {"vendor": vendor, "fold": fold, "split": f"{split}-{fold}"}
-                    tar.write(
-                        {
-                            "__key__": f"{vendor}-{concept['concept']}",
-                            "png": concept["files"][vendor].read_bytes(),
-                            "txt": concept["caption"],
-                            "json": json.dumps(about, ensure_ascii=False).encode(),
-                        }
-                    )
-            shards[name] = {"samples": len(some), "sha256": _digest(folder / name)}
-    manifest = {"licence": LICENCE, "made_of": _made_of(), "shards": shards}
+        for fold, fold_concepts in folds.items():
+            file = folder / f"{vendor}-{fold}.tar"
+            with file.open("wb") as opened, wds.TarWriter(opened, mtime=0) as tar:
+                for concept in fold_concepts:
+                    tar.write(_sample(concept, vendor, fold))
+            shards[file.name] = {"samples": len(fold_concepts), "sha256": _digest(file)}
+    manifest = {"licence": LICENCE, "made_of": _provenance(), "shards": shards}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
     report(1.0)
 
 
-def _made_of() -> dict[str, Any]:
+def _sample(concept: dict[str, Any], vendor: str, fold: str) -> dict[str, Any]:
+    """A vendor's drawing of a concept, as `TarWriter` takes it."""
+    drawing = concept["files"][vendor]
+    metadata = {name: value for name, value in concept.items() if name != "files"}
+    metadata["boxes"] = random_boxes(drawing, concept["keywords"])
+    split = "train" if vendor in TRAINING else "test"
+    metadata |= {"vendor": vendor, "fold": fold, "split": f"{split}-{fold}"}
+    return {
+        "__key__": f"{vendor}-{concept['concept']}",
+        "png": drawing.read_bytes(),
+        "txt": concept["caption"],
+        "json": json.dumps(metadata, ensure_ascii=False).encode(),
+    }
+
+
+def _provenance() -> dict[str, Any]:
     return {"layout": 2, "seed": SEED, "rare_share": RARE_SHARE, "packages": PACKAGES}
 
 
@@ -181,10 +201,10 @@ def _folder_of(package: str) -> Path:
     return Path(spec.origin).parent
 
 
-def _key(stem: str) -> str:
+def _key_of_stem(stem: str) -> str:
     """`U+0023-U+FE0F-U+20E3` without the marks that only some vendors write: `0023-20e3`."""
     return "-".join(part for part in stem.lower().replace("u+", "").split("-") if part != "fe0f")
 
 
-def _bare(character: str) -> str:
-    return _key("-".join(f"{ord(point):04x}" for point in character))
+def _key_of_character(character: str) -> str:
+    return _key_of_stem("-".join(f"{ord(point):04x}" for point in character))

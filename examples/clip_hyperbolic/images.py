@@ -1,4 +1,4 @@
-"""Images: out of a file, upright and on white; a random view for training, the middle for tests."""
+"""Images: read upright and on white; a random view for training, the middle for evaluation."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from .schema import Box
 
 
 class Picture(NamedTuple):
-    """An upright image, and how the file had it: its size there, and EXIF's orientation."""
+    """An upright image, and how the file stores it: its size there, and its EXIF orientation."""
 
     image: Image.Image
-    stored: tuple[int, int]
+    stored_size: tuple[int, int]
     orientation: int
 
-    def turned(self, box: Box) -> Box:
+    def upright_box(self, box: Box) -> Box:
         """A box of the stored image, where it lies in the upright one."""
-        (x0, y0, x1, y1), (width, height) = box.edges, self.stored
+        (x0, y0, x1, y1), (width, height) = box.edges, self.stored_size
         if self.orientation in (2, 3, 7, 8):
             x0, x1 = width - x1, width - x0
         if self.orientation in (3, 4, 6, 7):
@@ -37,10 +37,11 @@ class Picture(NamedTuple):
 def read(content: bytes) -> Picture:
     """An image of any mode and orientation as RGB; what is transparent comes on white."""
     with Image.open(io.BytesIO(content)) as opened:
-        depth = opened.tile[0].args if opened.tile else ""
+        stored_mode = opened.tile[0].args if opened.tile else ""
         opened.load()
         clear = opened.info.get("transparency")
-        if depth == "RGB;16B" and clear is not None:  # Pillow drops the low bytes of pixels alone
+        if stored_mode == "RGB;16B" and clear is not None:
+            # Pillow drops the low bytes of the pixels, but not those of the transparent colour.
             opened.info["transparency"] = tuple(value >> 8 for value in clear)
         try:
             upright = ImageOps.exif_transpose(opened)
@@ -51,14 +52,14 @@ def read(content: bytes) -> Picture:
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    see_through = image.has_transparency_data
+    is_transparent = image.has_transparency_data
     if image.mode.startswith("I"):  # 16 bits, of which `convert` would cut off all above 255
         grey = np.asarray(image)
         clear = grey == image.info.get("transparency", -1)
         image = Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
         image.putalpha(Image.fromarray(np.where(clear, 0, 255).astype(np.uint8)))
-    image = image.convert("RGBA" if see_through else "RGB")
-    if see_through:
+    image = image.convert("RGBA" if is_transparent else "RGB")
+    if is_transparent:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
 
@@ -78,24 +79,25 @@ def augmented(image: Image.Image, config: Config, rng: random.Random) -> Image.I
         angle = rng.uniform(-config.rotate, config.rotate)
         image = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor="white")
     width, height = image.size
-    share = rng.uniform(config.crop, 1.0) * width * height
+    area = rng.uniform(config.crop, 1.0) * width * height
     ratio = rng.uniform(0.85, 1.18)
-    w, h = min((share * ratio) ** 0.5, width), min((share / ratio) ** 0.5, height)
+    w, h = min((area * ratio) ** 0.5, width), min((area / ratio) ** 0.5, height)
     left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
     size = (config.image_size, config.image_size)
     return image.resize(size, Image.Resampling.BICUBIC, (left, top, left + w, top + h))
 
 
-def part(image: Image.Image, box: Box) -> Image.Image:
+def crop_box(image: Image.Image, box: Box) -> Image.Image:
     left, top, right, bottom = box.edges
     return image.crop((math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)))
 
 
 def jittered(pixels: Tensor, config: Config, rngs: list[random.Random]) -> Tensor:
-    """Brightness, contrast and saturation of each image of a batch, in [0, 1], changed a little."""
+    """A batch in [0, 1], each image's brightness, contrast and saturation changed a little."""
     if not config.jitter:
         return pixels
-    factors = [[rng.uniform(1 - config.jitter, 1 + config.jitter) for _ in "bcs"] for rng in rngs]
+    low, high = 1 - config.jitter, 1 + config.jitter
+    factors = [[rng.uniform(low, high) for _ in range(3)] for rng in rngs]
     brightness, contrast, saturation = torch.tensor(factors).T[:, :, None, None, None]
     grey = pixels.mean(dim=1, keepdim=True)
     pixels = grey + saturation * (pixels - grey)

@@ -12,9 +12,9 @@ from transformers import CLIPImageProcessorPil, CLIPTextConfig, ResNetConfig
 from lorentzkit.clip import HyperbolicCLIPModel, HyperbolicCLIPProcessor
 
 from .config import Config, UserError
-from .tokenizer import Words
+from .tokenizer import CaptionTokenizer
 
-# width, layers and heads; the small one has MoCo-v3's heads, as MERU's
+# width, layers and heads; the small one has MoCo-v3's heads, as MERU has it
 VIT = {"vit-s": (384, 12, 12), "vit-b": (768, 12, 12), "vit-l": (1024, 24, 16)}
 MEAN, STD = [0.5] * 3, [0.25] * 3
 
@@ -25,16 +25,16 @@ class Towers(nn.Module):
     def __init__(self, model: HyperbolicCLIPModel, mean: list[float], std: list[float]) -> None:
         super().__init__()
         self.model, self.hyperbolic = model, model.hyperbolic
-        self.mean, self.std = (torch.tensor(x).view(3, 1, 1) for x in (mean, std))
+        self.mean, self.std = (torch.tensor(channels).view(3, 1, 1) for channels in (mean, std))
 
     @property
     def logit_scale(self) -> nn.Module:
         return self.model.logit_scale
 
     @classmethod
-    def of(cls, config: Config, vocabulary: int) -> Towers:
-        """New towers, of the sizes of a run."""
-        eos = config.text_pooling == "eos"
+    def from_config(cls, config: Config, vocabulary: int) -> Towers:
+        """New towers, of the sizes of a run, for so many tokens."""
+        pools_at_end = config.text_pooling == "eos"
         try:
             model = HyperbolicCLIPModel.from_vision_text_pretrained(
                 config.vision_model or vision_sizes(config),
@@ -42,7 +42,7 @@ class Towers(nn.Module):
                 local_files_only=True,
                 text_pooling=config.text_pooling,
                 # The settings of small towers were searched with the spread of nn.Linear's weights.
-                initializer_factor=1.0 if eos else 3**-0.5,
+                initializer_factor=1.0 if pools_at_end else 3**-0.5,
                 projection_dim=config.embed_dim,
                 objective=config.objective,
                 curv_init=config.curv_init,
@@ -53,12 +53,12 @@ class Towers(nn.Module):
                 centroid_weight=config.centroid_weight,
             )
         except (OSError, ValueError) as error:
-            named = {"--vision_model": config.vision_model, "--text_model": config.text_model}
-            where = " and ".join(f"{flag} {folder}" for flag, folder in named.items() if folder)
-            raise UserError(f"{where}: transformers finds no such tower there: {error}") from None
+            folders = {"--vision_model": config.vision_model, "--text_model": config.text_model}
+            flags = " and ".join(f"{flag} {folder}" for flag, folder in folders.items() if folder)
+            raise UserError(f"{flags}: transformers finds no such tower there: {error}") from None
         return cls(model.to(memory_format=torch.channels_last), MEAN, STD)
 
-    def save(self, folder: Path, words: Words, size: int) -> None:
+    def save(self, folder: Path, tokenizer: CaptionTokenizer, size: int) -> None:
         """The model and its processor, for `from_pretrained`."""
         images = CLIPImageProcessorPil(
             size={"shortest_edge": size},
@@ -66,9 +66,9 @@ class Towers(nn.Module):
             image_mean=self.mean.flatten().tolist(),
             image_std=self.std.flatten().tolist(),
         )
-        words.tokenizer.model_max_length = words.max_tokens
+        tokenizer.pretrained.model_max_length = tokenizer.max_tokens
         self.model.save_pretrained(folder)
-        HyperbolicCLIPProcessor(images, words.tokenizer).save_pretrained(folder)
+        HyperbolicCLIPProcessor(images, tokenizer.pretrained).save_pretrained(folder)
 
     def forward(self, pixels: Tensor, tokens: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         """Points of images and of texts, the curvature and the logit scale."""
@@ -109,7 +109,7 @@ def vision_sizes(config: Config) -> ResNetConfig | dict[str, Any]:
 
 
 def text_sizes(config: Config, vocabulary: int) -> CLIPTextConfig | dict[str, Any]:
-    """A transformer whose last token is the text's feature, or the mean of tokens is."""
+    """A transformer; a text's feature is its last token, or the mean of its tokens."""
     sizes = {
         "vocab_size": vocabulary,
         "hidden_size": config.text_width,

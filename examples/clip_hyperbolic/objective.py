@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,39 +13,58 @@ from lorentzkit import losses
 
 from .config import Config
 
+Parts = dict[str, Tensor]
+# Many pairs of a batch share an ancestor, so every second pair says enough. As a loss compares all
+# with all, that is a quarter of the work.
+ANCESTOR_STRIDE = 2
+
+
+class AngleContrast(nn.Module):
+    """atmg's loss of ancestors: without the centroids, which the captions hold at their radii."""
+
+    def __init__(self, group: dist.ProcessGroup | None) -> None:
+        super().__init__()
+        self.group = group
+
+    def forward(
+        self, *, text: Tensor, image: Tensor, curv: Tensor, logit_scale: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Parts]:
+        loss = losses.contrastive_loss(
+            text, image, curv, logit_scale, similarity="angle", targets=targets, group=self.group
+        )
+        return loss, {"contrastive": loss}
+
 
 class Objective(nn.Module):
-    """The loss of captions, and the mean of those of their ancestors with a weight."""
+    """The loss of captions, plus the weighted mean of the losses of their ancestors.
+
+    `caption_loss` and `ancestor_loss` are called as the losses of lorentzkit are, and return a
+    total and its parts.
+    """
+
+    caption_loss: Any
+    ancestor_loss: Any
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         group = dist.group.WORLD if dist.is_initialized() else None
-        self.loss: Any
-        if config.objective == "clip":
-            self.loss = losses.CLIPLoss(group=group)
-        elif config.objective == "meru":
-            self.loss = losses.MERULoss(entailment_weight=config.entailment_weight, group=group)
-        else:
-            self.loss = losses.ATMGLoss(
+        self.ancestor_weight, self.group = config.ancestor_weight, group
+        if config.objective == "atmg":
+            self.caption_loss = losses.ATMGLoss(
                 text_radius=config.text_radius,
                 image_radius=config.image_radius,
                 centroid_weight=config.centroid_weight,
                 group=group,
             )
-        self.ancestor_weight, self.group = config.ancestor_weight, group
-
-    def above(self, texts: Tensor, images: Tensor, *curv_and_scale: Tensor, of: Tensor) -> Tensor:
-        """The loss of ancestors; for atmg without the centroids, which the captions hold."""
-        if isinstance(self.loss, losses.ATMGLoss):
-            loss = losses.contrastive_loss(
-                texts, images, *curv_and_scale, similarity="angle", targets=of, group=self.group
+            self.ancestor_loss = AngleContrast(group)
+        elif config.objective == "meru":
+            self.caption_loss = losses.MERULoss(
+                entailment_weight=config.entailment_weight, group=group
             )
-            return loss
-        curv, scale = curv_and_scale
-        total: Tensor = self.loss(
-            text=texts, image=images, curv=curv, logit_scale=scale, targets=of
-        )[0]
-        return total
+            self.ancestor_loss = self.caption_loss
+        else:
+            self.caption_loss = losses.CLIPLoss(group=group)
+            self.ancestor_loss = self.caption_loss
 
     def forward(
         self,
@@ -56,9 +74,13 @@ class Objective(nn.Module):
         scale: Tensor,
         index: Tensor,
         labels: Tensor,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """`texts[index[k, i]]` belongs to `images[i]`, and to all of the same `labels[k]`."""
-        total, parts = self.loss(
+    ) -> tuple[Tensor, Parts]:
+        """The total loss and its parts.
+
+        Row k of `index` and `labels` is a level: captions first, then their ancestors. The text of
+        `images[i]` is `texts[index[k, i]]`; pairs with equal `labels[k]` are positives.
+        """
+        total, parts = self.caption_loss(
             text=texts[index[0]], image=images, curv=curv, logit_scale=scale, targets=labels[0]
         )
         return self.with_ancestors(total, parts, images, texts, curv, scale, index, labels)
@@ -66,38 +88,39 @@ class Objective(nn.Module):
     def with_ancestors(
         self,
         total: Tensor,
-        parts: Mapping[str, Tensor],
+        parts: Parts,
         images: Tensor,
         texts: Tensor,
         curv: Tensor,
         scale: Tensor,
         index: Tensor,
         labels: Tensor,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of captions and its parts, and those of their ancestors added."""
-        parts = dict(parts)
-        # So many pairs share an ancestor that every second one says enough: a quarter of the work.
-        above = [
-            self.above(texts[at[::2]], images[::2], curv, scale, of=of[::2])
-            for at, of in zip(index[1:], labels[1:], strict=True)
+    ) -> tuple[Tensor, Parts]:
+        """Adds the ancestors to the captions' total and parts."""
+        level_losses = [
+            self.ancestor_loss(
+                text=texts[level_index[::ANCESTOR_STRIDE]],
+                image=images[::ANCESTOR_STRIDE],
+                curv=curv,
+                logit_scale=scale,
+                targets=level_labels[::ANCESTOR_STRIDE],
+            )[0]
+            for level_index, level_labels in zip(index[1:], labels[1:], strict=True)
         ]
-        if above:
-            parts["ancestors"] = torch.stack(above).mean()
-            total = total + self.ancestor_weight * parts["ancestors"]
-        return total, parts
+        if not level_losses:
+            return total, dict(parts)
+        ancestors = torch.stack(level_losses).mean()
+        return total + self.ancestor_weight * ancestors, {**parts, "ancestors": ancestors}
 
 
-def objective_of(config: Config) -> Objective:
-    return Compositional(config) if config.objective == "hycoclip" else Objective(config)
-
-
-class Compositional(Objective):
-    """HyCoCLIP's loss of captions, and the mean of MERU's of their ancestors with a weight."""
+class CompositionalObjective(Objective):
+    """HyCoCLIP's loss of captions and boxes; ancestors have MERU's, as they have no boxes."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(replace(config, objective="meru"))
-        weight = config.loss_entailment_weight
-        self.of_captions = losses.HyCoCLIPLoss(entailment_weight=weight, group=self.group)
+        self.caption_loss = losses.HyCoCLIPLoss(
+            entailment_weight=config.loss_entailment_weight, group=self.group
+        )
 
     def forward(
         self,
@@ -108,11 +131,14 @@ class Compositional(Objective):
         index: Tensor,
         labels: Tensor,
         boxes: Tensor | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """After images come boxes: the k-th has `texts[boxes[0, k]]`, in `images[boxes[1, k]]`."""
+    ) -> tuple[Tensor, Parts]:
+        """As `Objective`; `images` holds the boxes' crops too, behind the images.
+
+        The k-th crop has the text `texts[boxes[0, k]]` and was cut out of `images[boxes[1, k]]`.
+        """
         assert boxes is not None  # as the data of this objective have them
         images, crops = images.tensor_split([index.shape[1]])
-        total, parts = self.of_captions(
+        total, parts = self.caption_loss(
             text=texts[index[0]],
             image=images,
             box_text=texts[boxes[0]],
@@ -123,3 +149,8 @@ class Compositional(Objective):
             targets=labels[0],
         )
         return self.with_ancestors(total, parts, images, texts, curv, scale, index, labels)
+
+
+def make_objective(config: Config) -> Objective:
+    kind = CompositionalObjective if config.objective == "hycoclip" else Objective
+    return kind(config)

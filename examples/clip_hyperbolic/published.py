@@ -14,15 +14,15 @@ from .config import Config, UserError
 from .model import Towers
 
 
-class Tokens:
-    """Texts to tokens by the model's processor, as `Words` does."""
+class PublishedTokenizer:
+    """Texts to tokens by the model's processor; called as `CaptionTokenizer` is."""
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor
 
     def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        found = self.processor(text=texts, return_tensors="pt")
-        return found["input_ids"], found["attention_mask"]
+        encoding = self.processor(text=texts, return_tensors="pt")
+        return encoding["input_ids"], encoding["attention_mask"]
 
 
 class Published:
@@ -30,14 +30,14 @@ class Published:
 
     def __init__(self, folder: Path) -> None:
         try:
-            self.towers = HyperbolicCLIPModel.from_pretrained(folder, local_files_only=True)
+            self.clip = HyperbolicCLIPModel.from_pretrained(folder, local_files_only=True)
             self.processor = HyperbolicCLIPProcessor.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{folder} cannot be read as a model of lorentzkit.clip ({error}); it needs the "
                 "weights and the processor, as lorentzkit.clip.convert writes them"
             ) from None
-        sizes = self.towers.config
+        sizes = self.clip.config
         if sizes.factors > 1:
             raise UserError(
                 f"{folder}: its points are of a product of spaces, which is not evaluated here"
@@ -47,17 +47,17 @@ class Published:
             image_size=self.processor.image_processor.crop_size["height"],
             embed_dim=sizes.projection_dim,
         )
-        self.words = Tokens(self.processor)
+        self.tokenizer = PublishedTokenizer(self.processor)
 
     @staticmethod
-    def is_at(place: Path) -> bool:
-        """Whether a folder holds a model of transformers, and not a run."""
+    def is_at(folder: Path) -> bool:
+        """Whether the folder holds a model of transformers, and not a run."""
         try:
-            about = json.loads((place / "config.json").read_text("utf-8"))
+            settings = json.loads((folder / "config.json").read_text("utf-8"))
         except (OSError, ValueError):
             return False
-        return isinstance(about, dict) and "model_type" in about
+        return isinstance(settings, dict) and "model_type" in settings
 
     def model(self) -> Towers:
-        image = self.processor.image_processor
-        return Towers(self.towers, image.image_mean, image.image_std).eval()
+        images = self.processor.image_processor
+        return Towers(self.clip, images.image_mean, images.image_std).eval()

@@ -27,9 +27,9 @@ from .checkpoint import Checkpoint, write_atomically, write_json
 from .config import Config, UserError
 from .data import Batches
 from .model import Towers
-from .objective import objective_of
+from .objective import make_objective
 from .shards import expand, samples
-from .tokenizer import Words
+from .tokenizer import CaptionTokenizer
 
 
 @dataclass
@@ -57,19 +57,23 @@ class Run:
             )
         set_seed(config.seed)
         first_shards = expand(config.shards)[:10]
-        self.words = saved.words if saved else Words.of(config, samples(first_shards, [].append))
-        self.towers = Towers.of(config, len(self.words))
+        if saved:
+            self.tokenizer = saved.tokenizer
+        else:
+            stream = samples(first_shards, lambda message: None)
+            self.tokenizer = CaptionTokenizer.from_samples(config, stream)
+        self.towers = Towers.from_config(config, len(self.tokenizer))
         self.model, self.optimizer = accelerator.prepare(
             self.towers, optimizer_of(self.towers, config)
         )
-        self.objective = objective_of(config)
+        self.objective = make_objective(config)
         self.state = State()
-        # How far each worker of each process has read.
+        # How far each worker of each process has read, in samples.
         self.positions = torch.zeros(self.processes, max(1, config.workers), dtype=torch.int64)
         self.losses: list[float] = []  # since the last checkpoint
         if saved:
             self._restore(saved)
-        self.position = self.positions[self.rank].to(accelerator.device)
+        self.own_positions = self.positions[self.rank].to(accelerator.device)
 
     def _restore(self, saved: Checkpoint) -> None:
         saved.restore(self.towers, self.optimizer.optimizer)
@@ -81,23 +85,25 @@ class Run:
             self.accelerator.scaler.load_state_dict(self.state.scaler)
 
     def batches(self) -> Iterator[dict[str, Any]]:
-        """From where the run is; the first call restores the random state."""
+        """The batches from where the run is; the first one restores the random state."""
         config = self.config
-        stream = Batches(config, self.rank, self.processes, self.state.step, self.position.tolist())
+        stream = Batches(
+            config, self.rank, self.processes, self.state.step, self.own_positions.tolist()
+        )
         loader = iter(DataLoader(stream, batch_size=None, num_workers=config.workers))
-        if self.saved:  # after all that draws random numbers to begin with
+        if self.saved:  # only now: making the towers and the loader drew random numbers too
             torch.set_rng_state(self.saved.tensors["random"])
         for batch in loader:
-            self.position[batch["worker"]] = batch["position"]
+            self.own_positions[batch["worker"]] = batch["position"]
             self.state.broken += len(batch["broken"])
-            batch["tokens"] = self.words(batch["texts"])
+            batch["tokens"] = self.tokenizer(batch["texts"])
             yield send_to_device(batch, self.accelerator.device)
 
     def save(self) -> None:
-        """A checkpoint; also the best one, if its losses are the least so far."""
-        positions = self.accelerator.gather(self.position).view(self.positions.shape).cpu()
-        mean = sum(self.losses) / max(1, len(self.losses))
-        is_best, self.state.best = mean < self.state.best, min(mean, self.state.best)
+        """Writes a checkpoint; as the best one too, if its losses are the least so far."""
+        positions = self.accelerator.gather(self.own_positions).view(self.positions.shape).cpu()
+        mean_loss = sum(self.losses) / max(1, len(self.losses))
+        is_best, self.state.best = mean_loss < self.state.best, min(mean_loss, self.state.best)
         self.losses.clear()
         if self.accelerator.scaler is not None:
             self.state.scaler = self.accelerator.scaler.state_dict()
@@ -106,7 +112,7 @@ class Run:
             checkpoint.save(
                 self.folder,
                 self.config,
-                self.words,
+                self.tokenizer,
                 self.towers,
                 optimizer,
                 state,
@@ -123,8 +129,8 @@ class Run:
         learned = {"logit_scale": self.towers.logit_scale().item()}
         if self.towers.hyperbolic:
             learned = {"curvature": self.towers.curv().item()} | learned
-        rate = self.optimizer.param_groups[0]["lr"]
-        return reduced | learned | {"gradient_norm": norm, "lr": rate, "broken": self.state.broken}
+        lr = self.optimizer.param_groups[0]["lr"]
+        return reduced | learned | {"gradient_norm": norm, "lr": lr, "broken": self.state.broken}
 
     def is_finite(self, metrics: dict[str, float]) -> bool:
         """Whether the step can be taken."""
@@ -133,7 +139,7 @@ class Run:
         return math.isfinite(metrics["loss"] + norm)
 
     def skip(self, step: int, keys: list[str], metrics: dict[str, float]) -> str:
-        """Writes down a step that is not finite; too many of them end the run."""
+        """Writes a step that is not finite to a file; too many of them end the run."""
         self.state.skipped += 1
         dump = self.folder / f"nonfinite-{step}-{self.rank}.json"
         write_json(dump, {"step": step, "keys": keys, **metrics})
@@ -148,10 +154,10 @@ class Run:
 
 def optimizer_of(model: Towers, config: Config) -> torch.optim.AdamW:
     """AdamW, with weight decay for matrices alone."""
-    trained = [p for p in model.parameters() if p.requires_grad]
+    parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), fused=True)
 
@@ -163,16 +169,18 @@ class Log:
 
     def __init__(self, run: Run, console: Console) -> None:
         self.config, self.active = run.config, run.accelerator.is_main_process
-        self.since, self.begun = run.state.step, time.perf_counter()
+        self.last_step, self.last_time = run.state.step, time.perf_counter()  # as last written
         text = TextColumn("{task.description}", table_column=Column(no_wrap=False))
         columns = (BarColumn(10), MofNCompleteColumn(), TimeRemainingColumn(compact=True), text)
         self.bar = Progress(*columns, console=console, disable=not self.active)
         self.task = self.bar.add_task("", total=run.config.steps, completed=run.state.step)
         if self.active:
             self.file = run.folder / "metrics.jsonl"
-            kept = [line for line in report.metrics(run.folder) if line["step"] <= run.state.step]
-            lines = "".join(json.dumps(line) + "\n" for line in kept)
-            write_atomically(self.file, lambda path: path.write_text(lines, "utf-8"))
+            logged = report.metrics(run.folder)
+            text = "".join(
+                json.dumps(entry) + "\n" for entry in logged if entry["step"] <= run.state.step
+            )
+            write_atomically(self.file, lambda path: path.write_text(text, "utf-8"))
             events = str(run.folder / "tensorboard")
             self.events = SummaryWriter(events, purge_step=run.state.step + 1)
 
@@ -180,12 +188,12 @@ class Log:
         self.bar.console.print(message, markup=False)
 
     def __call__(self, step: int, metrics: dict[str, float]) -> None:
-        due = step % self.config.log_every == 0 or step == self.config.steps
-        if self.active and due:
+        is_due = step % self.config.log_every == 0 or step == self.config.steps
+        if self.active and is_due:
             now = time.perf_counter()
-            images = self.config.batch_size * (step - self.since)
-            self._write(step, metrics | {"images_per_second": images / (now - self.begun)})
-            self.since, self.begun = step, now
+            images = self.config.batch_size * (step - self.last_step)
+            self._write(step, metrics | {"images_per_second": images / (now - self.last_time)})
+            self.last_step, self.last_time = step, now
         self.bar.update(self.task, completed=step)
 
     def _write(self, step: int, metrics: dict[str, float]) -> None:
@@ -199,9 +207,9 @@ class Log:
 
 @contextmanager
 def signals() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM wait in the list, for the end of the step and of its checkpoint.
+    """Collects Ctrl-C and SIGTERM in a list, so that a run finishes its step and its checkpoint.
 
-    In workers they do nothing.
+    Workers inherit the handlers, and so are not ended before that.
     """
     received: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):

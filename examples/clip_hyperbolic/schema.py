@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 
-class Broken(Exception):
+class BrokenSample(Exception):
     """Why a sample is skipped."""
 
 
@@ -25,115 +25,127 @@ class Box(NamedTuple):
     caption: str
 
 
-def text(value: Any) -> str:
+# A field's value in the json, checked and without surrounding spaces; TypeError if it is wrong.
+
+
+def as_text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError
     return value.strip()
 
 
-def name(value: Any) -> str:
-    """Of a thing: numbers are names as well, 0 among them."""
-    return text(str(value) if type(value) is int else value)
+def as_name(value: Any) -> str:
+    """A text or a whole number: 0 is a name too."""
+    return as_text(str(value) if type(value) is int else value)
 
 
-def texts(value: Any) -> list[str]:
-    """Those that are not empty."""
+def as_texts(value: Any) -> list[str]:
+    """A list of texts, without the empty ones."""
     if not isinstance(value, list):
         raise TypeError
-    return [found for one in value if (found := text(one))]
+    return [text for item in value if (text := as_text(item))]
 
 
-def one_or_more(value: Any) -> list[str]:
-    return texts(value if isinstance(value, list) else [value])
+def as_one_or_more_texts(value: Any) -> list[str]:
+    return as_texts(value if isinstance(value, list) else [value])
 
 
-def path(value: Any) -> list[str]:
-    """Texts of which each has its place."""
-    found = texts(value)
-    if len(found) < len(value):
+def as_path(value: Any) -> list[str]:
+    """A list of texts, none of them empty: each has its place."""
+    texts = as_texts(value)
+    if len(texts) < len(value):
         raise TypeError
-    return found
+    return texts
 
 
-def entry(called: str, read: Callable[[Any], Any], expected: str) -> Any:
-    """A field of the json: its name there, what reads it, and what that takes, in words."""
-    default: Any = {"default": ""} if read is name else {"default_factory": list}
-    return field(**default, metadata={"called": called, "read": read, "expected": expected})
+def entry(json_name: str, read: Callable[[Any], Any], expected: str) -> Any:
+    """A field of the json: its name there, what reads its value, and what that takes, in words."""
+    default: Any = {"default": ""} if read is as_name else {"default_factory": list}
+    metadata = {"json_name": json_name, "read": read, "expected": expected}
+    return field(**default, metadata=metadata)
 
 
 @dataclass
 class Sample:
     key: str
     image: Image.Image
-    captions: list[str] = entry("caption", one_or_more, "a string or a list of strings")
-    concept: str = entry("concept", name, "a string or a whole number")
-    keywords: list[str] = entry("keywords", texts, "a list of strings")
-    ancestors: list[str] = entry("ancestors", path, "a list of strings, none of them empty")
-    label: str = entry("class", name, "a string or a whole number")
-    split: str = entry("split", name, "a string or a whole number")
+    captions: list[str] = entry("caption", as_one_or_more_texts, "a string or a list of strings")
+    concept: str = entry("concept", as_name, "a string or a whole number")
+    keywords: list[str] = entry("keywords", as_texts, "a list of strings")
+    ancestors: list[str] = entry("ancestors", as_path, "a list of strings, none of them empty")
+    label: str = entry("class", as_name, "a string or a whole number")
+    split: str = entry("split", as_name, "a string or a whole number")
     boxes: list[Box] = field(default_factory=list)
 
     @property
     def caption(self) -> str:
-        """The first, where one has to do."""
+        """The first caption, where one has to do."""
         return self.captions[0]
 
     def path(self, level: int) -> tuple[str, ...]:
-        """The ancestor `level` steps up, after all above it: it tells apart those of one name."""
+        """The ancestors from the broadest down to the one `level` steps above the sample.
+
+        Two ancestors of one name are told apart by those above them.
+        """
         return tuple(self.ancestors[: len(self.ancestors) - level + 1])
 
 
-def with_keywords(caption: str, some: Iterable[str]) -> str:
-    return ", ".join([caption, *some])
+def with_keywords(caption: str, keywords: Iterable[str]) -> str:
+    return ", ".join([caption, *keywords])
 
 
-def of_json(content: bytes) -> dict[str, Any]:
+def parse_json(content: bytes) -> dict[str, Any]:
     """The content of KEY.json, `{}` of an empty one."""
     try:
-        about = json.loads(content) if content.strip() else {}
+        metadata = json.loads(content) if content.strip() else {}
     except ValueError as error:
-        raise Broken(f"json: {error}") from None
-    if not isinstance(about, dict):
-        raise Broken(f"json: expected an object, got {type(about).__name__}")
-    return about
+        raise BrokenSample(f"json: {error}") from None
+    if not isinstance(metadata, dict):
+        raise BrokenSample(f"json: expected an object, got {type(metadata).__name__}")
+    return metadata
 
 
-def checked(about: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a `Sample` that a json gives, but for the boxes."""
-    found = {}
-    for one in fields(Sample):
-        if one.metadata and (value := about.get(one.metadata["called"])) is not None:
+def sample_arguments(metadata: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a `Sample` that the content of a json gives, but for the boxes."""
+    arguments = {}
+    for name, declared in ((f.name, f.metadata) for f in fields(Sample) if f.metadata):
+        if (value := metadata.get(declared["json_name"])) is not None:
             try:
-                found[one.name] = one.metadata["read"](value)
+                arguments[name] = declared["read"](value)
             except TypeError:
-                called, expected = one.metadata["called"], one.metadata["expected"]
-                raise Broken(f"{called}: expected {expected}, got {short(value)}") from None
-    return found
+                raise BrokenSample(
+                    f"{declared['json_name']}: expected {declared['expected']}, "
+                    f"got {shortened_json(value)}"
+                ) from None
+    return arguments
 
 
-def boxes(found: Any, size: tuple[int, int], broken: Callable[[str], None]) -> Iterator[Box]:
+def checked_boxes(
+    entries: Any, size: tuple[int, int], on_broken: Callable[[str], None]
+) -> Iterator[Box]:
     """Those boxes of a json that have a caption and lie inside an image of that size."""
-    if not isinstance(found, list):
-        broken(f"boxes: expected a list, got {type(found).__name__}")
+    if not isinstance(entries, list):
+        on_broken(f"boxes: expected a list, got {type(entries).__name__}")
         return
-    for i, one in enumerate(found):
-        one = one if isinstance(one, dict) else {}
-        edges, caption = one.get("box"), one.get("caption")
-        numbers = isinstance(edges, list) and len(edges) == 4
-        if not (numbers and all(type(edge) in (int, float) for edge in edges)):
-            broken(f"boxes[{i}]: expected four numbers [x0, y0, x1, y1], got {short(edges)}")
+    for i, content in enumerate(entries):
+        content = content if isinstance(content, dict) else {}
+        edges, caption = content.get("box"), content.get("caption")
+        is_list_of_four = isinstance(edges, list) and len(edges) == 4
+        if not (is_list_of_four and all(type(edge) in (int, float) for edge in edges)):
+            got = shortened_json(edges)
+            on_broken(f"boxes[{i}]: expected four numbers [x0, y0, x1, y1], got {got}")
         elif not (isinstance(caption, str) and caption.strip()):
-            broken(f"boxes[{i}]: no caption")
+            on_broken(f"boxes[{i}]: no caption")
         elif not all(
             0 <= low <= high - 1 and high <= length
             for low, high, length in zip(edges[:2], edges[2:], size, strict=True)
         ):
-            broken(f"boxes[{i}]: expected a part of {size[0]} x {size[1]} pixels, got {edges}")
+            on_broken(f"boxes[{i}]: expected a part of {size[0]} x {size[1]} pixels, got {edges}")
         else:
             yield Box(tuple(edges), caption.strip())
 
 
-def short(value: Any) -> str:
-    """A value of a json in a message, cut where it is long."""
+def shortened_json(value: Any) -> str:
+    """A value of a json for a message, cut where it is long."""
     written = json.dumps(value, ensure_ascii=False)
     return written if len(written) <= 80 else f"{written[:77]}..."

@@ -15,10 +15,11 @@ import webdataset as wds
 
 from . import images
 from .config import UserError
-from .schema import Broken, Sample, boxes, checked, of_json
+from .schema import BrokenSample, Sample, checked_boxes, parse_json, sample_arguments
 
-IMAGES = ("jpg", "jpeg", "png", "webp")
-Raw = dict[str, Any]
+IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
+RawSample = dict[str, Any]  # the contents of its files by their endings, and __key__, __url__
+OnBroken = Callable[[str], None]  # takes the message about what is skipped
 
 
 def expand(patterns: Iterable[str]) -> list[str]:
@@ -26,17 +27,17 @@ def expand(patterns: Iterable[str]) -> list[str]:
     files: list[str] = []
     for pattern in patterns:
         for name in braceexpand.braceexpand(str(pattern)):
-            found = sorted(glob.glob(name))
-            if not found:
+            matches = sorted(glob.glob(name))
+            if not matches:
                 raise UserError(
                     f"shard {name} is missing (from {pattern!r}); correct the pattern, or bring "
                     "the file back: training goes on from the last checkpoint with --resume"
                 )
-            files += found
+            files += matches
     return files
 
 
-def members(shards: list[str], broken: Callable[[str], None]) -> Iterator[Raw]:
+def raw_samples(shards: list[str], on_broken: OnBroken) -> Iterator[RawSample]:
     """The raw samples of shards, one after the other; what cannot be read is reported.
 
     `__before__` has the files of the same key that came earlier in the shard, not next to these.
@@ -44,72 +45,78 @@ def members(shards: list[str], broken: Callable[[str], None]) -> Iterator[Raw]:
     for shard in shards:
 
         def skip(error: Exception, shard: str = shard) -> bool:
-            broken(f"{shard}: {type(error).__name__}: {error.args[0] if error.args else error}")
+            reason = error.args[0] if error.args else error
+            on_broken(f"{shard}: {type(error).__name__}: {reason}")
             return True
 
-        seen: dict[str, list[str]] = {}
+        endings_of_key: dict[str, list[str]] = {}
         for raw in wds.DataPipeline(
             wds.SimpleShardList([shard]), wds.tarfile_to_samples(handler=skip)
         ):
-            before = seen.setdefault(raw["__key__"], [])
+            before = endings_of_key.setdefault(raw["__key__"], [])
             yield raw | {"__before__": before.copy()}
-            before += files(raw)
+            before += file_endings(raw)
 
 
-def files(raw: Raw) -> list[str]:
-    return [kind for kind in raw if not kind.startswith("__")]
+def file_endings(raw: RawSample) -> list[str]:
+    return [name for name in raw if not name.startswith("__")]
 
 
-def read(raw: Raw, broken: Callable[[str], None], levels: int = 0) -> Sample | None:
-    """A sample from its files, or nothing where they are broken; `levels` of ancestors it needs."""
+def read(raw: RawSample, on_broken: OnBroken, levels: int = 0) -> Sample | None:
+    """A sample from its files, which needs `levels` of ancestors; nothing where they are broken."""
 
-    def name(why: str) -> None:
-        broken(f"{raw['__key__']}: {why} (in {raw['__url__']})")
+    def report(reason: str) -> None:
+        on_broken(f"{raw['__key__']}: {reason} (in {raw['__url__']})")
 
     try:
-        return decode(raw, name, levels)
-    except Broken as error:
-        name(str(error))
+        return decode(raw, report, levels)
+    except BrokenSample as error:
+        report(str(error))
     except Exception as error:  # whatever a damaged file makes its decoder raise
-        name(f"{type(error).__name__}: {error}")
+        report(f"{type(error).__name__}: {error}")
     return None
 
 
-def decode(raw: Raw, broken: Callable[[str], None], levels: int) -> Sample:
-    about = of_json(raw.get("json", b""))
-    # Pairs of one concept are all positives. One that names none has its own, in all the shards.
-    own = "\n".join([raw["__url__"], raw["__key__"], *raw["__before__"]])
-    found = {name: value for name, value in checked(about).items() if value}
-    found = {"concept": own} | found
+def decode(raw: RawSample, on_broken: OnBroken, levels: int) -> Sample:
+    """A sample from its files; `BrokenSample` says what it lacks."""
+    metadata = parse_json(raw.get("json", b""))
+    arguments = {name: value for name, value in sample_arguments(metadata).items() if value}
+    # Pairs of one concept are all positives. A sample that names none gets one that no other sample
+    # of any shard has.
+    own_concept = "\n".join([raw["__url__"], raw["__key__"], *raw["__before__"]])
+    arguments.setdefault("concept", own_concept)
     if caption := raw.get("txt", b"").decode("utf-8-sig").strip():
-        found["captions"] = [caption]
-    kind = next((kind for kind in IMAGES if kind in raw), None)
-    if kind is None:
-        raise Broken(f"no image among its files: {around(raw)}")
-    if "captions" not in found:
-        raise Broken(f"no caption, neither in a txt nor in a json, among its files: {around(raw)}")
-    if len(found.get("ancestors", [])) < levels:
-        raise Broken(
-            f"ancestors: training asks for {levels} (--ancestor-levels), "
-            f"got {len(found.get('ancestors', []))}"
+        arguments["captions"] = [caption]
+    image_ending = next((ending for ending in IMAGE_ENDINGS if ending in raw), None)
+    if image_ending is None:
+        raise BrokenSample(f"no image among its files: {described_files(raw)}")
+    if "captions" not in arguments:
+        raise BrokenSample(
+            f"no caption, neither in a txt nor in a json, among its files: {described_files(raw)}"
         )
-    picture = images.read(raw[kind])
-    some = boxes([] if about.get("boxes") is None else about["boxes"], picture.stored, broken)
-    return Sample(raw["__key__"], picture.image, boxes=[*map(picture.turned, some)], **found)
+    ancestor_count = len(arguments.get("ancestors", []))
+    if ancestor_count < levels:
+        raise BrokenSample(
+            f"ancestors: training asks for {levels} (--ancestor-levels), got {ancestor_count}"
+        )
+    picture = images.read(raw[image_ending])
+    entries = [] if metadata.get("boxes") is None else metadata["boxes"]
+    boxes = map(picture.upright_box, checked_boxes(entries, picture.stored_size, on_broken))
+    return Sample(raw["__key__"], picture.image, boxes=[*boxes], **arguments)
 
 
-def around(raw: Raw) -> str:
+def described_files(raw: RawSample) -> str:
     """The files of a raw sample, for a message, and those that do not lie next to them."""
     if not raw["__before__"]:
-        return ", ".join(files(raw))
+        return ", ".join(file_endings(raw))
     return (
-        f"{', '.join(files(raw))}; not next to these lie {', '.join(raw['__before__'])} of the "
-        "same key: write the files of a key one after the other"
+        f"{', '.join(file_endings(raw))}; not next to these lie {', '.join(raw['__before__'])} of "
+        "the same key: write the files of a key one after the other"
     )
 
 
-def samples(shards: list[str], broken: Callable[[str], None], levels: int = 0) -> Iterator[Sample]:
-    """All that can be decoded, in the order of the files."""
-    for raw in members(shards, broken):
-        if (found := read(raw, broken, levels)) is not None:
-            yield found
+def samples(shards: list[str], on_broken: OnBroken, levels: int = 0) -> Iterator[Sample]:
+    """All samples that can be decoded, in the order of the files."""
+    for raw in raw_samples(shards, on_broken):
+        if (sample := read(raw, on_broken, levels)) is not None:
+            yield sample

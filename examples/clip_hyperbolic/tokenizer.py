@@ -14,61 +14,73 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from .config import Config, UserError
 from .schema import Sample
 
-SPECIAL = ("pad_token", "bos_token", "eos_token")
+# The special tokens of a tokenizer that is made here, by the names of transformers.
+SPECIAL_TOKENS = {"pad_token": "<pad>", "bos_token": "<start>", "eos_token": "<end>"}
 
 
-class Words:
-    """Texts to tokens: a tokenizer of transformers from a folder, or one made for the captions."""
+class CaptionTokenizer:
+    """Turns texts into tokens of the same number, and a mask of those that count."""
 
-    def __init__(self, tokenizer: Any, max_tokens: int) -> None:
-        self.tokenizer, self.max_tokens = tokenizer, max_tokens
-        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    def __init__(self, pretrained: Any, max_tokens: int) -> None:
+        self.pretrained, self.max_tokens = pretrained, max_tokens
+        pretrained.pad_token = pretrained.pad_token or pretrained.eos_token
 
     @classmethod
-    def of(cls, config: Config, samples: Iterable[Sample]) -> Words:
-        """The tokenizer asked for, or one made for the texts of samples."""
+    def from_samples(cls, config: Config, samples: Iterable[Sample]) -> CaptionTokenizer:
+        """The tokenizer of `config.tokenizer`; without one, a BPE trained on the samples' texts."""
         if config.tokenizer:
             return cls(_from_folder(config.tokenizer), config.max_tokens)
         texts = ((*sample.captions, *sample.keywords, *sample.ancestors) for sample in samples)
-        bpe = Tokenizer(models.BPE())
-        bpe.pre_tokenizer = pre_tokenizers.ByteLevel()
-        ends = ["<start>", "<end>"]
-        last = config.text_pooling == "eos"  # as CLIP's: a text ends with the largest of its ids
-        trainer = trainers.BpeTrainer(
-            vocab_size=config.vocab_size - len(ends) * last,
-            special_tokens=["<pad>"] if last else ["<pad>", *ends],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-        bpe.train_from_iterator(chain.from_iterable(texts), trainer)
-        if last:
-            bpe.add_special_tokens(ends)
-            pairs = [(end, bpe.token_to_id(end)) for end in ends]
-            bpe.post_processor = processors.TemplateProcessing(
-                single="<start> $A <end>", special_tokens=pairs
-            )
-        special = dict(zip(SPECIAL, ("<pad>", "<start>", "<end>"), strict=True))
-        return cls(PreTrainedTokenizerFast(tokenizer_object=bpe, **special), config.max_tokens)
+        bpe = _trained_bpe(config, chain.from_iterable(texts))
+        pretrained = PreTrainedTokenizerFast(tokenizer_object=bpe, **SPECIAL_TOKENS)
+        return cls(pretrained, config.max_tokens)
 
     @classmethod
-    def from_text(cls, text: str, max_tokens: int) -> Words:
-        """From what `text` gives: a checkpoint carries its tokenizer."""
-        about = json.loads(text)
-        backend = Tokenizer.from_str(about.pop("tokenizer"))
-        return cls(PreTrainedTokenizerFast(tokenizer_object=backend, **about), max_tokens)
+    def from_text(cls, text: str, max_tokens: int) -> CaptionTokenizer:
+        """The tokenizer that `to_text` wrote, as a checkpoint carries it."""
+        settings = json.loads(text)
+        backend = Tokenizer.from_str(settings.pop("tokenizer"))
+        return cls(PreTrainedTokenizerFast(tokenizer_object=backend, **settings), max_tokens)
 
-    def text(self) -> str:
-        special = {name: getattr(self.tokenizer, name) for name in SPECIAL}
-        return json.dumps({"tokenizer": self.tokenizer.backend_tokenizer.to_str(), **special})
+    def to_text(self) -> str:
+        special_tokens = {name: getattr(self.pretrained, name) for name in SPECIAL_TOKENS}
+        backend = self.pretrained.backend_tokenizer.to_str()
+        return json.dumps({"tokenizer": backend, **special_tokens})
 
     def __len__(self) -> int:
-        return len(self.tokenizer)
+        return len(self.pretrained)
 
     def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        found = self.tokenizer(
+        encoding = self.pretrained(
             texts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         )
-        return found["input_ids"], found["attention_mask"]
+        return encoding["input_ids"], encoding["attention_mask"]
+
+
+def _trained_bpe(config: Config, texts: Iterable[str]) -> Tokenizer:
+    """A byte-level BPE of `config.vocab_size` tokens.
+
+    A text tower that pools at the end finds it as CLIP's does: by the largest id of a text. So for
+    it texts get a start and an end, whose ids come after all others.
+    """
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel()
+    pad, *boundaries = SPECIAL_TOKENS.values()
+    boundaries_last = config.text_pooling == "eos"
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size - len(boundaries) * boundaries_last,
+        special_tokens=[pad] if boundaries_last else [pad, *boundaries],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    if boundaries_last:
+        bpe.add_special_tokens(boundaries)
+        bpe.post_processor = processors.TemplateProcessing(
+            single="<start> $A <end>",
+            special_tokens=[(token, bpe.token_to_id(token)) for token in boundaries],
+        )
+    return bpe
 
 
 def _from_folder(folder: str) -> Any:

@@ -22,9 +22,9 @@ NAMES = ["t2i R@1", "i2t R@1", "i2t TIE", "captions", "images", "curvature"]
 def train_and_measure(seed: int, steps: int, smoke: bool, **settings: Any) -> Case:
     """Trains with one weight and radii, and measures what the model reaches."""
     config = configuration(smoke, objective="atmg", seed=seed, steps=steps, **settings)
-    model, words, steps_taken = train(config)
+    model, tokenizer, steps_taken = train(config)
     drawings = Drawings(config)
-    points, curv = drawings.points(model, words), model.curv().detach()
+    points, curv = drawings.points(model, tokenizer), model.curv().detach()
     with torch.no_grad():
         radii = {
             name: ops.dist0(x, curv).mean().item()

@@ -30,9 +30,9 @@ def train_and_measure(
     )
     use_usual = formulas == "usual"
     replacements = (usual.usual_towers, usual.UsualObjective) if use_usual else ()
-    model, words, steps_taken = train(config, *replacements)
+    model, tokenizer, steps_taken = train(config, *replacements)
     drawings = Drawings(config)
-    points, c = drawings.points(model, words), model.curv().detach()
+    points, c = drawings.points(model, tokenizer), model.curv().detach()
     scores = drawings.scores(points, model, objective) | {"taken": steps_taken}
 
     def usual_rank(queries: Tensor, gallery: Tensor, images_ask: bool) -> Tensor:

@@ -8,7 +8,7 @@ import common  # noqa: F401  (first: it lets the example be found)
 import torch
 from clip_hyperbolic.emoji import VENDORS
 from clip_hyperbolic.model import Towers
-from clip_hyperbolic.tokenizer import Words
+from clip_hyperbolic.tokenizer import CaptionTokenizer
 from common import OBJECTIVES, Case, Options
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
@@ -29,8 +29,8 @@ def train_and_measure(objective: str, seed: int, steps: int, smoke: bool) -> Cas
     config = configuration(smoke, objective=objective, seed=seed, steps=steps)
     drawings, records = Drawings(config), []
 
-    def measure(step: int, model: Towers, words: Words) -> None:
-        points, curv = drawings.points(model, words), model.curv().detach()
+    def measure(step: int, model: Towers, tokenizer: CaptionTokenizer) -> None:
+        points, curv = drawings.points(model, tokenizer), model.curv().detach()
         records.append(
             {"step": step}
             | drawings.scores(points, model, objective)

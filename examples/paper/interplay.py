@@ -19,7 +19,7 @@ import common  # noqa: F401  (first: it lets the example be found)
 import torch
 from clip_hyperbolic.data import Batches
 from clip_hyperbolic.model import Towers
-from clip_hyperbolic.tokenizer import Words
+from clip_hyperbolic.tokenizer import CaptionTokenizer
 from common import BLUE, GREEN, ORANGE, Case, options, publish, spread
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -74,9 +74,9 @@ def gradient_agreement(x: Tensor, curv: Tensor, *gradients: Tensor) -> dict[str,
     }
 
 
-def compare(objective: str, model: Towers, words: Words, batch: Case) -> Case:
+def compare(objective: str, model: Towers, tokenizer: CaptionTokenizer, batch: Case) -> Case:
     labels, index = batch["labels"][0], batch["index"][0]
-    images, texts, curv, scale = model(batch["pixels"], *words(batch["texts"]))
+    images, texts, curv, scale = model(batch["pixels"], *tokenizer(batch["texts"]))
     texts = texts[index]
     tower_parameters = [p for name, p in model.model.named_parameters() if name.startswith(TOWERS)]
     losses = terms(objective, texts, images, curv, scale, labels)
@@ -107,8 +107,8 @@ def train_and_compare(objective: str, seed: int, steps: int, smoke: bool) -> Cas
     config = configuration(smoke, objective=objective, seed=seed, steps=steps)
     batch, records = next(iter(Batches(replace(config, seed=seed + 1000)))), []
 
-    def probe(step: int, model: Towers, words: Words) -> None:
-        records.append({"step": step} | compare(objective, model, words, batch))
+    def probe(step: int, model: Towers, tokenizer: CaptionTokenizer) -> None:
+        records.append({"step": step} | compare(objective, model, tokenizer, batch))
 
     probe_steps = {step for step in PROBE_STEPS if step <= steps} | {steps}
     train(config, probe_steps=probe_steps, probe=probe)

@@ -22,14 +22,14 @@ from clip_hyperbolic.objective import Objective
 from clip_hyperbolic.run import optimizer_of
 from clip_hyperbolic.schema import Sample
 from clip_hyperbolic.shards import expand, samples
-from clip_hyperbolic.tokenizer import Words
+from clip_hyperbolic.tokenizer import CaptionTokenizer
 from common import Case, Options, console, measured
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from train_clip_hyperbolic import learning_rate
 
 UNSEEN = ("Goog", "Twtr")
-Probe = Callable[[int, Towers, Words], None]
+Probe = Callable[[int, Towers, CaptionTokenizer], None]
 
 
 def trained(
@@ -86,12 +86,12 @@ class Drawings:
         )
 
     @torch.no_grad()
-    def points(self, model: Towers, words: Words) -> Points:
+    def points(self, model: Towers, tokenizer: CaptionTokenizer) -> Points:
         model.eval()
         images = [model.images(chunk) for chunk in self.pixels.flatten(0, 1).split(256)]
         names = [sample.caption for sample in self.concepts]
         shape = self.pixels.shape[:2]
-        points = Points(torch.cat(images).unflatten(0, shape), embed_texts(model, words, names))
+        points = Points(torch.cat(images).unflatten(0, shape), embed_texts(model, tokenizer, names))
         model.train()
         return points
 
@@ -129,30 +129,31 @@ def train(
     make_objective: Callable[[Config], Objective] = Objective,
     probe_steps: Collection[int] = (),
     probe: Probe | None = None,
-) -> tuple[Towers, Words, int]:
-    """The example's loop without its safeguards: returns the model, its words and the steps taken.
+) -> tuple[Towers, CaptionTokenizer, int]:
+    """The example's loop without its safeguards: the model, its tokenizer and the steps taken.
 
     `probe` is called after each of `probe_steps`; 0 is before the first step. A loss or gradient
     that is not finite ends the training before it changes the model.
     """
     torch.manual_seed(config.seed)
-    words = Words.of(config, chain.from_iterable(map(decoded, expand(config.shards))))
-    model = modify_towers(Towers.of(config, len(words)))
-    loss_of, optimizer = make_objective(config), optimizer_of(model, config)
+    stream = chain.from_iterable(map(decoded, expand(config.shards)))
+    tokenizer = CaptionTokenizer.from_samples(config, stream)
+    model = modify_towers(Towers.from_config(config, len(tokenizer)))
+    objective, optimizer = make_objective(config), optimizer_of(model, config)
     model.train()
     if probe and 0 in probe_steps:
-        probe(0, model, words)
+        probe(0, model, tokenizer)
     for step, batch in enumerate(islice(Batches(config), config.steps), 1):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config)
-        outputs = model(batch["pixels"], *words(batch["texts"]))
-        loss, _ = loss_of(*outputs, batch["index"], batch["labels"])
+        outputs = model(batch["pixels"], *tokenizer(batch["texts"]))
+        loss, _ = objective(*outputs, batch["index"], batch["labels"])
         optimizer.zero_grad()
         loss.backward()
         norm = float(clip_grad_norm_(model.parameters(), config.clip_norm))
         if not math.isfinite(loss.item() + norm):
-            return model, words, step - 1
+            return model, tokenizer, step - 1
         optimizer.step()
         if probe and step in probe_steps:
-            probe(step, model, words)
-    return model, words, config.steps
+            probe(step, model, tokenizer)
+    return model, tokenizer, config.steps

@@ -118,18 +118,24 @@ class UsualLoss(nn.Module):
         return contrastive + self.config.centroid_weight * centroid, {"centroid": centroid}
 
 
+class UsualContrast(UsualLoss):
+    """atmg's loss of ancestors: without the centroids."""
+
+    def forward(
+        self, *, text: Tensor, image: Tensor, curv: Tensor, logit_scale: Tensor, targets: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.contrastive(text, image, curv, logit_scale, targets), {}
+
+
 class UsualObjective(Objective):
     """The example's objective, its losses in the usual formulas."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.loss = UsualLoss(config)
-
-    def above(self, texts: Tensor, images: Tensor, *curv_and_scale: Tensor, of: Tensor) -> Tensor:
-        if self.loss.config.objective == "atmg":
-            return self.loss.contrastive(texts, images, *curv_and_scale, of)
-        curv, scale = curv_and_scale
-        return self.loss(text=texts, image=images, curv=curv, logit_scale=scale, targets=of)[0]
+        self.caption_loss = UsualLoss(config)
+        self.ancestor_loss = (
+            UsualContrast(config) if config.objective == "atmg" else self.caption_loss
+        )
 
 
 @torch.no_grad()

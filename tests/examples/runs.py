@@ -19,39 +19,42 @@ def flags(config: dict[str, Any]) -> list[str]:
     return [part for name, value in config.items() for part in (f"--{name}", str(value))]
 
 
-def start(*argv: str, processes: int = 1, **how: Any) -> subprocess.Popen[str]:
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+def start(*argv: str, processes: int = 1, **popen_options: Any) -> subprocess.Popen[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     return subprocess.Popen(
-        [sys.executable, *(launch if processes > 1 else []), str(SCRIPT), *argv],
+        [sys.executable, *(launcher if processes > 1 else []), str(SCRIPT), *argv],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        **how,
+        **popen_options,
     )
 
 
-def train(*argv: str, timeout: int = 300, **how: Any) -> str:
-    process = start(*argv, **how)
-    said, _ = process.communicate(timeout=timeout)
-    assert process.returncode == 0, said
-    return said
+def train(*argv: str, timeout: int = 300, **start_options: Any) -> str:
+    process = start(*argv, **start_options)
+    output, _ = process.communicate(timeout=timeout)
+    assert process.returncode == 0, output
+    return output
 
 
-FORKS = multiprocessing.get_context("forkserver")  # which imports torch once for all of them
+FORKS = multiprocessing.get_context("forkserver")  # it imports torch once for all runs
 FORKS.set_forkserver_preload(["runs"])
 
 
-def fork(said: Path, *argv: str) -> Any:
-    """A run that starts at once, first of its group of processes; what it says goes to a file."""
-    run = FORKS.Process(target=_main, args=(said, argv))
+def fork(output: Path, *argv: str) -> Any:
+    """Starts a run without the time of its imports, in a process group of its own.
+
+    What it prints goes to the file `output`.
+    """
+    run = FORKS.Process(target=_main, args=(output, argv))
     run.start()
     return run
 
 
-def _main(said: Path, argv: tuple[str, ...]) -> None:
+def _main(output: Path, argv: tuple[str, ...]) -> None:
     os.setsid()
-    with said.open("w", encoding="utf-8") as file:
+    with output.open("w", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     torch.set_num_threads(1)
@@ -62,10 +65,10 @@ def losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def assert_same_runs(one: Path, other: Path) -> None:
-    """Every bit of what they have learned, drawn, read and logged."""
-    a, b = Checkpoint.of(one), Checkpoint.of(other)
+def assert_same_runs(first: Path, second: Path) -> None:
+    """They learned, drew, read and logged the same, bit for bit."""
+    a, b = Checkpoint.latest(first), Checkpoint.latest(second)
     assert a.state == b.state
     assert a.tensors.keys() == b.tensors.keys()
     assert all(torch.equal(a.tensors[name], b.tensors[name]) for name in a.tensors)
-    assert losses(one) == losses(other)
+    assert losses(first) == losses(second)

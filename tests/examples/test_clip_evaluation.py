@@ -15,7 +15,7 @@ from clip_hyperbolic.checkpoint import Checkpoint
 from clip_hyperbolic.config import Config
 from clip_hyperbolic.images import as_pixels, fitted
 from clip_hyperbolic.model import VIT, Towers
-from clip_hyperbolic.objective import objective_of
+from clip_hyperbolic.objective import make_objective
 from clip_hyperbolic.shards import samples
 from pictures import COLOURS, SMALL, shard
 from PIL import Image
@@ -39,11 +39,11 @@ SIZES = {
 }
 
 
-def saved(folder: Path, objective: Any, **more: Any) -> HyperbolicCLIPModel:
+def saved(folder: Path, objective: Any, **settings: Any) -> HyperbolicCLIPModel:
     """A random model whose points lie apart, and the processor beside it."""
     torch.manual_seed(0)
     config = HyperbolicCLIPConfig(
-        SIZES | {"image_size": 32}, SIZES | {"vocab_size": 515}, 16, objective, **more
+        SIZES | {"image_size": 32}, SIZES | {"vocab_size": 515}, 16, objective, **settings
     )
     model = HyperbolicCLIPModel(config).eval()
     model.save_pretrained(folder)
@@ -63,31 +63,34 @@ def saved(folder: Path, objective: Any, **more: Any) -> HyperbolicCLIPModel:
 def test_retrieval_is_that_of_the_logits(
     objective: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model, file = saved(tmp_path / "model", objective), shard(tmp_path / "some.tar")
+    model, file = saved(tmp_path / "model", objective), shard(tmp_path / "shard.tar")
     argv = ["--checkpoint", str(tmp_path / "model"), "--shards", str(file)]
     out = tmp_path / "out.json"
     assert evaluate_clip_hyperbolic.main([*argv, "--json", str(out)]) == 0
-    found = json.loads(out.read_text("utf-8"))
+    results = json.loads(out.read_text("utf-8"))
 
-    every = list(samples([str(file)], [].append))
+    evaluated = list(samples([str(file)], [].append))
     processor = HyperbolicCLIPProcessor.from_pretrained(tmp_path / "model")
-    texts = list(dict.fromkeys(sample.caption for sample in every))
-    pixels = as_pixels([fitted(sample.image, 32) for sample in every])
+    texts = list(dict.fromkeys(sample.caption for sample in evaluated))
+    pixels = as_pixels([fitted(sample.image, 32) for sample in evaluated])
     pixels = (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     with torch.no_grad():
-        both = model(processor(text=texts, return_tensors="pt")["input_ids"], pixels)
-    for way, logits, asked, gallery in (
-        ("t2i", both.logits_per_text, texts, [sample.caption for sample in every]),
-        ("i2t", both.logits_per_image, [sample.caption for sample in every], texts),
+        output = model(processor(text=texts, return_tensors="pt")["input_ids"], pixels)
+    for direction, logits, queries, gallery in (
+        ("t2i", output.logits_per_text, texts, [sample.caption for sample in evaluated]),
+        ("i2t", output.logits_per_image, [sample.caption for sample in evaluated], texts),
     ):
         best = logits.topk(5).indices.tolist()
-        right = [a in [gallery[i] for i in row] for a, row in zip(asked, best, strict=True)]
-        assert found["retrieval"][way]["R@5"] == pytest.approx(sum(right) / len(right))
+        is_right = [
+            query in [gallery[i] for i in row] for query, row in zip(queries, best, strict=True)
+        ]
+        expected = sum(is_right) / len(is_right)
+        assert results["retrieval"][direction]["R@5"] == pytest.approx(expected)
     if objective != "clip":
-        radius = ops.dist0(both.image_embeds, model.curv()).mean().item()
-        assert found["radius"]["images"] == pytest.approx(radius, rel=1e-5)
+        radius = ops.dist0(output.image_embeds, model.curv()).mean().item()
+        assert results["radius"]["images"] == pytest.approx(radius, rel=1e-5)
 
-    picture = tmp_path / "way.png"
+    picture = tmp_path / "traversals.png"
     assert traverse_clip_hyperbolic.main([*argv, "--out", str(picture)]) == (
         2 if objective == "clip" else 0
     )
@@ -98,7 +101,7 @@ def test_retrieval_is_that_of_the_logits(
 
 
 def test_what_cannot_be_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = shard(tmp_path / "some.tar")
+    file = shard(tmp_path / "shard.tar")
     saved(tmp_path / "product", "phyclip", factors=4)
     saved(tmp_path / "incomplete", "meru")
     (tmp_path / "incomplete" / "processor_config.json").unlink()
@@ -117,11 +120,10 @@ def test_the_saved_model_has_the_objective_of_its_run(
     config = Config(
         objective=objective, vision="vit-s", shards=["a.tar"], entailment_weight=0.3, text_layers=1
     )
-    own = objective_of(config)
-    loss = own.of_captions if objective == "hycoclip" else own.loss
-    of_model = loss_of(Towers.of(config, vocabulary=50).model.config, None)
-    assert type(of_model) is type(loss)
-    assert of_model.entailment_weight == loss.entailment_weight
+    loss = make_objective(config).caption_loss
+    model_loss = loss_of(Towers.from_config(config, vocabulary=50).model.config, None)
+    assert type(model_loss) is type(loss)
+    assert model_loss.entailment_weight == loss.entailment_weight
 
 
 @pytest.mark.few(preset=["vit-s", "smoke"], objective="atmg")
@@ -132,22 +134,22 @@ def test_training_saves_the_model(
 ) -> None:
     """A run, and one that goes on; what transformers loads evaluates as they do."""
     monkeypatch.setitem(VIT, "vit-s", (32, 1, 2))
-    shards, run = str(shard(tmp_path / "some.tar")), tmp_path / "run"
+    shards, run = str(shard(tmp_path / "shard.tar")), tmp_path / "run"
     argv = ["--preset", preset, "--shards", shards, "--output_dir", str(run)]
-    argv += ["--objective", objective, "--eval_shards", f"some={shards}"]
+    argv += ["--objective", objective, "--eval_shards", f"unseen={shards}"]
     for name, value in (SMALL | {"steps": 3, "workers": 0, "precision": "no"}).items():
         argv += [f"--{name}", str(value)]
     assert train_clip_hyperbolic.main(argv) == 0
     assert train_clip_hyperbolic.main(["--resume", str(run)]) == 0
-    found = json.loads((run / "evaluation.json").read_text("utf-8"))["some"]
+    trained_results = json.loads((run / "evaluation.json").read_text("utf-8"))["unseen"]
 
     model = HyperbolicCLIPModel.from_pretrained(run / "model").eval()
-    checkpoint = Checkpoint.of(run)
+    checkpoint = Checkpoint.latest(run)
     trained = checkpoint.model().model.state_dict()
     assert all(torch.equal(x, trained[name]) for name, x in model.state_dict().items())
     processor = HyperbolicCLIPProcessor.from_pretrained(run / "model")
     ids = processor(text=["red", "the purple one"], return_tensors="pt")["input_ids"]
-    assert torch.equal(ids, checkpoint.words(["red", "the purple one"])[0])
+    assert torch.equal(ids, checkpoint.tokenizer(["red", "the purple one"])[0])
     if preset == "vit-s":
         last = model.config.text_config.vocab_size - 1
         assert ids.max(1).values.tolist() == [last, last]
@@ -156,6 +158,6 @@ def test_training_saves_the_model(
     out = tmp_path / "out.json"
     argv = ["--checkpoint", str(run / "model"), "--shards", shards, "--json", str(out)]
     assert evaluate_clip_hyperbolic.main(argv) == 0
-    again = json.loads(out.read_text("utf-8"))
-    assert again.pop("radius") == pytest.approx(found.pop("radius"), rel=1e-5)
-    assert again == found
+    saved_results = json.loads(out.read_text("utf-8"))
+    assert saved_results.pop("radius") == pytest.approx(trained_results.pop("radius"), rel=1e-5)
+    assert saved_results == trained_results

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from clip_hyperbolic.checkpoint import all_of
+from clip_hyperbolic.checkpoint import checkpoints_of
 from pictures import SMALL, shard
 from runs import assert_same_runs, flags, fork, losses, start, train
 
@@ -17,55 +17,57 @@ pytestmark = pytest.mark.thorough
 
 
 def kill(run: subprocess.Popen[str]) -> None:
-    """With all its processes, which get no chance to say anything."""
+    """Ends a run and all its processes at once."""
     os.killpg(run.pid, signal.SIGKILL)
     run.communicate()
 
 
-def newest(run: Path) -> int:
+def newest_step(run: Path) -> int:
     """The step that a run would go on from."""
-    return int(all_of(run)[-1].stem.removeprefix("step-")) if all_of(run) else 0
+    files = checkpoints_of(run)
+    return int(files[-1].stem.removeprefix("step-")) if files else 0
 
 
 def test_ten_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
     """While it trains, and while it saves, which it does every three steps."""
-    shards = str(shard(tmp_path / "some.tar", count=40))
+    shards = str(shard(tmp_path / "shard.tar", count=40))
     changes = {"steps": 100, "save_every": 3, "in_memory": False, "workers": 1}
     argv = ["--shards", shards, *flags(SMALL | changes)]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    said, log = tmp_path / "said", killed / "metrics.jsonl"
-    first = fork(said, *argv, "--output_dir", str(whole))
-    first.join()
-    assert first.exitcode == 0, said.read_text("utf-8")
+    output, log = tmp_path / "output", killed / "metrics.jsonl"
+    undisturbed = fork(output, *argv, "--output_dir", str(whole))
+    undisturbed.join()
+    assert undisturbed.exitcode == 0, output.read_text("utf-8")
 
-    rng, reached = random.Random(0), []
+    rng, steps = random.Random(0), []
     argv += ["--output_dir", str(killed)]
     for _ in range(10):
-        begun, step = time.time(), newest(killed)
-        run = fork(said, *argv)
-        # until it has gone beyond where it began: what was logged beyond that is taken back first
+        started, step = time.time(), newest_step(killed)
+        run = fork(output, *argv)
+        # A run first takes back what was logged after its checkpoint. Wait until it has logged a
+        # step of its own.
         while not (
             log.exists()
-            and log.stat().st_mtime > begun
+            and log.stat().st_mtime > started
             and log.read_text("utf-8").count("\n") > step
         ):
-            assert run.is_alive(), said.read_text("utf-8")
+            assert run.is_alive(), output.read_text("utf-8")
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.4))
         os.killpg(run.pid, signal.SIGKILL)
         run.join()
         argv = ["--resume", str(killed)]
-        reached.append(newest(killed))
-    last = fork(said, *argv)
+        steps.append(newest_step(killed))
+    last = fork(output, *argv)
     last.join()
-    assert last.exitcode == 0, said.read_text("utf-8")
-    assert reached == sorted(reached)
-    assert 0 < reached[-1] < changes["steps"]
+    assert last.exitcode == 0, output.read_text("utf-8")
+    assert steps == sorted(steps)
+    assert 0 < steps[-1] < changes["steps"]
     assert_same_runs(whole, killed)
 
 
 def test_a_run_killed_before_its_first_checkpoint_goes_on_from_the_start(tmp_path: Path) -> None:
-    argv = ["--shards", str(shard(tmp_path / "some.tar")), *flags(SMALL)]
+    argv = ["--shards", str(shard(tmp_path / "shard.tar")), *flags(SMALL)]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train(*argv, "--output_dir", str(whole))
     shutil.copytree(whole, killed)
@@ -93,7 +95,7 @@ def test_a_production_preset_runs_on_several_processes_and_goes_on(tmp_path: Pat
     train(*argv, "--output_dir", str(whole), processes=2, timeout=900)
 
     run = start(*argv, "--output_dir", str(killed), processes=2, start_new_session=True)
-    while not all_of(killed):
+    while not checkpoints_of(killed):
         assert run.poll() is None, run.communicate()[0]
         time.sleep(0.1)
     kill(run)

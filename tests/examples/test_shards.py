@@ -1,38 +1,38 @@
-"""Any shard can be read: what is odd in it is understood, or named and skipped; all else counts."""
+"""Any shard can be read: odd samples are understood, or named and skipped; all others count."""
 
 import io
 import json
 import random
-import struct
 import tarfile
-import zlib
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import evaluate_clip_hyperbolic
-import numpy as np
 import pytest
 import torch
-from clip_hyperbolic import data, images, report, shards
+from clip_hyperbolic import data, report, shards
 from clip_hyperbolic.config import Config, UserError
 from clip_hyperbolic.data import Batches, collate
-from clip_hyperbolic.evaluate import ancestors, evaluate, in_tree
-from clip_hyperbolic.model import Towers, Words
-from clip_hyperbolic.schema import Box, Sample
+from clip_hyperbolic.evaluate import ancestors, evaluate, hierarchy_of_ranking
+from clip_hyperbolic.model import Towers
+from clip_hyperbolic.schema import Sample
 from clip_hyperbolic.shards import expand, samples
+from clip_hyperbolic.tokenizer import CaptionTokenizer
 from pictures import COLOURS, SMALL, add, png
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 from rich.console import Console
 
 ORDINARY = 200
 PICTURE = png("red", (8, 6))
-Files = dict[str, Any]  # by their endings: bytes, text, or what a json shall say
+Files = dict[str, Any]  # a sample's files by their endings: bytes, text, or the content of a json
 
 
-def write(file: Path, of_key: dict[str, Files] | list[tuple[str, Files]]) -> str:
+def write(file: Path, files_of_keys: dict[str, Files] | list[tuple[str, Files]]) -> str:
     with tarfile.open(file, "w") as tar:
-        for key, files in of_key.items() if isinstance(of_key, dict) else of_key:
+        pairs = files_of_keys.items() if isinstance(files_of_keys, dict) else files_of_keys
+        for key, files in pairs:
             for kind, content in files.items():
                 if not isinstance(content, bytes):
                     content = (json.dumps(content) if kind == "json" else content).encode()
@@ -41,69 +41,78 @@ def write(file: Path, of_key: dict[str, Files] | list[tuple[str, Files]]) -> str
 
 
 def ordinary(i: int) -> Files:
-    about = {"ancestors": ["colour", "a/b"], "keywords": ["k"], "class": i % 2, "concept": i}
-    return {"png": PICTURE, "txt": COLOURS[i % len(COLOURS)], "json": about}
+    metadata = {"ancestors": ["colour", "a/b"], "keywords": ["k"], "class": i % 2, "concept": i}
+    return {"png": PICTURE, "txt": COLOURS[i % len(COLOURS)], "json": metadata}
 
 
-def with_one(file: Path, odd: Files) -> str:
+def shard_with(file: Path, odd: Files) -> str:
     """A shard of ordinary samples with an odd one among them."""
-    keys = {f"{i:04d}": ordinary(i) for i in range(ORDINARY)}
-    some = list(keys.items())
-    return write(file, [*some[:50], ("odd", odd), *some[50:]])
+    ordinary_samples = [(f"{i:04d}", ordinary(i)) for i in range(ORDINARY)]
+    return write(file, [*ordinary_samples[:50], ("odd", odd), *ordinary_samples[50:]])
 
 
 def trained_on(shard: str, **changes: Any) -> tuple[set[str], list[str]]:
     """Keys and messages of an epoch's batches, as training has them."""
     config = Config(**{"shards": [shard], **SMALL, **changes})
-    keys, lost = set(), []
+    keys, messages = set(), []
     for batch, _ in zip(Batches(config), range(ORDINARY // config.batch_size + 2), strict=False):
         keys |= set(batch["keys"])
-        lost += batch["broken"]
-    return keys, lost
+        messages += batch["broken"]
+    return keys, messages
 
 
-def model_of(shard: str) -> tuple[Towers, Words]:
+def model_of(shard: str) -> tuple[Towers, CaptionTokenizer]:
     config = Config(**{"shards": [shard], **SMALL})
-    words = Words.of(config, samples([shard], [].append))
+    tokenizer = CaptionTokenizer.from_samples(config, samples([shard], [].append))
     torch.manual_seed(0)
-    return Towers.of(config, len(words)), words
+    return Towers.from_config(config, len(tokenizer)), tokenizer
 
 
 def evaluated(shard: str) -> tuple[dict[str, Any], list[str]]:
-    lost: list[str] = []
-    return evaluate(*model_of(shard), "atmg", 32, samples([shard], lost.append), "--shards"), lost
+    messages: list[str] = []
+    stream = samples([shard], messages.append)
+    return evaluate(*model_of(shard), "atmg", 32, stream, "--shards"), messages
 
 
-def about(**changes: Any) -> Files:
+def files_with(**changes: Any) -> Files:
     return {"png": PICTURE, "json": {"caption": "red", "ancestors": ["a", "b"], **changes}}
 
 
 NAME = "expected a string or a whole number"
 TEXT = "expected a string or a list of strings"
-WRONG = {  # of one field, or of the files; and what is said of it
-    "caption: 5": (about(caption=5), f"caption: {TEXT}, got 5"),
-    "caption: {}": (about(caption={"en": "red"}), f'caption: {TEXT}, got {{"en": "red"}}'),
-    "caption: [5]": (about(caption=["red", 5]), f'caption: {TEXT}, got ["red", 5]'),
-    "caption: []": (about(caption=[]), "no caption, neither in a txt nor in a json"),
-    "caption: null": (about(caption=None), "no caption"),
-    "caption: true": (about(caption=True), f"caption: {TEXT}, got true"),
-    "keywords: text": (about(keywords="ab"), 'keywords: expected a list of strings, got "ab"'),
-    "keywords: [1]": (about(keywords=["a", 1]), "keywords: expected a list of strings, got ["),
-    "keywords: [null]": (about(keywords=[None]), "keywords: expected a list of strings, got ["),
-    "ancestors: null": (about(ancestors=None), "ancestors: training asks for 2"),
-    "ancestors: one": (about(ancestors=["a"]), "ancestors: training asks for 2 (--ancestor-levels"),
-    "ancestors: text": (about(ancestors="ab"), "ancestors: expected a list of strings, none of"),
-    "ancestors: ['']": (about(ancestors=["a", ""]), "ancestors: expected a list of strings"),
-    "class: []": (about(**{"class": ["a"]}), f'class: {NAME}, got ["a"]'),
-    "class: half": (about(**{"class": 0.5}), f"class: {NAME}, got 0.5"),
-    "concept: {}": (about(concept={}), f"concept: {NAME}, got {{}}"),
-    "concept: false": (about(concept=False), f"concept: {NAME}, got false"),
-    "split: []": (about(split=[]), f"split: {NAME}, got []"),
+WRONG = {  # the files of a broken sample, and the message about it
+    "caption: 5": (files_with(caption=5), f"caption: {TEXT}, got 5"),
+    "caption: {}": (files_with(caption={"en": "red"}), f'caption: {TEXT}, got {{"en": "red"}}'),
+    "caption: [5]": (files_with(caption=["red", 5]), f'caption: {TEXT}, got ["red", 5]'),
+    "caption: []": (files_with(caption=[]), "no caption, neither in a txt nor in a json"),
+    "caption: null": (files_with(caption=None), "no caption"),
+    "caption: true": (files_with(caption=True), f"caption: {TEXT}, got true"),
+    "keywords: text": (files_with(keywords="ab"), 'keywords: expected a list of strings, got "ab"'),
+    "keywords: [1]": (files_with(keywords=["a", 1]), "keywords: expected a list of strings, got ["),
+    "keywords: [null]": (
+        files_with(keywords=[None]),
+        "keywords: expected a list of strings, got [",
+    ),
+    "ancestors: null": (files_with(ancestors=None), "ancestors: training asks for 2"),
+    "ancestors: one": (
+        files_with(ancestors=["a"]),
+        "ancestors: training asks for 2 (--ancestor-levels",
+    ),
+    "ancestors: text": (
+        files_with(ancestors="ab"),
+        "ancestors: expected a list of strings, none of",
+    ),
+    "ancestors: ['']": (files_with(ancestors=["a", ""]), "ancestors: expected a list of strings"),
+    "class: []": (files_with(**{"class": ["a"]}), f'class: {NAME}, got ["a"]'),
+    "class: half": (files_with(**{"class": 0.5}), f"class: {NAME}, got 0.5"),
+    "concept: {}": (files_with(concept={}), f"concept: {NAME}, got {{}}"),
+    "concept: false": (files_with(concept=False), f"concept: {NAME}, got false"),
+    "split: []": (files_with(split=[]), f"split: {NAME}, got []"),
     "json: a list": ({"png": PICTURE, "txt": "red", "json": ["red"]}, "json: expected an object"),
     "json: cut": ({"png": PICTURE, "txt": "red", "json": b"{"}, "json: Expecting property name"),
     "txt: no UTF-8": ({"png": PICTURE, "txt": b"\xff\xfe\xff"}, "UnicodeDecodeError"),
     "no image": ({"gif": PICTURE, "txt": "red"}, "no image among its files: gif, txt"),
-    "half an image": (about() | {"png": PICTURE[:45]}, "OSError"),
+    "half an image": (files_with() | {"png": PICTURE[:45]}, "OSError"),
 }
 
 
@@ -112,31 +121,31 @@ WRONG = {  # of one field, or of the files; and what is said of it
 def test_what_is_wrong_is_named_and_skipped(which: str, tmp_path: Path) -> None:
     """In training, from memory and from the shard."""
     odd, message = WRONG[which]
-    shard = with_one(tmp_path / "some.tar", odd)
+    shard = shard_with(tmp_path / "shard.tar", odd)
     for in_memory in (True, False):
-        keys, lost = trained_on(shard, in_memory=in_memory)
+        keys, messages = trained_on(shard, in_memory=in_memory)
         assert len(keys) == ORDINARY
         assert "odd" not in keys
-        assert lost
-        for one in lost:  # once an epoch
-            assert one.startswith(f"odd: {message}")
-            assert one.endswith(f"(in {shard})")
+        assert messages
+        for received in messages:  # once an epoch
+            assert received.startswith(f"odd: {message}")
+            assert received.endswith(f"(in {shard})")
 
 
 def test_training_and_evaluation_go_on_without_all_that_is_wrong(tmp_path: Path) -> None:
-    some = [(which, odd) for which, (odd, _) in WRONG.items()]
-    keys = [(f"{i:04d}", ordinary(i)) for i in range(ORDINARY)]
-    shard = write(tmp_path / "some.tar", [*keys[:99], *some, *keys[99:]])
-    trained, lost = trained_on(shard)
-    assert trained == {key for key, _ in keys}
-    for one, (which, (_, message)) in zip(lost, WRONG.items(), strict=True):
-        assert one.startswith(f"{which}: {message}")
-    result, lost = evaluated(shard)
-    # which ancestors there are does not matter here: these two are evaluated as well
-    bare = ("ancestors: null", "ancestors: one")
-    assert result["n_images"] == ORDINARY + len(bare)
-    kept = [which for which in WRONG if which not in bare]
-    assert all(one.startswith(which) for one, which in zip(lost, kept, strict=True))
+    broken = [(which, files) for which, (files, _) in WRONG.items()]
+    whole = [(f"{i:04d}", ordinary(i)) for i in range(ORDINARY)]
+    shard = write(tmp_path / "shard.tar", [*whole[:99], *broken, *whole[99:]])
+    trained, messages = trained_on(shard)
+    assert trained == {key for key, _ in whole}
+    for received, (which, (_, message)) in zip(messages, WRONG.items(), strict=True):
+        assert received.startswith(f"{which}: {message}")
+    result, messages = evaluated(shard)
+    # Evaluation needs no ancestors: these two are broken for training alone.
+    few_ancestors = ("ancestors: null", "ancestors: one")
+    assert result["n_images"] == ORDINARY + len(few_ancestors)
+    skipped = [which for which in WRONG if which not in few_ancestors]
+    assert all(text.startswith(which) for text, which in zip(messages, skipped, strict=True))
     assert result["zero_shot"]["classes"] == 2  # 0 and 1, of which 0 is a class
     assert result["radius"].keys() == {"ancestors_1", "ancestors_2", "captions", "images"}
     assert result["hierarchy"]["i2t_TIE"] >= 0
@@ -154,13 +163,13 @@ RIGHT = {
 @pytest.mark.few(which=["nulls", "zeros", "several captions"])
 @pytest.mark.parametrize("which", RIGHT)
 def test_what_is_unusual_but_right_is_kept(which: str, tmp_path: Path) -> None:
-    shard = with_one(tmp_path / "some.tar", about(**RIGHT[which]))
-    keys, lost = trained_on(shard)
+    shard = shard_with(tmp_path / "shard.tar", files_with(**RIGHT[which]))
+    keys, messages = trained_on(shard)
     assert "odd" in keys
-    assert lost == []
+    assert messages == []
     if which == "several captions":
         assert evaluated(shard)[0]["n_images"] == ORDINARY + 1
-    (odd,) = [one for one in samples([shard], pytest.fail) if one.key == "odd"]
+    (odd,) = [sample for sample in samples([shard], pytest.fail) if sample.key == "odd"]
     assert odd.keywords == odd.boxes == []
     assert odd.captions == (["red", "crimson"] if which == "several captions" else ["red"])
     if which == "zeros":
@@ -174,43 +183,48 @@ def test_what_is_unusual_but_right_is_kept(which: str, tmp_path: Path) -> None:
 
 
 def test_equal_keys_of_two_shards_are_two_concepts(tmp_path: Path) -> None:
-    """Of any two datasets numbered from 0, which made each other's pairs positives."""
-    both = []
+    """Two datasets, both numbered from 0, must not make each other's pairs positives."""
+    two_shards = []
     for folder, start in (("one", 0), ("two", 4)):
         (tmp_path / folder).mkdir()
         files = {f"{i:09d}": {"png": PICTURE, "txt": COLOURS[start + i]} for i in range(4)}
-        both.append(write(tmp_path / folder / "00000.tar", files))
-    config = Config(**{"shards": both, **SMALL, "batch_size": 8, "ancestor_levels": 0})
+        two_shards.append(write(tmp_path / folder / "00000.tar", files))
+    config = Config(**{"shards": two_shards, **SMALL, "batch_size": 8, "ancestor_levels": 0})
     for in_memory in (True, False):
         config.in_memory = in_memory
         batch = next(iter(Batches(config)))
         assert len(set(batch["labels"][0].tolist())) == 8
-    found = evaluate(*model_of(both[0]), "atmg", 32, samples(both, pytest.fail), "--shards")
-    assert found["n_texts"] == 8
-    # All pictures are alike: by one concept a key, two of the eight would count as right.
-    assert found["retrieval"]["i2t"]["R@1"] == found["retrieval"]["t2i"]["R@1"] == 1 / 8
-    again = [one.concept for one in samples(both, pytest.fail)]
-    assert again == [one.concept for one in samples(both, pytest.fail)]
+    result = evaluate(
+        *model_of(two_shards[0]), "atmg", 32, samples(two_shards, pytest.fail), "--shards"
+    )
+    assert result["n_texts"] == 8
+    # All pictures are alike: if a key were a concept, two of the eight would count as right.
+    recalls = [result["retrieval"][direction]["R@1"] for direction in ("i2t", "t2i")]
+    assert recalls == [1 / 8, 1 / 8]
+    first, second = ([s.concept for s in samples(two_shards, pytest.fail)] for _ in range(2))
+    assert first == second
 
 
 def test_null_concepts_are_no_concept(tmp_path: Path) -> None:
-    files = {name: about(concept=None, caption=name) for name in "abcd"}
-    found = [*samples([write(tmp_path / "some.tar", files)], pytest.fail)]
-    assert len({one.concept for one in found}) == 4
-    assert "None" not in {one.concept for one in found}
+    files = {name: files_with(concept=None, caption=name) for name in "abcd"}
+    stream = samples([write(tmp_path / "shard.tar", files)], pytest.fail)
+    concepts = {sample.concept for sample in stream}
+    assert len(concepts) == 4
+    assert "None" not in concepts
 
 
 def test_separators_in_names_are_part_of_them() -> None:
     paths = [["music", "AC/DC"], ["music/AC", "DC"], ["music", "AC, DC"]]
-    batch = [
+    batch_samples = [
         Sample(f"{i}", Image.new("RGB", (9, 9)), ["x"], f"{i}", [], path)
         for i, path in enumerate(paths)
     ]
-    found = collate(batch, Config(ancestor_levels=2), [random.Random(i) for i in range(3)])
-    above, top = ([found["texts"][i] for i in row] for row in found["index"][1:])
-    assert above == ["AC/DC", "DC", "AC, DC"]
-    assert top == ["music", "music/AC", "music"]
-    assert [len(set(row.tolist())) for row in found["labels"]] == [3, 3, 2]
+    rngs = [random.Random(i) for i in range(3)]
+    batch = collate(batch_samples, Config(ancestor_levels=2), rngs)
+    parents, grandparents = ([batch["texts"][i] for i in row] for row in batch["index"][1:])
+    assert parents == ["AC/DC", "DC", "AC, DC"]
+    assert grandparents == ["music", "music/AC", "music"]
+    assert [len(set(row.tolist())) for row in batch["labels"]] == [3, 3, 2]
 
 
 def test_the_text_counts_and_an_empty_one_hides_nothing(tmp_path: Path) -> None:
@@ -220,16 +234,20 @@ def test_the_text_counts_and_an_empty_one_hides_nothing(tmp_path: Path) -> None:
         "blank": {"png": PICTURE, "txt": " \n", "json": captions},
         "no json": {"png": PICTURE, "txt": "of the text", "json": b""},
     }
-    found = [*samples([write(tmp_path / "some.tar", files)], pytest.fail)]
-    assert [one.captions for one in found] == [["of the text"], ["of the json"], ["of the text"]]
+    stream = samples([write(tmp_path / "shard.tar", files)], pytest.fail)
+    assert [sample.captions for sample in stream] == [
+        ["of the text"],
+        ["of the json"],
+        ["of the text"],
+    ]
 
 
 # --- several captions -----------------------------------------------------------------------------
 
 
 def test_one_of_several_captions_is_drawn_a_step(tmp_path: Path) -> None:
-    files = {name: about(caption=[f"{name}{i}" for i in range(5)]) for name in "ab"}
-    shard = write(tmp_path / "some.tar", files)
+    files = {name: files_with(caption=[f"{name}{i}" for i in range(5)]) for name in "ab"}
+    shard = write(tmp_path / "shard.tar", files)
     config = Config(**{"shards": [shard], **SMALL, "batch_size": 2, "ancestor_levels": 0})
     seen = set()
     for batch, _ in zip(Batches(config), range(30), strict=False):
@@ -242,148 +260,38 @@ def test_all_of_several_captions_count_in_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each is a query; an image is right with any of its own."""
-    of_images = {f"{i:04d}": about(caption=[f"{i}, {j}" for j in range(5)]) for i in range(4)}
-    shard = write(tmp_path / "some.tar", of_images)
+    files = {f"{i:04d}": files_with(caption=[f"{i}, {j}" for j in range(5)]) for i in range(4)}
+    shard = write(tmp_path / "shard.tar", files)
 
     def ranking(*args: Any, images_ask: bool) -> torch.Tensor:
         texts = [5 * i + (i + j) % 20 for i in range(4) for j in range(20)]
-        found = torch.tensor(texts) % 20 if images_ask else torch.arange(80) % 4
-        return found.view(4, 20) if images_ask else found.view(20, 4)
+        if images_ask:
+            return (torch.tensor(texts) % 20).view(4, 20)
+        return (torch.arange(80) % 4).view(20, 4)
 
     monkeypatch.setattr("clip_hyperbolic.evaluate.ranking", ranking)
     result, _ = evaluated(shard)
     assert (result["n_images"], result["n_texts"]) == (4, 20)
-    # The i-th image finds its text i first; of all texts every fifth names the first image.
+    # Each image finds one of its own texts first. All texts find the first image first: 5 of 20 are
+    # right.
     assert result["retrieval"]["i2t"]["R@1"] == 1.0
     assert result["retrieval"]["t2i"]["queries"] == 20
     assert result["retrieval"]["t2i"]["R@1"] == 5 / 20
 
 
-def test_the_tree_is_asked_for_concepts_in_it(tmp_path: Path) -> None:
+def test_the_hierarchy_is_measured_on_concepts_in_it(tmp_path: Path) -> None:
     """A sample without ancestors neither ends the measure nor takes part in it."""
     files = {
-        "in": about(caption="red", concept="red"),
-        "same": about(caption="red", concept="red", ancestors=None),
-        "out": about(caption="blue", concept="blue", ancestors=[]),
+        "in": files_with(caption="red", concept="red"),
+        "same": files_with(caption="red", concept="red", ancestors=None),
+        "out": files_with(caption="blue", concept="blue", ancestors=[]),
     }
-    both = [*samples([write(tmp_path / "some.tar", files)], pytest.fail)]
-    concepts = [one.concept for one in both]
-    found = in_tree(torch.tensor([[0], [0], [2]]), concepts, concepts, both)
-    assert found["right_level_1"] == 1.0
-    assert found["TIE"] == 0.0
-    assert ancestors(both) == [[("a",)], [("a", "b")]]
-
-
-# --- images ---------------------------------------------------------------------------------------
-
-
-def chunk(name: bytes, content: bytes) -> bytes:
-    checksum = struct.pack(">I", zlib.crc32(name + content))
-    return struct.pack(">I", len(content)) + name + content + checksum
-
-
-def deep_png(values: list[Any], colour: int, clear: list[int] | None = None) -> bytes:
-    """One row of 16 bits a channel, which Pillow writes of grey alone; `clear` is transparent."""
-    row = np.array(values, ">u2")
-    head = struct.pack(">IIBBBBB", len(row), 1, 16, colour, 0, 0, 0)
-    transparent = chunk(b"tRNS", np.array(clear, ">u2").tobytes()) if clear else b""
-    pixels = chunk(b"IDAT", zlib.compress(b"\0" + row.tobytes()))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + transparent + pixels + chunk(b"IEND", b"")
-
-
-GREY = [0, 300, 0x8000, 0xFFFF]
-LIGHT = [(0, 0, 0), (1, 1, 1), (128, 128, 128), (255, 255, 255)]
-COLOUR = [[0, 0, 0], [0x8000, 0xFFFF, 1]]
-
-
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        (deep_png(GREY, 0), LIGHT),
-        (deep_png(GREY, 0, [0]), [(255, 255, 255), *LIGHT[1:]]),
-        (deep_png(COLOUR, 2), [(0, 0, 0), (128, 255, 0)]),
-        (deep_png(COLOUR, 2, [0x8000, 0xFFFF, 1]), [(0, 0, 0), (255, 255, 255)]),
-        (deep_png([[0, 0xFFFF], [0, 0x8000], [0, 0]], 4), [(0,) * 3, (127,) * 3, (255,) * 3]),
-        (deep_png([[0, 0, 0, 0xFFFF], [0, 0, 0, 0]], 6), [(0, 0, 0), (255, 255, 255)]),
-    ],
-    ids=[
-        "grey",
-        "grey and tRNS",
-        "colour",
-        "colour and tRNS",
-        "grey and alpha",
-        "colour and alpha",
-    ],
-)
-def test_sixteen_bits_are_scaled(content: bytes, expected: list[tuple[int, ...]]) -> None:
-    image = images.read(content).image
-    assert image.mode == "RGB"
-    assert [image.getpixel((x, 0)) for x in range(image.width)] == expected
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "LA", "PA", "RGBA"])
-def test_what_is_transparent_comes_on_white(mode: str) -> None:
-    """By a colour of the header or by alpha, half of a picture."""
-    image = Image.new("RGBA", (4, 2), "black")
-    image.paste((255, 255, 255, 255), (2, 0, 4, 2))
-    options = {}
-    if mode in ("LA", "PA", "RGBA"):
-        image.paste((0, 0, 0, 0), (0, 0, 2, 2))
-        image = image.convert("P" if mode == "PA" else mode)
-    else:
-        image = image.convert("RGB").convert(mode)
-        options = {"transparency": (0, 0, 0) if mode == "RGB" else image.getpixel((0, 0))}
-    file = io.BytesIO()
-    image.save(file, "png", **options)
-    found = images.read(file.getvalue()).image
-    assert found.mode == "RGB"
-    assert found.getextrema() == ((255, 255),) * 3
-    plain = io.BytesIO()
-    if options:
-        image.save(plain, "png")  # and without it black stays black
-        assert images.read(plain.getvalue()).image.getextrema() == ((0, 255),) * 3
-
-
-def spotted(mode: str = "RGB") -> Image.Image:
-    noise = Image.frombytes("RGB", (6, 4), random.Random(0).randbytes(72))
-    return noise.resize((30, 20), Image.Resampling.NEAREST).convert(mode)
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize(
-    "of", ["png RGB", "png P", "png L", "png I;16", "jpeg RGB", "jpeg L", "jpeg CMYK", "webp RGB"]
-)
-def test_images_are_upright(of: str, orientation: int) -> None:
-    """As Pillow turns them; and boxes, which are those of the stored image, turn along."""
-    kind, mode = of.split()
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = orientation
-    file = io.BytesIO()
-    spotted(mode).save(file, kind, exif=exif)
-    picture = images.read(file.getvalue())
-    with Image.open(file) as opened:
-        plain = images.on_white(opened)
-        expected = images.on_white(ImageOps.exif_transpose(opened))
-    assert picture.image.size == ((30, 20) if orientation < 5 else (20, 30))
-    assert picture.image.tobytes() == expected.tobytes()
-
-    box = Box((5, 2, 20, 11), "a part")
-    part = plain.crop(box.edges)
-    part.getexif()[ExifTags.Base.Orientation] = orientation
-    edges = picture.turned(box).edges
-    assert picture.image.crop(edges).tobytes() == ImageOps.exif_transpose(part).tobytes()
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_an_image_with_damaged_exif_is_kept() -> None:
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = 6
-    whole = exif.tobytes()
-    rng = random.Random(0)
-    for damaged in [whole[:n] for n in range(len(whole))] + [rng.randbytes(40) for _ in range(20)]:
-        file = io.BytesIO()
-        spotted().save(file, "webp", exif=damaged, lossless=True)
-        assert images.read(file.getvalue()).image.getcolors() is not None
+    three = [*samples([write(tmp_path / "shard.tar", files)], pytest.fail)]
+    concepts = [sample.concept for sample in three]
+    scores = hierarchy_of_ranking(torch.tensor([[0], [0], [2]]), concepts, concepts, three)
+    assert scores["right_level_1"] == 1.0
+    assert scores["TIE"] == 0.0
+    assert ancestors(three) == [[("a",)], [("a", "b")]]
 
 
 # --- messages -------------------------------------------------------------------------------------
@@ -391,39 +299,41 @@ def test_an_image_with_damaged_exif_is_kept() -> None:
 
 def test_members_of_a_key_that_lie_apart_are_said_to(tmp_path: Path) -> None:
     pictures, texts = {"png": PICTURE}, {"txt": "red"}
-    files = [(key, some) for some in (pictures, texts) for key in "ab"]
-    lost: list[str] = []
-    shard = write(tmp_path / "some.tar", files)
-    assert [*samples([shard], lost.append)] == []
-    assert lost[0].startswith("a: no caption, neither in a txt nor in a json, among its files: png")
-    assert lost[2] == (
+    files = [(key, content) for content in (pictures, texts) for key in "ab"]
+    messages: list[str] = []
+    shard = write(tmp_path / "shard.tar", files)
+    assert [*samples([shard], messages.append)] == []
+    assert messages[0].startswith(
+        "a: no caption, neither in a txt nor in a json, among its files: png"
+    )
+    assert messages[2] == (
         "a: no image among its files: txt; not next to these lie png of the same key: write the "
         f"files of a key one after the other (in {shard})"
     )
-    assert len(lost) == 4
+    assert len(messages) == 4
 
 
 def test_two_samples_of_one_key_are_two_concepts(tmp_path: Path) -> None:
-    files = [("a", about()), ("b", about()), ("a", about(caption="other"))]
-    found = [*samples([write(tmp_path / "some.tar", files)], pytest.fail)]
-    assert len({one.concept for one in found}) == 3
+    files = [("a", files_with()), ("b", files_with()), ("a", files_with(caption="other"))]
+    stream = samples([write(tmp_path / "shard.tar", files)], pytest.fail)
+    assert len({sample.concept for sample in stream}) == 3
 
 
 def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
-    shard = tmp_path / "some.tar"
-    with_one(shard, about())
+    shard = tmp_path / "shard.tar"
+    shard_with(shard, files_with())
     shard.write_bytes(shard.read_bytes()[:100_001])
-    lost: list[str] = []
-    assert len([*samples([str(shard)], lost.append)]) > 20
-    assert lost[-1].startswith(f"{shard}: ReadError: unexpected end of data")
+    messages: list[str] = []
+    assert len([*samples([str(shard)], messages.append)]) > 20
+    assert messages[-1].startswith(f"{shard}: ReadError: unexpected end of data")
 
 
 def test_a_dataset_without_a_whole_sample_ends_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data, "PATIENCE", 500)
+    monkeypatch.setattr(data, "MAX_BROKEN_AT_START", 500)
     files = {f"{i}": {"png": PICTURE, "txt": "red"} for i in range(20)}  # without ancestors
-    shard = write(tmp_path / "some.tar", files)
+    shard = write(tmp_path / "shard.tar", files)
     for in_memory in (True, False):
         with pytest.raises(UserError, match=r"training asks for 2 \(--ancestor-levels\), got 0"):
             trained_on(shard, in_memory=in_memory)
@@ -432,41 +342,41 @@ def test_a_dataset_without_a_whole_sample_ends_training(
 def test_evaluation_names_its_own_flags(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shard = with_one(tmp_path / "some.tar", about(caption=7))
-    model, words = model_of(shard)
-    saved = type("Saved", (), {"model": lambda self: model, "words": words, "config": Config()})()
-    monkeypatch.setattr(evaluate_clip_hyperbolic, "read", lambda place: saved)
-    argv = ["--checkpoint", "some", "--shards", shard]
+    shard = shard_with(tmp_path / "shard.tar", files_with(caption=7))
+    model, tokenizer = model_of(shard)
+    saved = SimpleNamespace(model=lambda: model, tokenizer=tokenizer, config=Config())
+    monkeypatch.setattr(evaluate_clip_hyperbolic, "read", lambda path: saved)
+    argv = ["--checkpoint", "RUN", "--shards", shard]
     assert evaluate_clip_hyperbolic.main([*argv, "--split", "none such"]) == 2
-    said = " ".join(capsys.readouterr().out.split())
-    assert "--shards with --split none such: no pair of an image and a text" in said
-    assert "--eval-shards" not in said
-    assert "skipped: odd: caption: expected a string or a list of strings, got 7" in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert "--shards with --split none such: no pair of an image and a text" in output
+    assert "--eval-shards" not in output
+    assert "skipped: odd: caption: expected a string or a list of strings, got 7" in output
 
 
 @pytest.mark.parametrize("name", ["Twtr", "redcaps-validation-2021"])
 def test_the_table_is_legible_at_80_columns(name: str) -> None:
-    scores = {way: {f"R@{k}": 0.123 for k in (1, 5, 10)} for way in ("t2i", "i2t")}
-    result = {**dict.fromkeys(report.FORMS, scores), "hierarchy": {"i2t_TIE": 4.56}}
+    recalls = {f"R@{k}": 0.123 for k in (1, 5, 10)}
+    scores = {"t2i": recalls, "i2t": recalls}
+    result = {**dict.fromkeys(report.SUFFIXES, scores), "hierarchy": {"i2t_TIE": 4.56}}
     console = Console(width=80, file=io.StringIO(), soft_wrap=True)
     console.print(report.table({name: result}))
-    said = console.file.getvalue()
-    assert max(map(len, said.splitlines())) <= 80
-    assert "…" not in said
-    assert said.count("0.123") == 18
+    output = console.file.getvalue()
+    assert max(map(len, output.splitlines())) <= 80
+    assert "…" not in output
+    assert output.count("0.123") == 18
     for word in ("keywords", "midpoint", "R@10", "t2i", "i2t", "TIE", "4.56"):
-        assert word in said
-    assert "".join(line[:24].strip() for line in said.splitlines()).count(name) == 3
+        assert word in output
+    assert "".join(line[:24].strip() for line in output.splitlines()).count(name) == 3
 
 
 def test_missing_shards_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.tar is missing"):
         expand([str(tmp_path / "none.tar")])
-    assert shards.IMAGES == ("jpg", "jpeg", "png", "webp")
+    assert shards.IMAGE_ENDINGS == ("jpg", "jpeg", "png", "webp")
 
 
 def test_the_page_has_the_fields_as_they_are_declared() -> None:
     page = (Path(__file__).parents[2] / "docs" / "training.md").read_text("utf-8")
-    for one in fields(Sample):
-        if one.metadata:
-            assert f"| `{one.metadata['called']}` | {one.metadata['expected']} |" in page
+    for declared in (field.metadata for field in fields(Sample) if field.metadata):
+        assert f"| `{declared['json_name']}` | {declared['expected']} |" in page

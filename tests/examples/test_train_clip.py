@@ -1,17 +1,14 @@
-"""The training example: its data, its measures, and that a killed run goes on bit for bit."""
+"""The training example: its measures, and that a killed run goes on bit for bit."""
 
 import json
 import os
-import random
 import resource
 import signal
 import subprocess
 import sys
-import tarfile
 import time
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import evaluate_clip_hyperbolic
 import pytest
@@ -19,238 +16,31 @@ import torch
 import train_clip_hyperbolic
 import traverse_clip_hyperbolic
 from accelerate import Accelerator
-from clip_hyperbolic import emoji
 from clip_hyperbolic.checkpoint import Checkpoint, write_atomically
 from clip_hyperbolic.config import Config, UserError, from_json, parse
-from clip_hyperbolic.data import Batches, collate
 from clip_hyperbolic.evaluate import embed_texts, hierarchy, midpoints, retrieval
 from clip_hyperbolic.model import Towers
-from clip_hyperbolic.objective import objective_of
+from clip_hyperbolic.objective import make_objective
 from clip_hyperbolic.published import Published
-from clip_hyperbolic.schema import Box, Sample
 from clip_hyperbolic.shards import expand, samples
-from clip_hyperbolic.tokenizer import Words
-from pictures import SMALL, add, png, shard
+from clip_hyperbolic.tokenizer import CaptionTokenizer
+from pictures import SMALL, small_config, take_batches
 from PIL import Image
 from runs import SCRIPT, assert_same_runs, flags, losses, start, train
-from torch.utils.data import DataLoader
 from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionModel
-
-
-@pytest.fixture
-def shards(tmp_path: Path) -> str:
-    for i in range(4):
-        shard(tmp_path / f"{i:05d}.tar", 16 * i)
-    return f"{tmp_path}/{{00000..00003}}.tar"
-
-
-def small(shards: str, **changes: Any) -> Config:
-    return Config(**{"shards": [shards], **SMALL, **changes})
-
-
-# --- data -----------------------------------------------------------------------------------------
-
-
-def take(config: Config, count: int, **where: Any) -> list[dict[str, Any]]:
-    stream = iter(DataLoader(Batches(config, **where), None, num_workers=config.workers))
-    return [next(stream) for _ in range(count)]
-
-
-def assert_same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
-    for a, b in zip(found, expected, strict=True):
-        assert a["keys"] == b["keys"]
-        assert a["texts"] == b["texts"]
-        assert torch.equal(a["pixels"], b["pixels"])
-        assert torch.equal(a["labels"], b["labels"])
-
-
-@pytest.mark.parametrize("how", [{}, {"in_memory": False}, {"in_memory": False, "workers": 2}])
-def test_batches_go_on_where_they_were(shards: str, how: dict[str, Any]) -> None:
-    config = small(shards, **how)
-    whole = take(config, 12)
-    assert len({key for batch in whole for key in batch["keys"]}) == 64
-    positions = [0] * max(config.workers, 1)
-    for batch in whole[:5]:
-        positions[batch["worker"]] = batch["position"]
-    assert_same(take(config, 7, step=5, positions=positions), whole[5:])
-    other = take(replace(config, seed=1), 1)
-    assert other[0]["keys"] != whole[0]["keys"]
-
-
-def test_a_keyword_is_a_text_that_concepts_share() -> None:
-    keywords = {"none": [], "a": ["shared"], "b": ["shared"], "c": ["x", "y"]}
-    image = Image.new("RGB", (9, 9))
-    batch = [Sample(name, image, [name], name, some) for name, some in keywords.items()]
-    config = Config(keyword_level=True, keywords=0.0, ancestor_levels=0)
-    seen = set()
-    for seed in range(20):
-        found = collate(batch, config, [random.Random(f"{seed}/{i}") for i in range(4)])
-        captions, single = ([found["texts"][i] for i in row] for row in found["index"])
-        assert captions == [*keywords]
-        assert single[:3] == ["none", "shared", "shared"]
-        assert (found["labels"][1][:, None] == found["labels"][1]).sum() == 6
-        seen.add(single[3])
-    assert seen == {"x", "y"}
-
-
-def halves(key: str = "a") -> Sample:
-    """A picture whose left half is red, and whose right one is blue, each a box."""
-    image = Image.new("RGB", (40, 32), "red")
-    image.paste("blue", (20, 0, 40, 32))
-    boxes = [Box((0, 0, 20, 32), "left"), Box((20, 0, 40, 32), "right")]
-    return Sample(key, image, [key], key, boxes=boxes)
-
-
-def test_one_box_of_each_sample_is_drawn_at_random() -> None:
-    without = Sample("b", Image.new("RGB", (40, 32), "lime"), ["b"], "b")
-    batch = [halves("a"), without, halves("c")]
-    config = Config(objective="hycoclip", jitter=0.0, ancestor_levels=0)
-    seen = set()
-    for seed in range(20):
-        found = collate(batch, config, [random.Random(f"{seed}/{i}") for i in range(3)])
-        texts, of = found["boxes"]
-        assert of.tolist() == [0, 2]
-        assert len(found["pixels"]) == 5
-        captions = [found["texts"][i] for i in texts]
-        colours = {"left": [1.0, 0.0, 0.0], "right": [0.0, 0.0, 1.0]}
-        for caption, pixels in zip(captions, found["pixels"][3:], strict=True):
-            assert pixels.mean(dim=(1, 2)).tolist() == colours[caption]
-        seen.add(tuple(captions))
-    assert len(seen) == 4
-
-
-def test_other_objectives_see_the_same_with_boxes_as_without() -> None:
-    rngs = [[random.Random(7)] for _ in range(2)]
-    config = Config(ancestor_levels=0)
-    found, plain = (
-        collate([sample], config, some)
-        for sample, some in zip((halves(), replace(halves(), boxes=[])), rngs, strict=True)
-    )
-    assert found.keys() == plain.keys()
-    assert torch.equal(found["pixels"], plain["pixels"])
-
-
-def test_broken_boxes_are_skipped_and_named(tmp_path: Path) -> None:
-    boxes: list[Any] = [
-        {"box": [0, 0, 40, 32], "caption": "all of it"},
-        {"box": [0, 0, 41, 32], "caption": "outside"},
-        {"box": [-1, 0, 4, 4], "caption": "outside"},
-        {"box": [5, 5, 5, 9], "caption": "empty"},
-        {"box": [9, 5, 5, 9], "caption": "turned around"},
-        {"box": [5, 5, float("nan"), 9], "caption": "not a number"},
-        {"box": [5, 5, "7", 9], "caption": "a text"},
-        {"box": [5, 5, 9], "caption": "three numbers"},
-        {"box": [5, 5, 9, 9]},
-        {"box": [5, 5, 9, 9], "caption": " "},
-        "no box",
-        {"box": [39, 31, 40, 32], "caption": "one pixel"},
-    ]
-    with tarfile.open(tmp_path / "one.tar", "w") as tar:
-        for key, some in (("a", boxes), ("b", {"box": 3})):
-            add(tar, f"{key}.png", png("red"))
-            add(tar, f"{key}.json", json.dumps({"caption": "red", "boxes": some}).encode())
-    lost: list[str] = []
-    first, second = samples([str(tmp_path / "one.tar")], lost.append)
-    assert [box.caption for box in first.boxes] == ["all of it", "one pixel"]
-    assert second.boxes == []
-    assert [message.split(":")[1].strip() for message in lost] == [
-        *(f"boxes[{i}]" for i in range(1, 11)),
-        "boxes",
-    ]
-    assert lost[0] == (
-        "a: boxes[1]: expected a part of 40 x 32 pixels, got [0, 0, 41, 32] "
-        f"(in {tmp_path / 'one.tar'})"
-    )
-    for in_memory in (True, False):  # a run counts them as well
-        config = small(str(tmp_path / "one.tar"), batch_size=2, ancestor_levels=0)
-        (batch,) = take(replace(config, in_memory=in_memory, objective="hycoclip"), 1)
-        assert len(batch["broken"]) == 11
-
-
-def test_hycoclip_asks_for_boxes(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "one.tar", "w") as tar:
-        add(tar, "a.png", png("red"))
-        add(tar, "a.txt", b"red")
-    config = small(str(tmp_path / "one.tar"), batch_size=1, ancestor_levels=0)
-    assert take(config, 1)
-    with pytest.raises(UserError, match="none of the first 1 samples has boxes in its json"):
-        take(replace(config, objective="hycoclip"), 1)
-
-
-@pytest.mark.parametrize("in_memory", [True, False])
-def test_shares_of_processes_make_up_the_batch(tmp_path: Path, in_memory: bool) -> None:
-    config = small(str(shard(tmp_path / "one.tar")), in_memory=in_memory)
-    shares = [take(config, 6, rank=rank, processes=2) for rank in (0, 1)]
-    for one, *halves in zip(take(config, 6), *shares, strict=True):
-        assert one["keys"] == [key for half in halves for key in half["keys"]]
-        assert torch.equal(one["pixels"], torch.cat([half["pixels"] for half in halves]))
-
-
-def test_broken_members_are_skipped_and_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "broken.tar"
-    with tarfile.open(file, "w") as tar:
-        for i, content in enumerate([png("red")[:60], b"no image", png("red")]):
-            add(tar, f"{i}.png", content)
-            add(tar, f"{i}.txt", b"rot")
-        add(tar, "3.txt", b"a caption alone")
-        add(tar, "4.png", png("red"))
-    lost: list[str] = []
-    assert [sample.key for sample in samples([str(file)], lost.append)] == ["2"]
-    assert [message.split(":")[0] for message in lost] == ["0", "1", "3", "4"]
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # far less than those of any picture
-    assert [*samples([str(file)], lost.append)] == []
-    assert "DecompressionBombError" in lost[-3]
-    monkeypatch.undo()
-    half = tmp_path / "half.tar"
-    half.write_bytes(shard(tmp_path / "whole.tar").read_bytes()[:9000])
-    lost.clear()
-    assert [sample.key for sample in samples([str(half)], lost.append)]
-    assert lost
-
-
-def test_missing_and_empty_shards_say_what_to_do(shards: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"00004\.tar is missing .* correct the pattern"):
-        expand([shards.replace("00003", "00004")])
-    tarfile.open(tmp_path / "empty.tar", "w").close()
-    for in_memory in (True, False):
-        config = small(str(tmp_path / "empty.tar"), in_memory=in_memory)
-        with pytest.raises(UserError, match="the dataset is empty"):
-            take(config, 1)
-
-
-@pytest.mark.thorough
-def test_the_emoji(tmp_path: Path) -> None:
-    folder = emoji.prepare(tmp_path / "emoji")
-    shards = json.loads((folder / "manifest.json").read_text())["shards"]
-    assert sum(shard["samples"] for shard in shards.values()) == 8771
-    assert shards["Goog-rare.tar"]["samples"] == 188
-    found = list(samples(expand([f"{folder}/Twtr-*.tar"]), pytest.fail))
-    assert len(found) == len({sample.concept for sample in found}) == 1253
-    assert len({sample.path(1) for sample in found}) == 94
-    assert len({sample.path(2) for sample in found}) == 8
-    (panda,) = [sample for sample in found if sample.caption == "panda"]
-    assert panda.ancestors == ["animals and nature", "animal mammal"]
-    assert [box.caption for box in panda.boxes] == panda.keywords
-    assert [*tmp_path.iterdir()] == [folder]
-    with (folder / "Joy-rare.tar").open("ab") as file:
-        file.write(b"damaged")
-    assert not emoji.is_complete(folder)
-
 
 # --- measures -------------------------------------------------------------------------------------
 
 
 def test_retrieval_by_hand() -> None:
     ranking = torch.tensor([[0, 1, 2], [2, 0, 1], [1, 2, 0], [0, 1, 2]])
-    found = retrieval(ranking, ["a", "b", "a", "nowhere"], ["a", "b", "a"])
-    assert found["queries"] == 3
-    assert found["R@1"] == pytest.approx(1 / 3)
-    assert found["R@5"] == 1
+    scores = retrieval(ranking, ["a", "b", "a", "nowhere"], ["a", "b", "a"])
+    assert scores["queries"] == 3
+    assert scores["R@1"] == pytest.approx(1 / 3)
+    assert scores["R@5"] == 1
     precisions = [(1 + 2 / 3) / 2, 1 / 3, (1 / 2 + 2 / 3) / 2]
-    assert found["mAP"] == pytest.approx(sum(precisions) / 3)
-    assert found["median_rank"] == 2
+    assert scores["mAP"] == pytest.approx(sum(precisions) / 3)
+    assert scores["median_rank"] == 2
 
 
 def test_hierarchy_by_hand() -> None:
@@ -261,30 +51,30 @@ def test_hierarchy_by_hand() -> None:
         ["animal", "bird", "owl"],
         ["food", "fruit", "kiwi"],
     ]
-    found = hierarchy(predicted, true)
-    assert found["TIE"] == (0 + 2 + 4 + 6) / 4
-    assert found["LCA"] == (0 + 1 + 2 + 3) / 4
-    assert found["jaccard"] == pytest.approx((1 + 2 / 4 + 1 / 5 + 0) / 4)
-    assert found["precision"] == found["recall"] == pytest.approx((1 + 2 / 3 + 1 / 3) / 4)
-    assert (found["right_level_1"], found["right_level_2"]) == (3 / 4, 2 / 4)
-    assert found["errors_right_level_2"] == pytest.approx(1 / 3)
+    scores = hierarchy(predicted, true)
+    assert scores["TIE"] == (0 + 2 + 4 + 6) / 4
+    assert scores["LCA"] == (0 + 1 + 2 + 3) / 4
+    assert scores["jaccard"] == pytest.approx((1 + 2 / 4 + 1 / 5 + 0) / 4)
+    assert scores["precision"] == scores["recall"] == pytest.approx((1 + 2 / 3 + 1 / 3) / 4)
+    assert (scores["right_level_1"], scores["right_level_2"]) == (3 / 4, 2 / 4)
+    assert scores["errors_right_level_2"] == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize("objective", ["atmg", "clip"])
-def test_texts_of_one_thing_have_a_midpoint(shards: str, objective: str) -> None:
-    config = small(shards, objective=objective, curv_init=0.5)
-    words = Words.of(config, samples(expand([shards]), pytest.fail))
-    model = Towers.of(config, len(words)).eval()
-    some = [("red", "k0", "k8"), ("gold",), ("k8", "green")]
-    for texts, found in zip(some, midpoints(model, words, some), strict=True):
-        x = embed_texts(model, words, [*texts]).double()
+def test_texts_of_one_concept_have_a_midpoint(shards: str, objective: str) -> None:
+    config = small_config(shards, objective=objective, curv_init=0.5)
+    tokenizer = CaptionTokenizer.from_samples(config, samples(expand([shards]), pytest.fail))
+    model = Towers.from_config(config, len(tokenizer)).eval()
+    groups = [("red", "k0", "k8"), ("gold",), ("k8", "green")]
+    for texts, midpoint in zip(groups, midpoints(model, tokenizer, groups), strict=True):
+        x = embed_texts(model, tokenizer, [*texts]).double()
         if objective == "clip":
             direction = x.sum(0)
             expected = direction / direction.norm()
         else:  # the sum of the points with their times, scaled back to the hyperboloid
-            total, time_of = x.sum(0), (2.0 + x.square().sum(1)).sqrt().sum()
-            expected = total / (0.5 * (time_of**2 - total @ total)).sqrt()
-        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+            total, total_time = x.sum(0), (2.0 + x.square().sum(1)).sqrt().sum()
+            expected = total / (0.5 * (total_time**2 - total @ total)).sqrt()
+        torch.testing.assert_close(midpoint.double(), expected, rtol=1e-5, atol=1e-6)
 
 
 # --- model ----------------------------------------------------------------------------------------
@@ -292,32 +82,32 @@ def test_texts_of_one_thing_have_a_midpoint(shards: str, objective: str) -> None
 
 @pytest.mark.parametrize("objective", ["atmg", "meru", "hycoclip", "clip"])
 def test_small_pieces_have_the_gradient_of_the_whole(shards: str, objective: str) -> None:
-    config = small(shards, objective=objective, precision="no")
-    (batch,) = take(config, 1)
-    words = Words.of(config, samples(expand([shards]), pytest.fail))
-    batch["tokens"] = words(batch["texts"])
+    config = small_config(shards, objective=objective, precision="no")
+    (batch,) = take_batches(config, 1)
+    tokenizer = CaptionTokenizer.from_samples(config, samples(expand([shards]), pytest.fail))
+    batch["tokens"] = tokenizer(batch["texts"])
     torch.manual_seed(0)
-    model, accelerator = Towers.of(config, len(words)), Accelerator(cpu=True)
+    model, accelerator = Towers.from_config(config, len(tokenizer)), Accelerator(cpu=True)
 
     def gradients(micro: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
         model.zero_grad()
         loss, _ = train_clip_hyperbolic.backward(
-            batch, model, objective_of(config), accelerator, micro
+            batch, model, make_objective(config), accelerator, micro
         )
         return loss, [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
-    (whole, expected), (pieces, found) = gradients(0), gradients(3)
-    torch.testing.assert_close(pieces, whole)
-    assert len(found) == len(expected)
-    # Of some weights nothing depends, and what is left of their gradient is the others' rounding.
+    (loss, expected), (loss_in_pieces, in_pieces) = gradients(0), gradients(3)
+    torch.testing.assert_close(loss_in_pieces, loss)
+    assert len(in_pieces) == len(expected)
+    # The loss does not depend on some weights: their gradients are rounding errors of the others.
     largest = max(float(b.abs().max()) for b in expected)
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(in_pieces, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6 * largest)
 
 
 def test_a_picture_is_seen_alike_in_any_batch() -> None:
     torch.manual_seed(0)
-    model = Towers.of(Config(), 300).train()
+    model = Towers.from_config(Config(), 300).train()
     pixels = torch.rand(4, 3, 48, 48)
     whole, alone = model.images(pixels), model.images(pixels[2:3])
     torch.testing.assert_close(whole[2:3], alone, rtol=1e-4, atol=1e-5)
@@ -330,10 +120,10 @@ def test_production_presets_resolve(
     argv = ["--preset", preset, "--shards", shards, "--dry-run"]
     argv += ["--vocab_size", "300", "--precision", "no"]
     assert train_clip_hyperbolic.main(argv) == 0
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     millions = {"vit-s": "21,", "vit-b": "85,", "vit-l": "303,"}[preset]
-    assert f"image tower: {millions}" in said
-    assert '"batch_size": 2048' in said
+    assert f"image tower: {millions}" in output
+    assert '"batch_size": 2048' in output
 
 
 # --- configuration --------------------------------------------------------------------------------
@@ -348,7 +138,7 @@ def test_wrong_fields_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="--stem-width: expected a multiple of 8, got 20"):
         parse("", ["--stem_width", "20"])
     with pytest.raises(UserError, match="leave other flags out"):
-        parse("", ["--resume", "runs/some", "--steps", "7"])
+        parse("", ["--resume", "runs/RUN", "--steps", "7"])
     with pytest.raises(UserError, match="--preset vit-b trains on your data: --shards"):
         parse("", ["--preset", "vit-b"])
     with pytest.raises(UserError, match="unexpected keyword argument 'colour'"):
@@ -356,22 +146,22 @@ def test_wrong_fields_are_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_shards_to_evaluate_on_have_a_name_each() -> None:
-    found = Config(eval_shards=["one=a/{0..3}.tar", "b/lang=en/some.tar"]).evaluated
-    assert found == {"one": "a/{0..3}.tar", "some": "b/lang=en/some.tar"}
+    patterns = Config(eval_shards=["coco=a/{0..3}.tar", "b/lang=en/flickr.tar"]).eval_patterns
+    assert patterns == {"coco": "a/{0..3}.tar", "flickr": "b/lang=en/flickr.tar"}
     with pytest.raises(UserError, match="--eval-shards: each needs a name of its own"):
         Config(eval_shards=["a/00000.tar", "b/00000.tar"])
 
 
 def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit) as exit_:
         parse("What it does.", ["--preset", "vit-b", "--help"])
-    assert stopped.value.code == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "What it does." in said
+    assert exit_.value.code == 0
+    output = " ".join(capsys.readouterr().out.split())
+    assert "What it does." in output
     for field in fields(Config):
-        assert f"--{field.name}" in said
-        assert field.metadata["help"].replace("%%", "%") in said
-    assert "pairs in a step, over all processes: contrasted all with all (default: 2048)" in said
+        assert f"--{field.name}" in output
+        assert field.metadata["help"].replace("%%", "%") in output
+    assert "pairs in a step, over all processes: contrasted all with all (default: 2048)" in output
 
 
 # --- runs -----------------------------------------------------------------------------------------
@@ -385,40 +175,40 @@ def test_a_killed_run_goes_on_bit_for_bit(shards: str, tmp_path: Path) -> None:
     while not [*killed.glob("checkpoints/step-*")] and second.poll() is None:
         time.sleep(0.01)
     second.send_signal(signal.SIGKILL)
-    said, _ = first.communicate(timeout=300)
-    assert first.returncode == 0, said
+    output, _ = first.communicate(timeout=300)
+    assert first.returncode == 0, output
     assert second.wait() == -signal.SIGKILL
-    before = Checkpoint.of(killed).state["step"]
-    assert 0 < before < SMALL["steps"]
+    step = Checkpoint.latest(killed).state["step"]
+    assert 0 < step < SMALL["steps"]
 
     train("--resume", str(killed))
     assert_same_runs(whole, killed)
 
-    # Checkpoints are evaluated on shards with and without ancestors, and give ways to the root.
+    # Its checkpoint can be evaluated, and paths to the root can be drawn.
     out = tmp_path / "out.json"
     argv = ["--checkpoint", str(killed), "--shards", shards]
     assert evaluate_clip_hyperbolic.main([*argv, "--json", str(out)]) == 0
-    found = json.loads(out.read_text())
-    assert (found["n_images"], found["n_texts"]) == (64, 8)
-    assert 0 <= found["retrieval"]["i2t"]["R@1"] <= found["retrieval"]["i2t"]["R@5"] <= 1
-    assert 0 <= found["retrieval_midpoints"]["t2i"]["mAP"] <= 1
-    assert found["radius"].keys() == {"ancestors_1", "ancestors_2", "captions", "images"}
+    results = json.loads(out.read_text())
+    assert (results["n_images"], results["n_texts"]) == (64, 8)
+    assert 0 <= results["retrieval"]["i2t"]["R@1"] <= results["retrieval"]["i2t"]["R@5"] <= 1
+    assert 0 <= results["retrieval_midpoints"]["t2i"]["mAP"] <= 1
+    assert results["radius"].keys() == {"ancestors_1", "ancestors_2", "captions", "images"}
     assert evaluate_clip_hyperbolic.main([*argv, "--split", "none such"]) == 2
-    assert traverse_clip_hyperbolic.main([*argv, "--out", str(tmp_path / "way.png")]) == 0
-    assert Image.open(tmp_path / "way.png").width > 1000
+    assert traverse_clip_hyperbolic.main([*argv, "--out", str(tmp_path / "traversals.png")]) == 0
+    assert Image.open(tmp_path / "traversals.png").width > 1000
 
-    # What is damaged is said to be, and the one before takes its place.
-    newest = Checkpoint.of(whole).file
+    # A damaged checkpoint is named; without it the one before takes its place.
+    newest = Checkpoint.latest(whole).file
     newest.write_bytes(newest.read_bytes()[:5000])
     with pytest.raises(UserError, match=r"truncated, remove it"):
-        Checkpoint.of(whole)
+        Checkpoint.latest(whole)
     newest.unlink()
-    assert Checkpoint.of(whole).state["step"] < SMALL["steps"]
+    assert Checkpoint.latest(whole).state["step"] < SMALL["steps"]
 
 
 @pytest.mark.thorough
 def test_ctrl_c_waits_for_the_step_and_for_its_checkpoint(shards: str, tmp_path: Path) -> None:
-    """It reaches the workers as well, and must not end them before the step has its batch."""
+    """Ctrl-C reaches the workers too, and must not end them before the step has its batch."""
     changes = {**SMALL, "steps": 1000, "save_every": 1000, "in_memory": False, "workers": 2}
     argv = ["--shards", shards, *flags(changes), "--output_dir", str(tmp_path)]
     run = start(*argv, start_new_session=True)
@@ -426,21 +216,21 @@ def test_ctrl_c_waits_for_the_step_and_for_its_checkpoint(shards: str, tmp_path:
     while not (file.exists() and file.read_text()) and run.poll() is None:
         time.sleep(0.01)
     os.killpg(run.pid, signal.SIGINT)
-    said, _ = run.communicate(timeout=300)
-    assert run.returncode == 130, said
-    assert f"--resume {tmp_path}" in said
-    assert 0 < Checkpoint.of(tmp_path).state["step"] < 1000
+    output, _ = run.communicate(timeout=300)
+    assert run.returncode == 130, output
+    assert f"--resume {tmp_path}" in output
+    assert 0 < Checkpoint.latest(tmp_path).state["step"] < 1000
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("objective", ["atmg", "meru", "hycoclip"])
 def test_two_processes_train_like_one(shards: str, tmp_path: Path, objective: str) -> None:
-    # The two round otherwise, and each step of Adam makes ten times more of that.
+    # Two processes round differently, and each step of Adam makes the difference ten times larger.
     argv = ["--shards", shards, *flags(SMALL | {"steps": 3}), "--objective", objective]
     train(*argv, "--output_dir", str(tmp_path / "one"))
     train(*argv, "--output_dir", str(tmp_path / "two"), "--micro_batch", "2", processes=2)
-    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
-    torch.testing.assert_close(torch.tensor(two), torch.tensor(one), rtol=1e-3, atol=1e-4)
+    expected, losses_of_two = (torch.tensor(losses(tmp_path / run)) for run in ("one", "two"))
+    torch.testing.assert_close(losses_of_two, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.thorough
@@ -456,25 +246,25 @@ def test_towers_of_a_folder_in_half_precision(shards: str, tmp_path: Path) -> No
     changes = {**SMALL, "steps": 2, "precision": "bf16", "lr": 0.0, **folders}
     train(*flags(changes), "--shards", shards, "--output_dir", str(run))
     assert all(0 < loss < 10 for loss in losses(run))
-    model = Checkpoint.of(run).model()
-    for tower, found in ((image, model.model.vision_model), (text, model.model.text_model)):
+    model = Checkpoint.latest(run).model()
+    for tower, trained in ((image, model.model.vision_model), (text, model.model.text_model)):
         for name, weight in tower.state_dict().items():
-            assert torch.equal(found.state_dict()[name], weight), name
+            assert torch.equal(trained.state_dict()[name], weight), name
     assert torch.equal(Published(run / "model").model().model.curv(), model.model.curv())
     (tmp_path / "image" / "model.safetensors").rename(tmp_path / "weights")
     torch.save(image.state_dict(), tmp_path / "image" / "pytorch_model.bin")  # a pickle
     for folder in (tmp_path, tmp_path / "image"):
         with pytest.raises(UserError, match=r"--vision_model .* finds no such tower there"):
-            Towers.of(small(shards, vision_model=str(folder)), 300)
+            Towers.from_config(small_config(shards, vision_model=str(folder)), 300)
 
 
 @pytest.mark.thorough
 def test_what_is_not_finite_stops_the_run(shards: str, tmp_path: Path) -> None:
     argv = ["--shards", shards, *flags(SMALL | {"lr": 1e30}), "--output_dir", str(tmp_path / "run")]
     process = start(*argv)
-    said, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 2
-    assert "not finite" in said
+    assert "not finite" in output
     (dump,) = (tmp_path / "run").glob("nonfinite-*.json")
     assert len(json.loads(dump.read_text())["keys"]) == 8
 
@@ -490,15 +280,15 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     )
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     assert soft == hard == resource.RLIM_INFINITY
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": str(SCRIPT.parent)},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert "could not be written" in done.stderr
-    assert "make room" in done.stderr
+    assert "could not be written" in process.stderr
+    assert "make room" in process.stderr
     assert file.read_bytes() == b"old"
     assert [*tmp_path.iterdir()] == [file]
     write_atomically(file, lambda path: path.write_bytes(b"new"))
@@ -508,8 +298,8 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
 def test_a_foreign_checkpoint_is_named(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    save_file({"x": torch.zeros(2)}, tmp_path / "other.safetensors")
+    save_file({"x": torch.zeros(2)}, tmp_path / "foreign.safetensors")
     with pytest.raises(UserError, match=r"not written by train_clip_hyperbolic\.py"):
-        Checkpoint.of(tmp_path / "other.safetensors")
+        Checkpoint.latest(tmp_path / "foreign.safetensors")
     with pytest.raises(UserError, match="has no checkpoint"):
-        Checkpoint.of(tmp_path)
+        Checkpoint.latest(tmp_path)
