@@ -269,7 +269,7 @@ def rows() -> list[dict[str, Any]]:
 
 def serial(found: list[dict[str, Any]], precision: str) -> dict[str, float]:
     """Milliseconds of a step's kernels on an H100, if nothing overlaps but what they load."""
-    launched = {"log_sums_kernel": 1, "log_sums_change_kernel": 1, "product_kernel": 2}
+    launched = {"log_sums_kernel": 1, "log_sums_vjp_kernel": 1, "product_kernel": 2}
     ms = {
         of["kernel"]: of["ms"]
         for of in found

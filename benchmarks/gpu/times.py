@@ -38,7 +38,7 @@ MOST_USUAL = 32768  # pairs a side, of which a formula makes a dozen matrices of
 # What `CONFIGS` may hold instead: timed with the rest, for a person to choose from.
 CANDIDATES = {
     "log_sums": [(128, 64, 32, 8, 3), (128, 128, 32, 8, 3), (64, 64, 32, 4, 3)],
-    "change": [(64, 64, 32, 8, 3), (128, 64, 32, 8, 3), (128, 64, 32, 8, 2)],
+    "vjp": [(64, 64, 32, 8, 3), (128, 64, 32, 8, 3), (128, 64, 32, 8, 2)],
     "product": [(128, 128, 64, 8, 3), (128, 128, 32, 8, 3), (64, 128, 64, 4, 3)],
 }
 

@@ -122,7 +122,7 @@ def test_workspace_of_a_large_loss(function):
     """
     M, D = 131072, 64
     with compiled.compiling(90):
-        height = CHUNK // M // config("change").rows * config("change").rows
+        height = CHUNK // M // config("vjp").rows * config("vjp").rows
     with Allocated() as allocated:
         compiled.launched(90, function, "highest", sizes=(height, M, D))
     of_points = (height + M) * D * (2 * 2 + 4)

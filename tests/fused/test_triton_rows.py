@@ -73,3 +73,10 @@ def test_kernels_of_other_arguments_compile_and_spill_no_register(compiled, op):
     ):
         stacks = compiled(90, op, **how)
         assert list(stacks.values()) == [0, 0], how
+
+
+def test_kernels_of_pairs_and_of_rows_compile_in_one_process(compiled):
+    """They share functions; a global NaN in those is refused, as it does not equal itself."""
+    assert harness.launched(90, "matrix", "highest")
+    assert compiled(90, "dist")
+    assert harness.launched(90, "log_sums", "highest")

@@ -9,11 +9,11 @@ from lorentzkit.losses import contrastive_loss
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="counts calls of the interpreter")
 KERNELS = {
-    launch: ["log_sums_kernel", "join_kernel", "log_sums_change_kernel"],
+    launch: ["log_sums_kernel", "join_kernel", "log_sums_vjp_kernel"],
     paired: ["paired_kernel"],
     prepare: ["lengths_kernel", "split_kernel", "gradient_kernel"],
     products: ["product_kernel"],
-    rows: ["rows_kernel", "rows_change_kernel"],
+    rows: ["rows_kernel", "rows_vjp_kernel"],
 }
 VIEWS = {f"aten::{name}" for name in ("item", "mT", "slice", "squeeze", "unbind", "unsqueeze")}
 FORWARD, BACKWARD, PART = 20, 30, 8
@@ -64,7 +64,7 @@ def test_launches_of_a_loss_that_takes_several_parts(launches, monkeypatch):
         monkeypatch.setattr(launch, "CHUNK", chunk)
         loss, forward = counted(launches, lambda: contrastive_loss(*leaves, impl="triton"))
         _, backward = counted(launches, lambda loss=loss: torch.autograd.grad(loss, leaves))
-        found.append((forward, backward, launches.count("log_sums_change_kernel")))
+        found.append((forward, backward, launches.count("log_sums_vjp_kernel")))
     (forward, backward, one), (forward_in_parts, backward_in_parts, parts) = found
     assert (one, parts) == (1, 4)
     assert forward == forward_in_parts

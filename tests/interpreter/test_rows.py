@@ -516,7 +516,7 @@ def launches(monkeypatch):
         def __getitem__(self, grid):
             return lambda *args, **kwargs: names.append(self.name)
 
-    for name in ("rows_kernel", "rows_change_kernel", "apart_kernel", "apart_change_kernel"):
+    for name in ("rows_kernel", "rows_vjp_kernel", "apart_kernel", "apart_vjp_kernel"):
         monkeypatch.setattr(kernels, name, Counted(name))
     return names
 
@@ -556,7 +556,7 @@ def test_launches(op, launches):
     launches.clear()
     of = [*vectors.values(), curv]
     _, others = launched_by_torch(lambda: torch.autograd.grad(value, of, at))
-    assert (launches, others) == ([f"{kind}_change_kernel"], ["aten::sum", "aten::copy_"])
+    assert (launches, others) == ([f"{kind}_vjp_kernel"], ["aten::sum", "aten::copy_"])
 
 
 @pytest.mark.parametrize(
@@ -576,7 +576,7 @@ def test_launches_of_a_learned_parameter(number, others, launches):
     launches.clear()
     at = torch.ones(3, 4)
     _, found = launched_by_torch(lambda: torch.autograd.grad(value, leaves, at))
-    assert (launches, found) == (["rows_change_kernel"], others)
+    assert (launches, found) == (["rows_vjp_kernel"], others)
 
 
 @pytest.mark.parametrize("change", ["float64", "empty", "curvature", "torch.func"])

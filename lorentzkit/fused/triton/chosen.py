@@ -23,11 +23,11 @@ def selected(kind: str, x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor) -
 
 
 def selected_gradients(
-    kind: str, x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor, at: Tensor
+    kind: str, x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor, grad_output: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Derivatives of ``(at * selected).sum()`` by x, y and c."""
-    at = at if kind == "angle" else at[:, 0]
-    of = rows.gradients(OPS[kind], (x[i], y[j]), c, at, (True, True, True, False))
+    grad_output = grad_output if kind == "angle" else grad_output[:, 0]
+    of = rows.gradients(OPS[kind], (x[i], y[j]), c, grad_output, (True, True, True, False))
     of_x, of_y = (
         _summed(v, index, by)
         for v, index, by in zip((x, y), (i, j), of.vectors, strict=True)

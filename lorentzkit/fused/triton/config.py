@@ -25,7 +25,7 @@ CONFIGS = {
     80: {
         "matrix": Config(64, 128, 32, 8, 3),
         "log_sums": Config(64, 32, 32, 4, 3),
-        "change": Config(64, 32, 32, 4, 3),
+        "vjp": Config(64, 32, 32, 4, 3),
         "topk": Config(32, 64, 32, 8, 2),  # for k <= 32
         "topk, many": Config(16, 128, 32, 8, 2),
         "product": Config(64, 128, 32, 8, 3),
@@ -33,7 +33,7 @@ CONFIGS = {
     90: {
         "matrix": Config(128, 64, 32, 8, 3),
         "log_sums": Config(128, 64, 32, 8, 3),
-        "change": Config(128, 32, 32, 8, 3),
+        "vjp": Config(128, 32, 32, 8, 3),
         "topk": Config(32, 64, 32, 8, 2),
         "topk, many": Config(16, 128, 32, 8, 2),
         "product": Config(128, 128, 64, 8, 3),
@@ -43,7 +43,7 @@ CONFIGS = {
 CONFIGS[100] = CONFIGS[90] | {
     "matrix": Config(32, 64, 32, 4, 3),
     "log_sums": Config(32, 64, 32, 4, 3),
-    "change": Config(32, 64, 32, 8, 3),
+    "vjp": Config(32, 64, 32, 8, 3),
     "topk": Config(32, 32, 32, 8, 2),
 }
 

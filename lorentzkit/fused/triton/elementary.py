@@ -91,8 +91,8 @@ def coth_excess(t):
     """``(t coth t - 1)/t**2`` for ``t >= 0``."""
     square = t * t
     small = square < 0.25
-    decay = tl.exp(-2 * t)
-    far = (t * (1 + decay) / or_one(1 - decay) - 1) / or_one(square)
+    exp_neg = tl.exp(-2 * t)
+    far = (t * (1 + exp_neg) / or_one(1 - exp_neg) - 1) / or_one(square)
     return tl.where(small, polynomial(_COTH, 8, tl.where(small, square, 0.0)), far)
 
 

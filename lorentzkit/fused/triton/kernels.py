@@ -9,12 +9,12 @@ import triton
 import triton.language as tl
 
 from lorentzkit.fused.triton.points import (
-    change,
     columns_of,
-    load_point,
+    load_radial,
     rows_of,
     triangle,
     values,
+    vjp,
 )
 from lorentzkit.fused.triton.tiles import (
     STRIPS,
@@ -49,10 +49,10 @@ def matrix_kernel(
             )
         )  # fmt: skip
         i = indices(row_tile, ROWS)
-        x = rows_of(load_point(x_scalars, i, N, count))
+        x = rows_of(load_radial(x_scalars, i, N, count))
         for strip in tl.static_range(STRIPS):
             j = indices(column_tile * STRIPS + strip, COLUMNS // STRIPS)
-            y = columns_of(load_point(y_scalars, j, M, count))
+            y = columns_of(load_radial(y_scalars, j, M, count))
             h, g = unfold(parts[strip], KIND == "angle")
             value = values(KIND, False, h, g, triangle(h, x, y), x, y, c, root)[0]
             within = (i < N)[:, None] & (j < M)[None, :]
@@ -60,7 +60,7 @@ def matrix_kernel(
 
 
 @triton.jit
-def matrix_change_kernel(
+def matrix_vjp_kernel(
     XH, XL, YH, YL, x_scalars, y_scalars, mean, C, scratch,
     grad_output, grad_row, grad_column, weights, by_rows, by_columns, N, M, D, width, count,
     KIND: tl.constexpr, PARTS: tl.constexpr,
@@ -78,19 +78,19 @@ def matrix_change_kernel(
             )
         )  # fmt: skip
         i = indices(row_tile, ROWS)
-        x = rows_of(load_point(x_scalars, i, N, count))
+        x = rows_of(load_radial(x_scalars, i, N, count))
         sums_h = tl.zeros((ROWS,), tl.float32)
         sums_a, sums_c = sums_h, sums_h
         for strip in tl.static_range(STRIPS):
             j = indices(column_tile * STRIPS + strip, COLUMNS // STRIPS)
-            y = columns_of(load_point(y_scalars, j, M, count))
+            y = columns_of(load_radial(y_scalars, j, M, count))
             h, g = unfold(parts[strip], KIND == "angle")
             of_pair = tl.load(
                 grad_output + i[:, None] * grad_row + j[None, :] * grad_column,
                 mask=(i < N)[:, None] & (j < M)[None, :],
                 other=0.0,
             )
-            of = change(KIND, False, h, g, triangle(h, x, y), x, y, c, root, of_pair, of_pair)
+            of = vjp(KIND, False, h, g, triangle(h, x, y), x, y, c, root, of_pair, of_pair)
             of_h, of_a, of_c = _store_strip(
                 of, x_scalars, y_scalars, weights, by_columns, row_tile, row_tiles, i, j,
                 N, M, count, PARTS,
@@ -133,12 +133,15 @@ def _rounded(value):
 
 @triton.jit
 def _store_sums(by_rows, column_tile, column_tiles, i, N, h, a, c, scale):
-    """``by_rows (4, column tiles, N)``: that of c is times c, see `triangle.Change`."""
-    at, step = by_rows + tl.cast(column_tile, tl.int64) * N + i, tl.cast(column_tiles, tl.int64) * N
-    tl.store(at, h, mask=i < N)
-    tl.store(at + step, a, mask=i < N)
-    tl.store(at + 2 * step, 0.5 * c, mask=i < N)
-    tl.store(at + 3 * step, scale, mask=i < N)
+    """``by_rows (4, column tiles, N)``: that of c is times c, see `triangle.Partials`."""
+    address, step = (
+        by_rows + tl.cast(column_tile, tl.int64) * N + i,
+        tl.cast(column_tiles, tl.int64) * N,
+    )
+    tl.store(address, h, mask=i < N)
+    tl.store(address + step, a, mask=i < N)
+    tl.store(address + 2 * step, 0.5 * c, mask=i < N)
+    tl.store(address + 3 * step, scale, mask=i < N)
 
 
 # --- Log-sum-exps -------------------------------------------------------------------------------
@@ -183,7 +186,7 @@ def log_sums_kernel(
     last_column = tl.minimum(first_column + column_share, tl.cdiv(M, COLUMNS))
     for row_tile in range(first, last):
         i = indices(row_tile, ROWS)
-        x = rows_of(load_point(x_scalars, i, N, count))
+        x = rows_of(load_radial(x_scalars, i, N, count))
         row_id = tl.load(row_ids + i, mask=i < N, other=0)
         largest = tl.full((ROWS,), -float("inf"), tl.float32)
         total = tl.zeros((ROWS,), tl.float32)
@@ -196,24 +199,24 @@ def log_sums_kernel(
             )  # fmt: skip
             for strip in tl.static_range(STRIPS):
                 j = indices(column_tile * STRIPS + strip, COLUMNS // STRIPS)
-                y = columns_of(load_point(y_scalars, j, M, count))
+                y = columns_of(load_radial(y_scalars, j, M, count))
                 h, g = unfold(parts[strip], KIND == "angle")
-                at_x, at_y = values(KIND, True, h, g, triangle(h, x, y), x, y, c, root)
+                value_x, value_y = values(KIND, True, h, g, triangle(h, x, y), x, y, c, root)
                 out = _left_out(row_id, column_ids, i, j, N, M)
-                logit = tl.where(out, -float("inf"), (ROW_SIGN * by_value) * at_x)
+                logit = tl.where(out, -float("inf"), (ROW_SIGN * by_value) * value_x)
                 largest, total = _joined(largest, total, logit, 1)
-                logit = tl.where(out, -float("inf"), (COLUMN_SIGN * by_value) * at_y)
-                at = by_columns + tl.cast(row_block, tl.int64) * M + j
+                logit = tl.where(out, -float("inf"), (COLUMN_SIGN * by_value) * value_y)
+                address = by_columns + tl.cast(row_block, tl.int64) * M + j
                 step = tl.cast(row_blocks, tl.int64) * M
                 known = (j < M) & (row_tile > first)
-                most = tl.load(at, mask=known, other=-float("inf"))
-                most, sums = _joined(most, tl.load(at + step, mask=known, other=0.0), logit, 0)
-                tl.store(at, most, mask=j < M)
-                tl.store(at + step, sums, mask=j < M)
+                most = tl.load(address, mask=known, other=-float("inf"))
+                most, sums = _joined(most, tl.load(address + step, mask=known, other=0.0), logit, 0)
+                tl.store(address, most, mask=j < M)
+                tl.store(address + step, sums, mask=j < M)
             tl.debug_barrier()  # other threads may read what these have written
-        at = by_rows + tl.cast(column_block, tl.int64) * N + i
-        tl.store(at, largest, mask=i < N)
-        tl.store(at + tl.cast(column_blocks, tl.int64) * N, total, mask=i < N)
+        address = by_rows + tl.cast(column_block, tl.int64) * N + i
+        tl.store(address, largest, mask=i < N)
+        tl.store(address + tl.cast(column_blocks, tl.int64) * N, total, mask=i < N)
 
 
 @triton.jit
@@ -239,16 +242,16 @@ def join_kernel(
 
 @triton.jit
 def _joined_sums(largest, total, sums, block, blocks, k, number, within):
-    at = sums + tl.cast(block, tl.int64) * number + k
-    most = tl.load(at, mask=within, other=-float("inf"))
-    other = tl.load(at + tl.cast(blocks, tl.int64) * number, mask=within, other=0.0)
+    address = sums + tl.cast(block, tl.int64) * number + k
+    most = tl.load(address, mask=within, other=-float("inf"))
+    other = tl.load(address + tl.cast(blocks, tl.int64) * number, mask=within, other=0.0)
     new = tl.maximum(largest, most)
     shift = tl.where(new == -float("inf"), 0.0, new)
     return new, total * tl.exp2(largest - shift) + other * tl.exp2(most - shift)
 
 
 @triton.jit
-def log_sums_change_kernel(
+def log_sums_vjp_kernel(
     XH, XL, YH, YL, x_scalars, y_scalars, mean, C, scale, scratch, row_ids, column_ids,
     row_sums, column_sums, grad_rows, grad_columns, weights, by_rows, by_columns,
     N, M, D, width, count,
@@ -267,7 +270,7 @@ def log_sums_change_kernel(
             )
         )  # fmt: skip
         i = indices(row_tile, ROWS)
-        x = rows_of(load_point(x_scalars, i, N, count))
+        x = rows_of(load_radial(x_scalars, i, N, count))
         row_id = tl.load(row_ids + i, mask=i < N, other=0)
         row_sum = tl.load(row_sums + i, mask=i < N, other=0.0)[:, None] * _LOG2_E
         row_grad = ROW_SIGN * tl.load(grad_rows + i, mask=i < N, other=0.0)[:, None]
@@ -275,20 +278,18 @@ def log_sums_change_kernel(
         sums_a, sums_c, sums_scale = sums_h, sums_h, sums_h
         for strip in tl.static_range(STRIPS):
             j = indices(column_tile * STRIPS + strip, COLUMNS // STRIPS)
-            y = columns_of(load_point(y_scalars, j, M, count))
+            y = columns_of(load_radial(y_scalars, j, M, count))
             h, g = unfold(parts[strip], KIND == "angle")
             tri = triangle(h, x, y)
-            at_x, at_y = values(KIND, True, h, g, tri, x, y, c, root)
+            value_x, value_y = values(KIND, True, h, g, tri, x, y, c, root)
             column_sum = tl.load(column_sums + j, mask=j < M, other=0.0)[None, :] * _LOG2_E
             column_grad = COLUMN_SIGN * tl.load(grad_columns + j, mask=j < M, other=0.0)[None, :]
-            of_row = row_grad * tl.exp2((ROW_SIGN * by_value) * at_x - row_sum)
-            of_column = column_grad * tl.exp2((COLUMN_SIGN * by_value) * at_y - column_sum)
+            of_row = row_grad * tl.exp2((ROW_SIGN * by_value) * value_x - row_sum)
+            of_column = column_grad * tl.exp2((COLUMN_SIGN * by_value) * value_y - column_sum)
             out = _left_out(row_id, column_ids, i, j, N, M)
             of_row, of_column = tl.where(out, 0.0, of_row), tl.where(out, 0.0, of_column)
-            sums_scale += tl.sum(tl.where(out, 0.0, of_row * at_x + of_column * at_y), 1)
-            of = change(
-                KIND, True, h, g, tri, x, y, c, root, by_scale * of_row, by_scale * of_column
-            )
+            sums_scale += tl.sum(tl.where(out, 0.0, of_row * value_x + of_column * value_y), 1)
+            of = vjp(KIND, True, h, g, tri, x, y, c, root, by_scale * of_row, by_scale * of_column)
             of_h, of_a, of_c = _store_strip(
                 of, x_scalars, y_scalars, weights, by_columns, row_tile, row_tiles, i, j,
                 N, M, count, PARTS,

@@ -22,12 +22,12 @@ from lorentzkit.fused.problems import (
 from lorentzkit.fused.triton.config import CHUNK, Config, config, programs
 from lorentzkit.fused.triton.kernels import (
     join_kernel,
-    log_sums_change_kernel,
     log_sums_kernel,
-    matrix_change_kernel,
+    log_sums_vjp_kernel,
     matrix_kernel,
+    matrix_vjp_kernel,
 )
-from lorentzkit.fused.triton.prepare import Clouds, clouds, gradient
+from lorentzkit.fused.triton.prepare import Operands, gradient, prepared_operands
 from lorentzkit.fused.triton.products import product
 from lorentzkit.fused.triton.selection import topk_kernel
 from lorentzkit.fused.triton.tiles import ALIGNMENT
@@ -36,7 +36,7 @@ from lorentzkit.fused.triton.tiles import ALIGNMENT
 def matrix(problem: PairwiseProblem) -> Tensor:
     """``(N, D), (M, D) -> (N, M)`` of inner products, distances or exterior angles."""
     with on_device(problem.x):
-        of, use = clouds(problem), config("matrix")
+        of, use = prepared_operands(problem), config("matrix")
         N, M = of.N, len(problem.y)
         out = of.scalars.new_empty(N, M)
         grid = _programs(of, triton.cdiv(N, use.rows) * triton.cdiv(M, use.columns))
@@ -52,11 +52,11 @@ def matrix_gradients(problem: PairwiseProblem, grad_output: Tensor) -> Gradients
     if problem.kind == "cosine":
         raise ValueError("kind: expected 'inner', 'distance' or 'angle', got 'cosine'")
     with on_device(problem.x):
-        of = clouds(problem)
+        of = prepared_operands(problem)
 
         def launch(rows: slice, grid: int, scratch: Tensor, outputs: Any, use: Config) -> None:
             some = grad_output[rows]
-            matrix_change_kernel[(grid,)](
+            matrix_vjp_kernel[(grid,)](
                 *_operands(of, rows), of.c, scratch, some, *some.stride(), *outputs,
                 *_sizes(of, rows), KIND=problem.kind, PARTS=of.parts, **_meta(use),
             )  # fmt: skip
@@ -67,7 +67,7 @@ def matrix_gradients(problem: PairwiseProblem, grad_output: Tensor) -> Gradients
 def log_sums(problem: LossProblem) -> LogSums:
     """log-sum-exp of the logits by rows ``(N,)`` and columns ``(M,)``, equal ids left out."""
     with on_device(problem.x):
-        of, use = clouds(problem, problem.scale), config("log_sums")
+        of, use = prepared_operands(problem, problem.scale), config("log_sums")
         N, M = of.N, len(problem.y)
         tiles = triton.cdiv(N, use.rows), triton.cdiv(M, use.columns)
         blocks = _blocks(*tiles, programs(problem.x.device))
@@ -95,14 +95,14 @@ def log_sums(problem: LossProblem) -> LogSums:
 def log_sums_gradients(problem: LossProblem, sums: LogSums, at: LogSums) -> LossGradients:
     """Derivatives of ``at.rows . rows + at.columns . columns``; `sums` are of `log_sums`."""
     with on_device(problem.x):
-        of = clouds(problem, problem.scale)
+        of = prepared_operands(problem, problem.scale)
         # Of a sum, strides are 0.
         by_row, by_column = zip(*map(_dense, (problem.ids, sums, at)), strict=True)
         row_sign, column_sign = SIGNS[problem.similarity]
 
         def launch(rows: slice, grid: int, scratch: Tensor, outputs: Any, use: Config) -> None:
             both = [z for r, s in zip(by_row, by_column, strict=True) for z in (r[rows], s)]
-            log_sums_change_kernel[(grid,)](
+            log_sums_vjp_kernel[(grid,)](
                 *_operands(of, rows), of.c, of.scale, scratch, *both, *outputs, *_sizes(of, rows),
                 KIND=problem.similarity, ROW_SIGN=row_sign, COLUMN_SIGN=column_sign,
                 PARTS=of.parts, **_meta(use),
@@ -119,7 +119,7 @@ def topk(problem: PairwiseProblem, search: Search) -> Tensor:
     kind, k = problem.kind, search.k
     sign = 1.0 if search.largest != (kind == "inner") else -1.0  # which falls with the distance
     with on_device(problem.x):
-        of, best = clouds(problem), max(16, triton.next_power_of_2(k))
+        of, best = prepared_operands(problem), max(16, triton.next_power_of_2(k))
         use = config("topk" if best <= 32 else "topk, many")
         N, M = of.N, len(problem.y)
         row_tiles, column_tiles = triton.cdiv(N, use.rows), triton.cdiv(M, use.columns)
@@ -138,14 +138,14 @@ def topk(problem: PairwiseProblem, search: Search) -> Tensor:
 # --- Arguments ------------------------------------------------------------------------------------
 
 
-def _operands(of: Clouds, rows: slice = slice(None)) -> tuple[Tensor, ...]:
+def _operands(of: Operands, rows: slice = slice(None)) -> tuple[Tensor, ...]:
     """For some of the rows of x, and all of y."""
     N, at = of.N, slice(rows.start or 0, of.N)
     spreads = of.high[at], of.low[at], of.high[N:], of.low[N:]
     return (*spreads, of.scalars[0, at], of.scalars[0, N:], of.mean)
 
 
-def _sizes(of: Clouds, rows: slice) -> tuple[int, ...]:
+def _sizes(of: Operands, rows: slice) -> tuple[int, ...]:
     count, width = of.high.shape
     return rows.stop - rows.start, count - of.N, len(of.mean), width, count
 
@@ -164,12 +164,12 @@ def _dense(tensors: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return tensors[0].contiguous(), tensors[1].contiguous()
 
 
-def _programs(of: Clouds, tiles: int) -> int:
+def _programs(of: Operands, tiles: int) -> int:
     return min(tiles, 2 * programs(of.mean.device))
 
 
-def _scratch(of: Clouds, grid: int, use: Config) -> Tensor:
-    """For `tiles.mended`."""
+def _scratch(of: Operands, grid: int, use: Config) -> Tensor:
+    """For `tiles._recomputed`."""
     size = 2 * use.rows * use.columns + ALIGNMENT.value if of.parts else 1
     return of.mean.new_empty(grid, size, dtype=torch.int32)
 
@@ -193,12 +193,12 @@ def on_device(x: Tensor) -> AbstractContextManager[Any]:
 _Launch = Callable[[slice, int, Tensor, tuple[Tensor, ...], Config], None]
 
 
-def _gradients(of: Clouds, launch: _Launch) -> LossGradients:
+def _gradients(of: Operands, launch: _Launch) -> LossGradients:
     """``launch(rows, programs, scratch, outputs, sizes)`` for all rows of x, summed up.
 
     The derivatives by h of some rows are kept at a time.
     """
-    use, N, M, D = config("change"), of.N, len(of.high) - of.N, len(of.mean)
+    use, N, M, D = config("vjp"), of.N, len(of.high) - of.N, len(of.mean)
     height = min(N, max(1, CHUNK // M // use.rows) * use.rows)
     row_tiles, column_tiles = triton.cdiv(height, use.rows), triton.cdiv(M, use.columns)
     grid = _programs(of, row_tiles * column_tiles)

@@ -45,12 +45,12 @@ def paired_kernel(
     by_row, by_column = 0.5 / (N * (1 + tl.exp(-of_row))), 0.5 / (N * (1 + tl.exp(-of_column)))
     tl.store(by_sums + i, by_row.to(tl.float32), mask=i < N)
     tl.store(by_sums + N + i, by_column.to(tl.float32), mask=i < N)
-    at_x, at_y = -ROW_SIGN * s * by_row, -COLUMN_SIGN * s * by_column
+    grad_alpha, grad_beta = -ROW_SIGN * s * by_row, -COLUMN_SIGN * s * by_column
     if COUNT == 2:
-        tl.store(by_values + 2 * i, at_x.to(tl.float32), mask=i < N)
-        tl.store(by_values + 2 * i + 1, at_y.to(tl.float32), mask=i < N)
+        tl.store(by_values + 2 * i, grad_alpha.to(tl.float32), mask=i < N)
+        tl.store(by_values + 2 * i + 1, grad_beta.to(tl.float32), mask=i < N)
     else:
-        tl.store(by_values + i, (at_x + at_y).to(tl.float32), mask=i < N)
+        tl.store(by_values + i, (grad_alpha + grad_beta).to(tl.float32), mask=i < N)
 
 
 @triton.jit

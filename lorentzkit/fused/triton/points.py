@@ -29,27 +29,27 @@ _ARTANH = tl.constexpr(
 _EXCESS = tl.constexpr(tuple(1 / (2 * k + 1) for k in range(6, 0, -1)))
 
 
-class Point(NamedTuple):
+class Radial(NamedTuple):
     """See `triangle.Radial`."""
 
     sinh: tl.tensor
     cosh: tl.tensor
-    grow: tl.tensor
-    decay: tl.tensor
-    rest: tl.tensor
+    exp_half: tl.tensor
+    exp_neg: tl.tensor
+    complement: tl.tensor
     apex: tl.tensor
 
 
 class Triangle(NamedTuple):
     t: tl.tensor
-    turn: tl.tensor
+    sinh_diff: tl.tensor
     T: tl.tensor
     R: tl.tensor
     inverse: tl.tensor
     """``1/R``; 0 where the points coincide, and with it all derivatives."""
 
 
-class Change(NamedTuple):
+class Partials(NamedTuple):
     h: tl.tensor
     a: tl.tensor
     b: tl.tensor
@@ -68,34 +68,34 @@ def reciprocal(z):
 
 
 @triton.jit
-def load_point(scalars, i, number, count):
+def load_radial(scalars, i, number, count):
     """The points ``i`` of so many; whatever beyond the last, but finite.
 
     Args:
-        scalars: of `prepare.Clouds`, from the first of these points on; ``count`` are of all.
+        scalars: of `prepare.Operands`, from the first of these points on; ``count`` are of all.
     """
-    at, within = scalars + i, i < number
-    sinh = tl.load(at + 2 * count, mask=within, other=0.0)
-    grow = tl.load(at + 3 * count, mask=within, other=1.0)
-    decay = tl.load(at + 4 * count, mask=within, other=1.0)
-    rest = tl.load(at + 5 * count, mask=within, other=0.0)
-    apex = tl.load(at + 6 * count, mask=within, other=0.0)
-    return Point(sinh, sinh + decay, grow, decay, rest, apex)
+    address, within = scalars + i, i < number
+    sinh = tl.load(address + 2 * count, mask=within, other=0.0)
+    exp_half = tl.load(address + 3 * count, mask=within, other=1.0)
+    exp_neg = tl.load(address + 4 * count, mask=within, other=1.0)
+    complement = tl.load(address + 5 * count, mask=within, other=0.0)
+    apex = tl.load(address + 6 * count, mask=within, other=0.0)
+    return Radial(sinh, sinh + exp_neg, exp_half, exp_neg, complement, apex)
 
 
 @triton.jit
 def rows_of(p):
-    return Point(
-        p.sinh[:, None], p.cosh[:, None], p.grow[:, None],
-        p.decay[:, None], p.rest[:, None], p.apex[:, None],
+    return Radial(
+        p.sinh[:, None], p.cosh[:, None], p.exp_half[:, None],
+        p.exp_neg[:, None], p.complement[:, None], p.apex[:, None],
     )  # fmt: skip
 
 
 @triton.jit
 def columns_of(p):
-    return Point(
-        p.sinh[None, :], p.cosh[None, :], p.grow[None, :],
-        p.decay[None, :], p.rest[None, :], p.apex[None, :],
+    return Radial(
+        p.sinh[None, :], p.cosh[None, :], p.exp_half[None, :],
+        p.exp_neg[None, :], p.complement[None, :], p.apex[None, :],
     )  # fmt: skip
 
 
@@ -116,9 +116,9 @@ def log1p(z):
 
 @triton.jit
 def triangle(h, x, y):
-    total = x.decay + y.decay
-    difference = tl.where(total > 1, x.rest - y.rest, y.decay - x.decay)
-    half = (0.5 * x.grow) * y.grow
+    total = x.exp_neg + y.exp_neg
+    difference = tl.where(total > 1, x.complement - y.complement, y.exp_neg - x.exp_neg)
+    half = (0.5 * x.exp_half) * y.exp_half
     t = half * difference
     T = t * t + ((0.5 * x.sinh) * y.sinh) * h
     apart = T > _LEAST
@@ -130,13 +130,13 @@ def triangle(h, x, y):
 @triton.jit
 def legs_at_x(h, sine, tri, x, y):
     y_sinh = y.sinh * (x.apex * y.apex)
-    return y_sinh * sine, -tri.turn - x.cosh * y_sinh * h
+    return y_sinh * sine, -tri.sinh_diff - x.cosh * y_sinh * h
 
 
 @triton.jit
 def legs_at_y(h, sine, tri, x, y):
     x_sinh = x.sinh * (x.apex * y.apex)
-    return x_sinh * sine, tri.turn - y.cosh * x_sinh * h
+    return x_sinh * sine, tri.sinh_diff - y.cosh * x_sinh * h
 
 
 @triton.jit
@@ -167,11 +167,11 @@ def values(KIND: tl.constexpr, BOTH: tl.constexpr, h, g, tri, x, y, c, root):
     if KIND == "angle":
         sine, apart = sine_of(h, g), tri.R > 0
         n, m = legs_at_x(h, sine, tri, x, y)
-        at_x = angle_of(n, tl.where(apart, m, 1.0))
+        angle_x = angle_of(n, tl.where(apart, m, 1.0))
         if BOTH:
             n, m = legs_at_y(h, sine, tri, x, y)
-            return at_x, angle_of(n, tl.where(apart, m, 1.0))
-        return at_x, at_x
+            return angle_x, angle_of(n, tl.where(apart, m, 1.0))
+        return angle_x, angle_x
     if KIND == "distance":
         value = distance(tri) * (1 / root)
     elif KIND == "inner":
@@ -201,7 +201,7 @@ def half_excess(tri):
 
 
 @triton.jit
-def angle_change(BOTH: tl.constexpr, h, g, tri, x, y, at_x, at_y):
+def angle_vjp(BOTH: tl.constexpr, h, g, tri, x, y, grad_alpha, grad_beta):
     square = h * g
     apart = square > _SQUARE_OF_0
     inverse_sine = tl.where(apart, tl.rsqrt(tl.where(apart, square, 1.0)), 0.0)
@@ -211,51 +211,53 @@ def angle_change(BOTH: tl.constexpr, h, g, tri, x, y, at_x, at_y):
     n_x, n_y, m_x, m_y = n_x * inverse, n_y * inverse, m_x * inverse, m_y * inverse
     sine_x, sine_y = n_x * sine, n_y * sine
     coth = (1 + 2 * tri.T) * inverse
-    product, tilt = (x.sinh * y.sinh * h) * inverse, tri.turn * inverse
+    product, tilt = (x.sinh * y.sinh * h) * inverse, tri.sinh_diff * inverse
     x_tanh, y_tanh = x.sinh * reciprocal(x.cosh), y.sinh * reciprocal(y.cosh)
-    by_h = -at_x * n_x * m_y * inverse_sine
-    by_a = at_x * sine_x * coth
-    by_b = -at_x * sine_y * inverse
-    by_c = at_x * sine_x * x_tanh * (product - tilt * y_tanh)
+    by_h = -grad_alpha * n_x * m_y * inverse_sine
+    by_a = grad_alpha * sine_x * coth
+    by_b = -grad_alpha * sine_y * inverse
+    by_c = grad_alpha * sine_x * x_tanh * (product - tilt * y_tanh)
     if BOTH:
-        by_h -= at_y * n_y * m_x * inverse_sine
-        by_a -= at_y * sine_x * inverse
-        by_b += at_y * sine_y * coth
-        by_c += at_y * sine_y * y_tanh * (product + tilt * x_tanh)
-    return Change(by_h, by_a, by_b, by_c)
+        by_h -= grad_beta * n_y * m_x * inverse_sine
+        by_a -= grad_beta * sine_x * inverse
+        by_b += grad_beta * sine_y * coth
+        by_c += grad_beta * sine_y * y_tanh * (product + tilt * x_tanh)
+    return Partials(by_h, by_a, by_b, by_c)
 
 
 @triton.jit
-def distance_change(h, tri, x, y, at):
+def distance_vjp(h, tri, x, y, grad_output):
     inverse = tri.inverse
     m_x = legs_at_x(h, h, tri, x, y)[1]
     m_y = legs_at_y(h, h, tri, x, y)[1]
-    spread = tri.t * x.grow * y.grow * (x.rest + x.decay * y.rest)
+    spread = tri.t * x.exp_half * y.exp_half * (x.complement + x.exp_neg * y.complement)
     spread = (spread * reciprocal(x.cosh)) * (spread * reciprocal(y.cosh))
-    by_c = -at * (2 * half_excess(tri) + spread * inverse)
-    by_h = at * (x.sinh * inverse) * y.sinh
-    return Change(by_h, -at * m_x * inverse, -at * m_y * inverse, by_c)
+    by_c = -grad_output * (2 * half_excess(tri) + spread * inverse)
+    by_h = grad_output * (x.sinh * inverse) * y.sinh
+    return Partials(by_h, -grad_output * m_x * inverse, -grad_output * m_y * inverse, by_c)
 
 
 @triton.jit
-def inner_change(h, tri, x, y, at):
+def inner_vjp(h, tri, x, y, grad_output):
     m_x = legs_at_x(h, h, tri, x, y)[1]
     m_y = legs_at_y(h, h, tri, x, y)[1]
     ratios = x.cosh * reciprocal(y.cosh) + y.cosh * reciprocal(x.cosh)
-    return Change(at * x.sinh * y.sinh, -at * m_x, -at * m_y, -at * ratios)
+    return Partials(
+        grad_output * x.sinh * y.sinh, -grad_output * m_x, -grad_output * m_y, -grad_output * ratios
+    )
 
 
 @triton.jit
-def change(KIND: tl.constexpr, BOTH: tl.constexpr, h, g, tri, x, y, c, root, at_x, at_y):
-    """The derivative of ``at_x * values[0]``, and if BOTH plus ``at_y * values[1]``."""
+def vjp(KIND: tl.constexpr, BOTH: tl.constexpr, h, g, tri, x, y, c, root, grad_alpha, grad_beta):
+    """The derivative of ``grad_alpha * values[0]``, and if BOTH plus ``grad_beta * values[1]``."""
     if KIND == "angle":
-        return angle_change(BOTH, h, g, tri, x, y, at_x, at_y)
+        return angle_vjp(BOTH, h, g, tri, x, y, grad_alpha, grad_beta)
     if BOTH:
-        at_x += at_y
+        grad_alpha += grad_beta
     if KIND == "distance":
-        return distance_change(h, tri, x, y, at_x * (1 / root))
+        return distance_vjp(h, tri, x, y, grad_alpha * (1 / root))
     elif KIND == "inner":
-        return inner_change(h, tri, x, y, -at_x * (1 / c))
+        return inner_vjp(h, tri, x, y, -grad_alpha * (1 / c))
     else:
         none = tl.zeros_like(h)
-        return Change(-at_x * (x.apex * y.apex), none, none, none)
+        return Partials(-grad_alpha * (x.apex * y.apex), none, none, none)

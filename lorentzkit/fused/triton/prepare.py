@@ -1,4 +1,4 @@
-"""Two clouds of points as the kernels want them, and gradients from what the kernels return.
+"""The two sets of points as the kernels want them, and gradients from what the kernels return.
 
 As in `operands`, directions less their common mean; but the half squares are added after the
 product, whose digits they would not survive. The product is of float16 numbers, which tensor cores
@@ -30,7 +30,7 @@ _TINY = tl.constexpr(TINY_LENGTH[torch.float32])
 _ROWS, _BLOCK = 16, 64  # of a program at a time
 
 
-class Clouds(NamedTuple):
+class Operands(NamedTuple):
     """The rows of both, those of x first."""
 
     high: Tensor
@@ -38,7 +38,7 @@ class Clouds(NamedTuple):
     low: Tensor
     """What is left of them, the same; of one part, anything"""
     scalars: Tensor
-    """``(8, N + M)``: what the kernels read of each point, see `points.load_point`"""
+    """``(8, N + M)``: what the kernels read of each point, see `points.load_radial`"""
     length: Tensor
     """``(N + M,)``, float64"""
     mean: Tensor
@@ -102,14 +102,17 @@ def split_kernel(
         middle = tl.load(mean + k, mask=k < D, other=0.0).to(tl.float64)[None, :]
         unit = _entries(X, Y, i, k, N, M, D) / or_one(of)[:, None]
         wanted = ((unit - middle) * UNIT).to(tl.float32)
-        at, within = i[:, None] * width + k[None, :], (i < N + M)[:, None] & (k < width)[None, :]
+        address, within = (
+            i[:, None] * width + k[None, :],
+            (i < N + M)[:, None] & (k < width)[None, :],
+        )
         first = wanted.to(tl.float16)
         spread = first.to(tl.float64)
-        tl.store(high + at, first, mask=within)
+        tl.store(high + address, first, mask=within)
         if PARTS != 1:
             second = (wanted - first.to(tl.float32)).to(tl.float16)
             spread += second.to(tl.float64)
-            tl.store(low + at, second, mask=within)
+            tl.store(low + address, second, mask=within)
         spread = spread * _INVERSE
         half += 0.5 * tl.sum(spread * spread, 1)
         square += tl.sum((middle + spread) * (middle + spread), 1)
@@ -118,29 +121,33 @@ def split_kernel(
     s = tl.where(of < _TINY, _TINY, of)
     s = root * tl.where(s > limit, limit, s)
     cosh, rho = tl.sqrt(1 + s * s), tl.sqrt(square)
-    decay = 1 / (s + cosh)
-    at = scalars + i
+    exp_neg = 1 / (s + cosh)
+    address = scalars + i
     count, within = N + M, i < N + M
-    tl.store(at, half.to(tl.float32), mask=within)
+    tl.store(address, half.to(tl.float32), mask=within)
     if PARTS == 1:  # the origin has no direction
-        tl.store(at + count, tl.where(of == 0, 1.0, rho).to(tl.float32), mask=within)
+        tl.store(address + count, tl.where(of == 0, 1.0, rho).to(tl.float32), mask=within)
     else:
-        tl.store(at + count, 1.0, mask=within)
-    tl.store(at + 2 * count, s.to(tl.float32), mask=within)
-    tl.store(at + 3 * count, tl.sqrt(s + cosh).to(tl.float32), mask=within)
-    tl.store(at + 4 * count, decay.to(tl.float32), mask=within)
-    tl.store(at + 5 * count, ((s + s * (s / (1 + cosh))) * decay).to(tl.float32), mask=within)
-    tl.store(at + 6 * count, tl.where(of == 0, 0.0, 1.0), mask=within)
+        tl.store(address + count, 1.0, mask=within)
+    tl.store(address + 2 * count, s.to(tl.float32), mask=within)
+    tl.store(address + 3 * count, tl.sqrt(s + cosh).to(tl.float32), mask=within)
+    tl.store(address + 4 * count, exp_neg.to(tl.float32), mask=within)
+    tl.store(
+        address + 5 * count, ((s + s * (s / (1 + cosh))) * exp_neg).to(tl.float32), mask=within
+    )
+    tl.store(address + 6 * count, tl.where(of == 0, 0.0, 1.0), mask=within)
     of_square = tl.where(half < 5e-4, 1e-3, 2 * half)
-    tl.store(at + 7 * count, (reach * of_square).to(tl.float32), mask=within)
+    tl.store(address + 7 * count, (reach * of_square).to(tl.float32), mask=within)
 
 
 def _block(width: int) -> int:
     return min(_BLOCK, int(triton.next_power_of_2(width)))
 
 
-def clouds(problem: PairwiseProblem | LossProblem, scale: Tensor | None = None) -> Clouds:
-    """The clouds of a problem, in three launches."""
+def prepared_operands(
+    problem: PairwiseProblem | LossProblem, scale: Tensor | None = None
+) -> Operands:
+    """The operands of a problem, in three launches."""
     for z in (problem.x, problem.y):
         if z.dtype == torch.float64:
             raise ValueError(
@@ -167,7 +174,7 @@ def clouds(problem: PairwiseProblem | LossProblem, scale: Tensor | None = None) 
         PARTS=parts, ROWS=_ROWS, BLOCK=_block(width), num_warps=4,
     )  # fmt: skip
     scale = c if scale is None else scale
-    return Clouds(spreads[0], spreads[-1], scalars, length, mean, c, scale, N, parts)
+    return Operands(spreads[0], spreads[-1], scalars, length, mean, c, scale, N, parts)
 
 
 # --- Gradients ------------------------------------------------------------------------------------
@@ -189,18 +196,18 @@ def gradient_kernel(
     c = valid_curvature(tl.load(C).to(tl.float64))
     along = tl.zeros((ROWS,), tl.float64)
     for start in range(0, D, BLOCK):
-        unit, change = _unit_and_change(
+        unit, unit_gradient = _unit_and_gradient(
             high, low, mean, total, weight, rho, i, start, number, D, width, PARTS, BLOCK
         )
-        along += tl.sum(unit * change, 1)
+        along += tl.sum(unit * unit_gradient, 1)
     outwards = tl.where(of > norm_limit(c), 0.0, radius * tl.sqrt(c) / tl.sqrt(1 + s * s))
     across = 1 / tl.where(of < _TINY, _TINY, of)
     for start in range(0, D, BLOCK):
-        unit, change = _unit_and_change(
+        unit, unit_gradient = _unit_and_gradient(
             high, low, mean, total, weight, rho, i, start, number, D, width, PARTS, BLOCK
         )
         k = start + tl.arange(0, BLOCK)
-        by = change * across[:, None] + unit * (outwards - along * across)[:, None]
+        by = unit_gradient * across[:, None] + unit * (outwards - along * across)[:, None]
         tl.store(
             out + i[:, None] * D + k[None, :],
             by.to(tl.float32),
@@ -209,7 +216,7 @@ def gradient_kernel(
 
 
 @triton.jit
-def _unit_and_change(
+def _unit_and_gradient(
     high, low, mean, total, weight, rho, i, start, number, D, width,
     PARTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -226,11 +233,11 @@ def _unit_and_change(
     return unit, -rho[:, None] * (sums * _INVERSE + weight[:, None] * middle)
 
 
-def gradient(of: Clouds, rows: slice, total: Tensor, sums: Tensor) -> Tensor:
+def gradient(of: Operands, rows: slice, total: Tensor, sums: Tensor) -> Tensor:
     """By the points ``rows`` of all, in the place of ``total``.
 
     Args:
-        total: ``(n, D)``, of each point the sum of W times the other cloud's spreads. W is the
+        total: ``(n, D)``, of each point the sum of W times the other side's spreads. W is the
             derivative by h, divided by the lengths rho of both directions.
         sums: ``(2, n)``, of W and of the derivatives by the radius.
     """

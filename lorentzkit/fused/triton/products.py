@@ -43,11 +43,11 @@ def product_kernel(
             part = tl.dot(a_high, tl.load(low + b_at, mask=within, other=0.0), part)
             part = tl.dot(a_high, b, part)
         total += part * power[:, None]
-    at = out + (split * R + i[:, None]) * D + j[None, :]
+    address = out + (split * R + i[:, None]) * D + j[None, :]
     within = (i < R)[:, None] & (j < D)[None, :]
     if ADD:
-        total += tl.load(at, mask=within, other=0.0)
-    tl.store(at, total, mask=within)
+        total += tl.load(address, mask=within, other=0.0)
+    tl.store(address, total, mask=within)
 
 
 @triton.jit

@@ -7,17 +7,14 @@ A row is a vector v and its last coordinate, of half-space coordinates the heigh
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import triton
 import triton.language as tl
 
 from lorentzkit.fused.triton.elementary import or_one
-from lorentzkit.fused.triton.row_formulas import length_of, norm_limit, norm_limit_slope
+from lorentzkit.fused.triton.row_formulas import length_of, norm_limit, norm_limit_partial
 from lorentzkit.fused.triton.row_kernels import curvature, entries, write
-
-_NAN = tl.constexpr(math.nan)
 
 
 class Result(NamedTuple):
@@ -59,7 +56,7 @@ def to_halfspace(square, last, c):
 @triton.jit
 def from_halfspace(square, height, c):
     """With the number times the height first: ``last``, and with v then ``size``."""
-    t, s = tl.where(height > 0, height, _NAN), 1 / tl.sqrt(c)
+    t, s = tl.where(height > 0, height, float("nan")), 1 / tl.sqrt(c)
     high = (t - s) * (t + s)
     last = 0.5 * (high + square)
     size2 = square / c + last * last
@@ -69,10 +66,10 @@ def from_halfspace(square, height, c):
     # The derivatives of its logarithm; at the largest radius that of the number has no multiple.
     by_square = tl.where(beyond, -0.5 * (1 / c + last) / size2, 0.0)
     by_t = tl.where(beyond, -last * t / size2, -1 / t)
-    by_c = tl.where(beyond, norm_limit_slope(c) + 0.5 * (square - last) / (c * c * size2), 0.0)
+    by_c = tl.where(beyond, norm_limit_partial(c) + 0.5 * (square - last) / (c * c * size2), 0.0)
     number_by_square = tl.where(beyond, 0.25 * (square - high) / (c * size2), 0.5)
     number_by_t = tl.where(beyond, t * (square / c) / size2, t - last / t)
-    along = 0.5 * square * (1 / c + last) / (c * c * size2) + last * norm_limit_slope(c)
+    along = 0.5 * square * (1 / c + last) / (c * c * size2) + last * norm_limit_partial(c)
     number_by_c = tl.where(beyond, along, 0.5 / (c * c))
     growth = s * factor
     return Result(
@@ -153,7 +150,7 @@ def apart_kernel(
 
 
 @triton.jit
-def apart_change_kernel(
+def apart_vjp_kernel(
     X, x_row, x_column, C, c_row, G, g_row, g_column, by_x, by_c, N, D,
     OP: tl.constexpr, ONE_FOR_ALL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -174,7 +171,7 @@ def apart_change_kernel(
     radial = of.growth * row.along + of_x * row.square + of_last * row.last
     less = tl.where(moved, radial / or_one(row.square + row.last * row.last), 0.0)
     if OP == "from_halfspace":
-        of_c += tl.where(moved, radial * norm_limit_slope(c), 0.0)
+        of_c += tl.where(moved, radial * norm_limit_partial(c), 0.0)
     if by_c is not None:
         tl.store(by_c + i, of_c.to(by_c.dtype.element_ty), mask=i < N)
     if by_x is not None:

@@ -27,13 +27,12 @@ from lorentzkit.fused.triton.elementary import (
 )
 
 _INFINITY = tl.constexpr(math.inf)
-_NAN = tl.constexpr(math.nan)
 _HALF_PI = tl.constexpr(math.pi / 2)
 # max_radius("float32"), that of `norm_limit` as a length, and its bound for the sake of cubes
 _RADIUS = tl.constexpr(40.0)
 _SINH = tl.constexpr(math.sinh(40.0) * (1 + 2.0**-12))
 _CUBE = tl.constexpr(2.0**62)
-_TINY = tl.constexpr(2.0**-66)  # `pairs.TINY`
+_TINY = tl.constexpr(2.0**-66)  # `special.TINY_LENGTH`
 _MARGIN = tl.constexpr(4 * 2.0**-23)  # to the sphere, of points of the ball (`ops.models`)
 # No two float32 directions are so close, but equal ones.
 _ALIGNED = tl.constexpr(1e-28)
@@ -78,7 +77,7 @@ class Sum(NamedTuple):
     g: tl.tensor
 
 
-class Slopes(NamedTuple):
+class Partials(NamedTuple):
     """The gradients with respect to x, y and u, and to the curvature."""
 
     x: Sum
@@ -94,8 +93,8 @@ class Triangle(NamedTuple):
     y_sinh: tl.tensor
     x_cosh: tl.tensor
     y_cosh: tl.tensor
-    turn: tl.tensor
-    gap: tl.tensor
+    sinh_diff: tl.tensor
+    cosh_diff: tl.tensor
     T: tl.tensor
     R: tl.tensor
 
@@ -106,19 +105,19 @@ class Triangle(NamedTuple):
 @triton.jit
 def valid_curvature(c):
     """NaN instead of an error, for which the host would wait."""
-    return tl.where((c >= _SMALLEST_CURV) & (c <= _LARGEST_CURV), c, _NAN)
+    return tl.where((c >= _SMALLEST_CURV) & (c <= _LARGEST_CURV), c, float("nan"))
 
 
 @triton.jit
 def norm_limit(c):
-    """See `_checks`."""
+    """See `arguments.norm_limit`."""
     root = tl.sqrt(c)
     radius, cube = 1 / root * _SINH, tl.sqrt(root) * _CUBE
     return tl.where(radius > cube, cube, radius)
 
 
 @triton.jit
-def norm_limit_slope(c):
+def norm_limit_partial(c):
     """The derivative by c of its logarithm."""
     root = tl.sqrt(c)
     return tl.where(1 / root * _SINH > tl.sqrt(root) * _CUBE, 0.25, -0.5) / c
@@ -127,7 +126,7 @@ def norm_limit_slope(c):
 @triton.jit
 def length_of(square):
     """Its root; of infinity, NaN."""
-    return tl.where(square < _INFINITY, tl.sqrt(square), _NAN)
+    return tl.where(square < _INFINITY, tl.sqrt(square), float("nan"))
 
 
 @triton.jit
@@ -151,11 +150,11 @@ def triangle(rx, ry, dr, h, root):
     a, b = root * rx, root * ry
     x_cosh, y_cosh = tl.sqrt(1 + a * a), tl.sqrt(1 + b * b)
     difference = root * dr
-    turn = difference * ((a + b) / or_one(a * y_cosh + x_cosh * b))
-    t = turn / tl.sqrt(2 + 2 * tl.sqrt(1 + turn * turn))
+    sinh_diff = difference * ((a + b) / or_one(a * y_cosh + x_cosh * b))
+    t = sinh_diff / tl.sqrt(2 + 2 * tl.sqrt(1 + sinh_diff * sinh_diff))
     T = t * t + 0.5 * a * b * h
-    gap = difference * ((a + b) / (x_cosh + y_cosh))
-    return Triangle(a, b, x_cosh, y_cosh, turn, gap, T, 2 * tl.sqrt(T) * tl.sqrt(1 + T))
+    cosh_diff = difference * ((a + b) / (x_cosh + y_cosh))
+    return Triangle(a, b, x_cosh, y_cosh, sinh_diff, cosh_diff, T, 2 * tl.sqrt(T) * tl.sqrt(1 + T))
 
 
 @triton.jit
@@ -179,7 +178,7 @@ def distance(tri):
 def exterior_legs(m, tri):
     """Sine and cosine of the exterior angle at x, times R; (0, 1) where the points coincide."""
     leg = tri.y_sinh * apex(m)
-    cosine = -tri.turn - tri.x_cosh * leg * m.h
+    cosine = -tri.sinh_diff - tri.x_cosh * leg * m.h
     return leg * tl.sqrt(m.h * m.g), tl.where(tri.R == 0, 1.0, cosine)
 
 
@@ -196,7 +195,7 @@ def half_aperture(s, k):
 def exchanged(tri):
     """The triangle with x in the place of y."""
     return Triangle(
-        tri.y_sinh, tri.x_sinh, tri.y_cosh, tri.x_cosh, -tri.turn, -tri.gap, tri.T, tri.R
+        tri.y_sinh, tri.x_sinh, tri.y_cosh, tri.x_cosh, -tri.sinh_diff, -tri.cosh_diff, tri.T, tri.R
     )
 
 
@@ -231,85 +230,98 @@ def pair_value(OP: tl.constexpr, m, c, k, scale):
 
 
 @triton.jit
-def angle_change(m, tri, at):
-    """See `triangle.angle_change`: derivatives by h, by both radii, and by c times ``2 c``."""
+def angle_vjp(m, tri, grad_output):
+    """See `triangle.angle_vjp`: derivatives by h, by both radii, and by c times ``2 c``."""
     square = m.h * m.g
     sine = tl.sqrt(square)
     inverse_sine = tl.where(square == 0, 0.0, 1 / or_one(sine))
     inverse, both = inverse_of(tri.R), apex(m)
     n_x, n_y = tri.y_sinh * both * inverse, tri.x_sinh * both * inverse
-    m_y = (tri.turn - tri.y_cosh * tri.x_sinh * both * m.h) * inverse
-    sine_x = at * n_x * sine
-    product, tilt = tri.x_sinh * tri.y_sinh * m.h * inverse, tri.turn * inverse
+    m_y = (tri.sinh_diff - tri.y_cosh * tri.x_sinh * both * m.h) * inverse
+    sine_x = grad_output * n_x * sine
+    product, tilt = tri.x_sinh * tri.y_sinh * m.h * inverse, tri.sinh_diff * inverse
     x_tanh, y_tanh = tri.x_sinh / tri.x_cosh, tri.y_sinh / tri.y_cosh
     by_a = sine_x * (1 + 2 * tri.T) * inverse
-    by_b = -at * n_y * sine * inverse
-    return -at * n_x * m_y * inverse_sine, by_a, by_b, sine_x * x_tanh * (product - tilt * y_tanh)
+    by_b = -grad_output * n_y * sine * inverse
+    return (
+        -grad_output * n_x * m_y * inverse_sine,
+        by_a,
+        by_b,
+        sine_x * x_tanh * (product - tilt * y_tanh),
+    )
 
 
 @triton.jit
-def angles_change(m, tri, at_x, at_y):
-    """`angle_change` of both angles; what they share is not left to the compiler to find."""
+def angles_vjp(m, tri, grad_alpha, grad_beta):
+    """`angle_vjp` of both angles; what they share is not left to the compiler to find."""
     square = m.h * m.g
     sine = tl.sqrt(square)
     inverse_sine = tl.where(square == 0, 0.0, 1 / or_one(sine))
     inverse, both = inverse_of(tri.R), apex(m)
     n_x, n_y = tri.y_sinh * both * inverse, tri.x_sinh * both * inverse
-    product, tilt = tri.x_sinh * tri.y_sinh * m.h * inverse, tri.turn * inverse
+    product, tilt = tri.x_sinh * tri.y_sinh * m.h * inverse, tri.sinh_diff * inverse
     m_x, m_y = -tilt - tri.x_cosh * n_x * m.h, tilt - tri.y_cosh * n_y * m.h
-    by_h = -(at_x * n_x * m_y + at_y * n_y * m_x) * inverse_sine
+    by_h = -(grad_alpha * n_x * m_y + grad_beta * n_y * m_x) * inverse_sine
     coth = (1 + 2 * tri.T) * inverse
     sine_x, sine_y = n_x * sine, n_y * sine
-    by_a, by_b = sine_x * (at_x * coth - at_y * inverse), sine_y * (at_y * coth - at_x * inverse)
+    by_a, by_b = (
+        sine_x * (grad_alpha * coth - grad_beta * inverse),
+        sine_y * (grad_beta * coth - grad_alpha * inverse),
+    )
     x_tanh, y_tanh = tri.x_sinh / tri.x_cosh, tri.y_sinh / tri.y_cosh
-    of_x = at_x * sine_x * x_tanh * (product - tilt * y_tanh)
-    return by_h, by_a, by_b, of_x + at_y * sine_y * y_tanh * (product + tilt * x_tanh)
+    of_x = grad_alpha * sine_x * x_tanh * (product - tilt * y_tanh)
+    return by_h, by_a, by_b, of_x + grad_beta * sine_y * y_tanh * (product + tilt * x_tanh)
 
 
 @triton.jit
-def distance_change(tri, h, inverse, at):
-    spread = (tri.gap / tri.x_cosh) * (tri.gap / tri.y_cosh)
+def distance_vjp(tri, h, inverse, grad_output):
+    spread = (tri.cosh_diff / tri.x_cosh) * (tri.cosh_diff / tri.y_cosh)
     excess = 2 * arc_excess(2 * tri.T * inverse, 0.5 * distance(tri)) + spread * inverse
-    m_x = -tri.turn - tri.x_cosh * tri.y_sinh * h
-    m_y = tri.turn - tri.y_cosh * tri.x_sinh * h
-    by_h = at * tri.x_sinh * inverse * tri.y_sinh
-    return by_h, -at * m_x * inverse, -at * m_y * inverse, -at * excess
+    m_x = -tri.sinh_diff - tri.x_cosh * tri.y_sinh * h
+    m_y = tri.sinh_diff - tri.y_cosh * tri.x_sinh * h
+    by_h = grad_output * tri.x_sinh * inverse * tri.y_sinh
+    return by_h, -grad_output * m_x * inverse, -grad_output * m_y * inverse, -grad_output * excess
 
 
 @triton.jit
-def inner_change(tri, h, at):
-    m_x = -tri.turn - tri.x_cosh * tri.y_sinh * h
-    m_y = tri.turn - tri.y_cosh * tri.x_sinh * h
+def inner_vjp(tri, h, grad_output):
+    m_x = -tri.sinh_diff - tri.x_cosh * tri.y_sinh * h
+    m_y = tri.sinh_diff - tri.y_cosh * tri.x_sinh * h
     ratios = tri.x_cosh / tri.y_cosh + tri.y_cosh / tri.x_cosh
-    return at * tri.x_sinh * tri.y_sinh, -at * m_x, -at * m_y, -at * ratios
+    return (
+        grad_output * tri.x_sinh * tri.y_sinh,
+        -grad_output * m_x,
+        -grad_output * m_y,
+        -grad_output * ratios,
+    )
 
 
 @triton.jit
-def pair_slopes(OP: tl.constexpr, m, c, k, scale, at, at_y):
-    """See `pairs._slopes`. ``at_y`` is of the angle at y, where that is a value, too."""
+def pair_vjp(OP: tl.constexpr, m, c, k, scale, grad_output, grad_beta):
+    """See `pairs._row_vjp`. ``grad_beta`` is of the angle at y, where that is a value, too."""
     root, none = tl.sqrt(c), tl.zeros_like(c)
     if OP == "entailment_residual":
-        at = tl.where(pair_value(OP, m, c, k, scale) > 0, at, 0.0)
+        grad_output = tl.where(pair_value(OP, m, c, k, scale) > 0, grad_output, 0.0)
     # In the origin's place derivatives take their limit; two points there coincide.
     rx, ry = tl.where(m.rx < _TINY, _TINY, m.rx), tl.where(m.ry < _TINY, _TINY, m.ry)
     h = tl.where((m.rx == 0) & (m.ry == 0), 0.0, m.h)
     tri = triangle(rx, ry, m.dr, h, root)
     if OP == "dist":
-        by_h, by_a, by_b, by_c = distance_change(tri, h, inverse_of(tri.R), at / root)
+        by_h, by_a, by_b, by_c = distance_vjp(tri, h, inverse_of(tri.R), grad_output / root)
     elif OP == "inner":
-        by_h, by_a, by_b, by_c = inner_change(tri, h, -at / c)
+        by_h, by_a, by_b, by_c = inner_vjp(tri, h, -grad_output / c)
     elif OP == "cosine":
-        by_h, by_a, by_b, by_c = -at * apex(m), none, none, none
+        by_h, by_a, by_b, by_c = -grad_output * apex(m), none, none, none
     elif OP == "angle":
-        by_h, by_a, by_b, by_c = angles_change(m, tri, at, at_y)
+        by_h, by_a, by_b, by_c = angles_vjp(m, tri, grad_output, grad_beta)
     elif OP == "interior_angle":
-        by_h, by_a, by_b, by_c = angle_change(m, tri, -at)
+        by_h, by_a, by_b, by_c = angle_vjp(m, tri, -grad_output)
     else:
-        by_h, by_a, by_b, by_c = angle_change(m, tri, at)
+        by_h, by_a, by_b, by_c = angle_vjp(m, tri, grad_output)
     by_a, by_b, by_c = by_a * root / tri.x_cosh, by_b * root / tri.y_cosh, by_c / (2 * c)
     if OP == "entailment_residual":
-        by_rx, by_k = half_aperture_slopes(m.rx, c, k)
-        by_a, by_c = by_a - scale * at * by_rx, by_c - scale * at * by_k
+        by_rx, by_k = half_aperture_partials(m.rx, c, k)
+        by_a, by_c = by_a - scale * grad_output * by_rx, by_c - scale * grad_output * by_k
     by_h = tl.where(m.sine2 == 0, 0.0, by_h)  # what moves x and y then is but noise
     # By h, x moves against the part of y across it, which is y less a multiple of x; of close
     # points that is their difference less a small multiple.
@@ -321,7 +333,7 @@ def pair_slopes(OP: tl.constexpr, m, c, k, scale, at, at_y):
     back = by_h / rx / ry
     by_x = Sum(of_x, -back, none, none)
     by_y = Sum(tl.where(close, of_y, -back), of_y + m.close * back, none, none)
-    return Slopes(by_x, by_y, nothing(c), by_c)
+    return Partials(by_x, by_y, nothing(c), by_c)
 
 
 # --- One vector -----------------------------------------------------------------------------------
@@ -339,7 +351,7 @@ def single_value(OP: tl.constexpr, m, c, k):
 
 
 @triton.jit
-def half_aperture_slopes(r, c, k):
+def half_aperture_partials(r, c, k):
     """By r and by c."""
     s = tl.sqrt(c) * r
     cone = s > k
@@ -349,7 +361,7 @@ def half_aperture_slopes(r, c, k):
 
 
 @triton.jit
-def single_slopes(OP: tl.constexpr, m, c, k, at):
+def single_vjp(OP: tl.constexpr, m, c, k, grad_output):
     root = tl.sqrt(c)
     s = root * m.rx
     cosh = tl.sqrt(1 + s * s)
@@ -358,10 +370,10 @@ def single_slopes(OP: tl.constexpr, m, c, k, at):
     elif OP == "time":
         by_r, by_c = s / cosh, -0.5 / (c * root * cosh)
     else:
-        by_r, by_c = half_aperture_slopes(m.rx, c, k)
+        by_r, by_c = half_aperture_partials(m.rx, c, k)
     none = tl.zeros_like(c)
-    by_x = Sum(tl.where(m.rx == 0, 0.0, at * by_r / or_one(m.rx)), none, none, none)
-    return Slopes(by_x, nothing(c), nothing(c), at * by_c)
+    by_x = Sum(tl.where(m.rx == 0, 0.0, grad_output * by_r / or_one(m.rx)), none, none, none)
+    return Partials(by_x, nothing(c), nothing(c), grad_output * by_c)
 
 
 @triton.jit
@@ -392,12 +404,12 @@ def growth(OP: tl.constexpr, m, c):
         # 1 - c |p|**2 is 2/half
         return tl.where(half * _MARGIN > 2, 1 - _MARGIN, 1.0) / half
     else:  # of points outside the ball, NaN
-        gap = tl.where(z < 1, 1 - z, _NAN)
-        return 1 / tl.sqrt(gap) if OP == "from_klein" else 2 / gap
+        cosh_diff = tl.where(z < 1, 1 - z, float("nan"))
+        return 1 / tl.sqrt(cosh_diff) if OP == "from_klein" else 2 / cosh_diff
 
 
 @triton.jit
-def growth_slope(OP: tl.constexpr, of, m, c):
+def growth_partial(OP: tl.constexpr, of, m, c):
     """The derivative of `growth`, which is ``of``, by ``c |x|**2``."""
     z = c * m.rx * m.rx
     if OP == "expmap0":
@@ -418,14 +430,14 @@ def growth_slope(OP: tl.constexpr, of, m, c):
 
 
 @triton.jit
-def growth_slopes(OP: tl.constexpr, m, c, along):
+def growth_partials(OP: tl.constexpr, m, c, along):
     none, of, square = tl.zeros_like(c), growth(OP, m, c), m.rx * m.rx
-    by_z = growth_slope(OP, of, m, c)
+    by_z = growth_partial(OP, of, m, c)
     of_x, by_c = 2 * c * by_z * along.x, by_z * square * along.x
     if OP == "expmap0":  # of constant length for constant curvature
         _, long, beyond = expmap0_length(m.rx, c)
         moved = long | beyond
         of_x = tl.where(moved, -of * along.x / or_one(square), of_x)
-        by_log = tl.where(beyond, norm_limit_slope(c), -0.5 / c)
+        by_log = tl.where(beyond, norm_limit_partial(c), -0.5 / c)
         by_c = tl.where(moved, of * along.x * by_log, by_c)
-    return Slopes(Sum(of_x, none, none, of), nothing(c), nothing(c), by_c)
+    return Partials(Sum(of_x, none, none, of), nothing(c), nothing(c), by_c)

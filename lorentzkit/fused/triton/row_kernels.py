@@ -48,8 +48,8 @@ class Inside(NamedTuple):
 @triton.jit
 def entries(V, row_stride, column_stride, i, start, N, D, BLOCK: tl.constexpr):
     k = start + tl.arange(0, BLOCK)
-    at = V + i[:, None] * row_stride + k[None, :].to(tl.int64) * column_stride
-    of = tl.load(at, mask=(i < N)[:, None] & (k < D)[None, :], other=0.0)
+    address = V + i[:, None] * row_stride + k[None, :].to(tl.int64) * column_stride
+    of = tl.load(address, mask=(i < N)[:, None] & (k < D)[None, :], other=0.0)
     return of.to(tl.float32).to(tl.float64)
 
 
@@ -172,9 +172,9 @@ def rows_kernel(
         )  # fmt: skip
     m, inside = _measured(of, ww, uw, c, POINTS)
     if OP == "angle":
-        at_x, at_y = exterior_angles(m, c)
-        tl.store(out + 2 * i, at_x.to(tl.float32), mask=i < N)
-        tl.store(out + 2 * i + 1, at_y.to(tl.float32), mask=i < N)
+        angle_x, angle_y = exterior_angles(m, c)
+        tl.store(out + 2 * i, angle_x.to(tl.float32), mask=i < N)
+        tl.store(out + 2 * i + 1, angle_y.to(tl.float32), mask=i < N)
     elif SCALAR:
         of_row = value(OP, VECTORS, POINTS, m, c, k, scale)
         tl.store(out + i, of_row.to(tl.float32), mask=i < N)
@@ -201,7 +201,7 @@ def write(out, row, total, i, start, N, D, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def rows_change_kernel(
+def rows_vjp_kernel(
     X, x_row, x_column, Y, y_row, y_column, U, u_row, u_column, C, c_row, T, t_row,
     k_high, k_low, scale_high, scale_low, G, g_row, g_column, by_x, by_y, by_u, by_c, by_t, N, D,
     OP: tl.constexpr, VECTORS: tl.constexpr, POINTS: tl.constexpr, SCALAR: tl.constexpr,
@@ -223,13 +223,13 @@ def rows_change_kernel(
         )  # fmt: skip
     m, inside = _measured(of, ww, uw, c, POINTS)
     along = Along(of.xg * inside.x, of.yg * inside.y, of.ug)
-    at, at_y = tl.zeros_like(c), tl.zeros_like(c)
+    grad_output, grad_beta = tl.zeros_like(c), tl.zeros_like(c)
     if SCALAR:
-        at = tl.load(G + i * g_row, mask=i < N, other=0.0).to(tl.float64)
+        grad_output = tl.load(G + i * g_row, mask=i < N, other=0.0).to(tl.float64)
     if OP == "angle":
-        at_y = tl.load(G + i * g_row + g_column, mask=i < N, other=0.0).to(tl.float64)
+        grad_beta = tl.load(G + i * g_row + g_column, mask=i < N, other=0.0).to(tl.float64)
     t = _parameter(T, t_row, i, N, c)
-    by, of_t = slopes(OP, VECTORS, POINTS, SCALAR, m, c, k, scale, t, at, at_y, along)
+    by, of_t = slopes(OP, VECTORS, POINTS, SCALAR, m, c, k, scale, t, grad_output, grad_beta, along)
     of_x, of_y = by.x, by.y
     if POINTS > 0:
         of_x = _of_unmoved_x(of_x, m, along, inside.x)

@@ -18,19 +18,19 @@ from lorentzkit.fused.triton.elementary import (
 )
 from lorentzkit.fused.triton.row_formulas import (
     Along,
-    Slopes,
+    Partials,
     Sum,
     distance,
     growth,
-    growth_slopes,
+    growth_partials,
     inverse_of,
     norm_limit,
-    norm_limit_slope,
+    norm_limit_partial,
     nothing,
-    pair_slopes,
     pair_value,
-    single_slopes,
+    pair_vjp,
     single_value,
+    single_vjp,
     triangle,
 )
 
@@ -84,14 +84,14 @@ def tangent_slopes(OP: tl.constexpr, m, c, at):
         by_y = Sum(by * of_x, by * of_y, none, none)
         by_x = Sum(-slant * by_y.x, -slant * by_y.b, none, none)
         ratio = along * (m.rx / cosh)
-        return Slopes(by_x, by_y, nothing(c), -0.5 * by * ratio * ratio)
+        return Partials(by_x, by_y, nothing(c), -0.5 * by * ratio * ratio)
     else:
         other = c * m.xu / cosh / cosh
         by_x = Sum(2 * at * slant * other, -at * other, -at * slant, none)
         by_y = Sum(-at * other, none, at, none)
         by_u = Sum(-at * slant, at, none, none)
         by_c = -at * (m.xy / cosh / cosh) * (m.xu / cosh / cosh)
-        return Slopes(by_x, by_y, by_u, by_c)
+        return Partials(by_x, by_y, by_u, by_c)
 
 
 @triton.jit
@@ -114,7 +114,7 @@ def slant_slopes(OP: tl.constexpr, m, c, along):
     of, by_square, by_c = slant_coefficient(OP, m, c)
     by_x = Sum(2 * by_square * m.xy * along.x, of * along.x, none, of * m.xy)
     by_y = Sum(of * along.x, none, none, none + 1)
-    return Slopes(by_x, by_y, nothing(c), by_c * m.xy * along.x)
+    return Partials(by_x, by_y, nothing(c), by_c * m.xy * along.x)
 
 
 # --- Exponential and logarithmic map --------------------------------------------------------------
@@ -159,7 +159,7 @@ def weight_slopes(of, m, c, along):
     of_x, of_b = -back * (of.of_x + m.close * of.of_y), -back * of.of_y
     by_x = Sum(of.of_x * of_x, of.of_x * of_b, none, of.of_x * shrink)
     by_y = Sum(of.of_y * of_x, of.of_y * of_b, none, of.of_y * shrink)
-    return by_x, by_y, tl.where(beyond, shrink * whole * norm_limit_slope(c), 0.0), inward
+    return by_x, by_y, tl.where(beyond, shrink * whole * norm_limit_partial(c), 0.0), inward
 
 
 @triton.jit
@@ -188,7 +188,7 @@ def step_slopes(m, c, along):
     by_y = Sum(by_y.x + by * of_x, by_y.b + by * of_y, by_y.u, by_y.g)
     across, part, _ = tangent_parts(m, c)
     by_c += by_square * (across * across + (part / cosh) * (part / cosh))
-    return Slopes(by_x, by_y, nothing(c), by_c)
+    return Partials(by_x, by_y, nothing(c), by_c)
 
 
 @triton.jit
@@ -202,7 +202,7 @@ def logmap_weights(tri):
 def aligned_turn(m, tri):
     """``sinh(a - b)``, of opposite points ``sinh(a + b)``."""
     opposite = tri.x_sinh * tri.y_cosh + tri.x_cosh * tri.y_sinh
-    return tl.where(m.cosine < 0, opposite, tri.turn)
+    return tl.where(m.cosine < 0, opposite, tri.sinh_diff)
 
 
 @triton.jit
@@ -210,8 +210,8 @@ def cosh_slopes(m, tri, c, by):
     """The gradient of ``by cosh(s)``: of x, of y, by c."""
     none, aligned = tl.zeros_like(c), m.sine2 == 0
     # y0/x0 and x0/y0, of close points less 1
-    of_x = by * c * tl.where(m.close > 0, -tri.gap / tri.x_cosh, tri.y_cosh / tri.x_cosh)
-    of_y = by * c * tl.where(m.close > 0, tri.gap / tri.y_cosh, -1.0)
+    of_x = by * c * tl.where(m.close > 0, -tri.cosh_diff / tri.x_cosh, tri.y_cosh / tri.x_cosh)
+    of_y = by * c * tl.where(m.close > 0, tri.cosh_diff / tri.y_cosh, -1.0)
     # Of aligned points the sum of x and y would be noise: theirs is cosh(a - b) or cosh(a + b).
     radial = by * tl.sqrt(c) * aligned_turn(m, tri) / or_one(m.rx)
     by_x = Sum(
@@ -219,7 +219,7 @@ def cosh_slopes(m, tri, c, by):
     )
     of_b = tl.where(aligned, 0.0, by * c * tri.x_cosh / tri.y_cosh)
     by_y = Sum(tl.where(aligned, -radial / tri.y_cosh, of_y), of_b, none, none)
-    by_c = (tri.turn / tri.x_cosh) * (tri.turn / tri.y_cosh) / (2 * c) + m.rx * m.ry * m.h
+    by_c = (tri.sinh_diff / tri.x_cosh) * (tri.sinh_diff / tri.y_cosh) / (2 * c) + m.rx * m.ry * m.h
     return by_x, by_y, by * by_c
 
 
@@ -233,7 +233,7 @@ def logmap_slopes(m, c, along):
     by_x, by_y, by_c = cosh_slopes(m, tri, c, by)
     by_x = Sum(by_x.x, by_x.b, by_x.u, -back - ratio)
     by_y = Sum(by_y.x, by_y.b, by_y.u, ratio)
-    return Slopes(by_x, by_y, nothing(c), by_c)
+    return Partials(by_x, by_y, nothing(c), by_c)
 
 
 # --- Geodesics: sinh((1 - t) s)/sinh(s) x + sinh(t s)/sinh(s) y -----------------------------------
@@ -296,7 +296,7 @@ def geodesic_slopes(m, c, t, along):
     along_x, along_y, along_c = cosh_slopes(m, tri, c, by)
     by_x = Sum(by_x.x + along_x.x, by_x.b + along_x.b, by_x.u, by_x.g)
     by_y = Sum(by_y.x + along_y.x, by_y.b + along_y.b, by_y.u, by_y.g)
-    return Slopes(by_x, by_y, nothing(c), by_c + along_c), by_t
+    return Partials(by_x, by_y, nothing(c), by_c + along_c), by_t
 
 
 # --- Parallel transport: u + slope (x + y) ------------------------------------------------------
@@ -318,8 +318,8 @@ class Transport(NamedTuple):
 def transport(m, tri, c):
     root = tl.sqrt(c)
     radial = m.xu / or_one(m.rx)
-    turned, lifted = root * tri.turn / tri.x_cosh, c * m.ry * m.h
-    whole = 1 + tl.sqrt(1 + tri.turn * tri.turn)  # 1 + cosh(a - b)
+    turned, lifted = root * tri.sinh_diff / tri.x_cosh, c * m.ry * m.h
+    whole = 1 + tl.sqrt(1 + tri.sinh_diff * tri.sinh_diff)  # 1 + cosh(a - b)
     below = whole + tri.x_sinh * tri.y_sinh * m.h
     slope = -(radial * (turned + lifted) - c * m.across) / below
     return Transport(slope, radial, turned, lifted, whole, below)
@@ -331,8 +331,10 @@ def transport_slope_by_c(m, tri, of, c):
     x_sech, y_sech = 1 / tri.x_cosh, 1 / tri.y_cosh
     tanhs = tri.x_sinh * x_sech + tri.y_sinh * y_sech
     turned = of.turned * (0.5 * of.whole * x_sech * (x_sech + y_sech))
-    lifted = of.lifted * (1 + tri.y_cosh * x_sech + 0.5 * (tri.turn * x_sech) * (tanhs * x_sech))
-    across = m.across * (of.whole - 0.5 * (tri.turn * x_sech) * (tri.turn * y_sech))
+    lifted = of.lifted * (
+        1 + tri.y_cosh * x_sech + 0.5 * (tri.sinh_diff * x_sech) * (tanhs * x_sech)
+    )
+    across = m.across * (of.whole - 0.5 * (tri.sinh_diff * x_sech) * (tri.sinh_diff * y_sech))
     return -(of.radial * (turned + lifted) / c - across) / of.below / of.below
 
 
@@ -346,13 +348,13 @@ def transport_slopes(m, c, along):
     below_x, below_y, _ = cosh_slopes(m, tri, c, -of.slope * at / of.below)
     ratio = tri.y_cosh / tri.x_cosh
     slant, of_y = c * m.xu / tri.x_cosh / tri.x_cosh, c * m.xu / tri.x_cosh / tri.y_cosh
-    less = tl.where(m.close > 0, -tri.gap / tri.x_cosh, ratio)
+    less = tl.where(m.close > 0, -tri.cosh_diff / tri.x_cosh, ratio)
     by_x = Sum(below_x.x - by * ratio * slant, below_x.b, by * ratio, of.slope)
     by_y = Sum(below_y.x + by * of_y * m.close, below_y.b + by * of_y, -by, of.slope)
     aligned = m.sine2 == 0
     radial = aligned_turn(m, tri) / (tri.x_cosh * or_one(tri.x_sinh))
     by_u = Sum(by * tl.where(aligned, radial, less), tl.where(aligned, 0.0, -by), none, none + 1)
-    return Slopes(by_x, by_y, by_u, at * transport_slope_by_c(m, tri, of, c))
+    return Partials(by_x, by_y, by_u, at * transport_slope_by_c(m, tri, of, c))
 
 
 # --- By op ----------------------------------------------------------------------------------------
@@ -396,19 +398,19 @@ def coefficients(OP: tl.constexpr, VECTORS: tl.constexpr, m, c, t):
 @triton.jit
 def slopes(
     OP: tl.constexpr, VECTORS: tl.constexpr, POINTS: tl.constexpr, SCALAR: tl.constexpr,
-    m, c, k, scale, t, at, at_y, along,
+    m, c, k, scale, t, at, grad_beta, along,
 ):  # fmt: skip
     """The gradients, and that by t, for the gradient ``at`` or for products with a vector of it."""
     by_t = tl.zeros_like(c)
     if SCALAR:
         if VECTORS == 1:
-            by = single_slopes(OP, m, c, k, at)
+            by = single_vjp(OP, m, c, k, at)
         elif POINTS == 2:
-            by = pair_slopes(OP, m, c, k, scale, at, at_y)
+            by = pair_vjp(OP, m, c, k, scale, at, grad_beta)
         else:
             by = tangent_slopes(OP, m, c, at)
     elif VECTORS == 1:
-        by = growth_slopes(OP, m, c, along)
+        by = growth_partials(OP, m, c, along)
     elif OP == "expmap":
         by = step_slopes(m, c, along)
     elif OP == "logmap":

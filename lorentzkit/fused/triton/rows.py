@@ -11,8 +11,8 @@ import torch
 import triton
 from torch import Tensor
 
-from lorentzkit.fused.triton.row_apart import apart_change_kernel, apart_kernel
-from lorentzkit.fused.triton.row_kernels import rows_change_kernel, rows_kernel
+from lorentzkit.fused.triton.row_apart import apart_kernel, apart_vjp_kernel
+from lorentzkit.fused.triton.row_kernels import rows_kernel, rows_vjp_kernel
 
 
 class Op(NamedTuple):
@@ -125,10 +125,10 @@ def gradients(
     of_c, of_t = by_row = [_by_row(z, wide[k]) for k, z in enumerate(numbers)]
     strides = (at.stride(0), at.stride(1) if at.dim() > 1 else 0)
     if OPS[op].apart:
-        _launch_apart(apart_change_kernel, op, vectors[0], c, (at, *strides, found[0], of_c))
+        _launch_apart(apart_vjp_kernel, op, vectors[0], c, (at, *strides, found[0], of_c))
     else:
         outputs = (at, *strides, *found, *[None] * (3 - len(found)), of_c, of_t)
-        _launch(rows_change_kernel, op, vectors, c, t, cone, outputs)
+        _launch(rows_vjp_kernel, op, vectors, c, t, cone, outputs)
     return Gradients(found, *_summed(numbers, by_row, wide))
 
 

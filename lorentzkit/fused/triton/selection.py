@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lorentzkit.fused.triton.points import columns_of, load_point, rows_of, score, triangle
+from lorentzkit.fused.triton.points import columns_of, load_radial, rows_of, score, triangle
 from lorentzkit.fused.triton.tiles import folded_cosines, indices, unfold
 
 _LEAST = tl.constexpr(-(2**63))
@@ -30,7 +30,7 @@ def topk_kernel(
     for block in range(tl.program_id(0), tl.cdiv(N, ROWS) * splits, tl.num_programs(0)):
         row_tile, split = block // splits, block % splits
         i = indices(row_tile, ROWS)
-        x = rows_of(load_point(x_scalars, i, N, count))
+        x = rows_of(load_radial(x_scalars, i, N, count))
         best = tl.full((ROWS, BEST), _LEAST, tl.int64)
         last = tl.minimum((split + 1) * share, tl.cdiv(M, COLUMNS))
         for tile in range(split * share, last):
@@ -39,7 +39,7 @@ def topk_kernel(
                 N, M, D, width, count, KIND == "angle", PARTS, ROWS, COLUMNS, DEPTH,
             )  # fmt: skip
             j = indices(tile, COLUMNS)
-            y = columns_of(load_point(y_scalars, j, M, count))
+            y = columns_of(load_radial(y_scalars, j, M, count))
             h, g = unfold(folded, KIND == "angle")
             key = _key(sign * score(KIND, h, g, triangle(h, x, y), x, y), j[None, :])
             key = tl.where((j < M)[None, :], key, _LEAST)

@@ -15,7 +15,7 @@ ALIGNMENT = tl.constexpr(
 _GROUP = tl.constexpr(8)  # row tiles that follow one another, so that they share columns' cache
 _NOISE = tl.constexpr(2.0**-45)  # what the mean's rounding leaves of exactly opposite directions
 _SQUARE = tl.constexpr(2.0**-26)  # of 1 / UNIT
-_AT_ONCE, _STEP = tl.constexpr(32), tl.constexpr(16)  # pairs that are mended; their dimensions
+_AT_ONCE, _STEP = tl.constexpr(32), tl.constexpr(16)  # pairs that are recomputed; their dimensions
 
 
 @triton.jit
@@ -75,8 +75,8 @@ def _normalised(square, x_rho, y_rho, PARTS: tl.constexpr):
     Of rounded directions, whose lengths are ``rho``.
     """
     if PARTS == 1:
-        gap = x_rho - y_rho
-        square = square - 0.5 * gap * gap
+        cosh_diff = x_rho - y_rho
+        square = square - 0.5 * cosh_diff * cosh_diff
         square = tl.where(square < 0, 0.0, square) / (x_rho * y_rho)
     return square
 
@@ -140,7 +140,7 @@ def folded_cosines(
     lost &= within
     # Not their maximum, of which Triton 3.7 fails to compile the code for sm_100.
     if tl.sum(tl.sum(lost.to(tl.int32), 1), 0) > 0:
-        h = _mended(
+        h = _recomputed(
             h, lost, XH, XL, YH, YL, x_scalars, y_scalars, mean, scratch, row_tile, column_tile,
             N, M, D, width, count, OPPOSITES, PARTS, ROWS, COLUMNS,
         )  # fmt: skip
@@ -148,7 +148,7 @@ def folded_cosines(
 
 
 @triton.jit
-def _mended(
+def _recomputed(
     h, lost, XH, XL, YH, YL, x_scalars, y_scalars, mean, scratch, row_tile, column_tile,
     N, M, D, width, count,
     OPPOSITES: tl.constexpr, PARTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
