@@ -27,14 +27,14 @@ def selected_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Derivatives of ``(at * selected).sum()`` by x, y and c."""
     grad_output = grad_output if kind == "angle" else grad_output[:, 0]
-    of = rows.gradients(OPS[kind], (x[i], y[j]), c, grad_output, (True, True, True, False))
+    gradients = rows.gradients(OPS[kind], (x[i], y[j]), c, grad_output, (True, True, True, False))
     of_x, of_y = (
         _summed(v, index, by)
-        for v, index, by in zip((x, y), (i, j), of.vectors, strict=True)
+        for v, index, by in zip((x, y), (i, j), gradients.vectors, strict=True)
         if by is not None
     )
-    assert of.c is not None
-    return of_x, of_y, of.c
+    assert gradients.c is not None
+    return of_x, of_y, gradients.c
 
 
 def _summed(v: Tensor, index: Tensor, by: Tensor) -> Tensor:

@@ -62,20 +62,20 @@ def asinh(s):
 @triton.jit
 def sinh(t):
     """For ``t >= 0``."""
-    less = expm1(t)
-    return 0.5 * (less + less / (1 + less))
+    exp_minus_one = expm1(t)
+    return 0.5 * (exp_minus_one + exp_minus_one / (1 + exp_minus_one))
 
 
 @triton.jit
 def angle_of(n, m):
     """``atan2(n, m)`` for ``n >= 0``; minimum and maximum of the hardware would drop NaN."""
     size = tl.abs(m)
-    steep = n > size
-    t = tl.where(steep, size, n) / tl.where(steep, n, size)
+    above_diagonal = n > size
+    t = tl.where(above_diagonal, size, n) / tl.where(above_diagonal, n, size)
     t = t / (1 + tl.sqrt(1 + t * t))
     t = t / (1 + tl.sqrt(1 + t * t))  # a quarter of the angle
     angle = 4 * t * polynomial(_ARCTAN, 10, t * t)
-    acute = tl.where(steep, 0.5 * _PI - angle, angle)
+    acute = tl.where(above_diagonal, 0.5 * _PI - angle, angle)
     return tl.where(m < 0, _PI - acute, acute)
 
 

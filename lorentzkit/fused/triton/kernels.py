@@ -90,9 +90,9 @@ def matrix_vjp_kernel(
                 mask=(i < N)[:, None] & (j < M)[None, :],
                 other=0.0,
             )
-            of = vjp(KIND, False, h, g, triangle(h, x, y), x, y, c, root, of_pair, of_pair)
+            partials = vjp(KIND, False, h, g, triangle(h, x, y), x, y, c, root, of_pair, of_pair)
             of_h, of_a, of_c = _store_strip(
-                of, x_scalars, y_scalars, weights, by_columns, row_tile, row_tiles, i, j,
+                partials, x_scalars, y_scalars, weights, by_columns, row_tile, row_tiles, i, j,
                 N, M, count, PARTS,
             )  # fmt: skip
             sums_h, sums_a, sums_c = sums_h + of_h, sums_a + of_a, sums_c + of_c
@@ -101,7 +101,7 @@ def matrix_vjp_kernel(
 
 @triton.jit
 def _store_strip(
-    of, x_scalars, y_scalars, weights, by_columns, row_tile, row_tiles, i, j, N, M, count,
+    partials, x_scalars, y_scalars, weights, by_columns, row_tile, row_tiles, i, j, N, M, count,
     PARTS: tl.constexpr,
 ):  # fmt: skip
     """Derivatives by h to ``weights (N, M)``; sums of h and b to ``by_columns (2, row tiles, M)``.
@@ -109,7 +109,7 @@ def _store_strip(
     Returns the row sums of h, a and c.
     """
     within = (i < N)[:, None] & (j < M)[None, :]
-    weight = tl.where(within, of.h, 0.0)
+    weight = tl.where(within, partials.h, 0.0)
     if PARTS == 1:
         x_rho = tl.load(x_scalars + count + i, mask=i < N, other=1.0)[:, None]
         y_rho = tl.load(y_scalars + count + j, mask=j < M, other=1.0)[None, :]
@@ -119,8 +119,8 @@ def _store_strip(
     column_at = by_columns + tl.cast(row_tile, tl.int64) * M + j
     tl.store(column_at, tl.sum(weight, 0), mask=j < M)
     column_at += tl.cast(row_tiles, tl.int64) * M
-    tl.store(column_at, tl.sum(tl.where(within, of.b, 0.0), 0), mask=j < M)
-    a, c = tl.where(within, of.a, 0.0), tl.where(within, of.c, 0.0)
+    tl.store(column_at, tl.sum(tl.where(within, partials.b, 0.0), 0), mask=j < M)
+    a, c = tl.where(within, partials.a, 0.0), tl.where(within, partials.c, 0.0)
     return tl.sum(weight, 1), tl.sum(a, 1), tl.sum(c, 1)
 
 
@@ -289,9 +289,11 @@ def log_sums_vjp_kernel(
             out = _left_out(row_id, column_ids, i, j, N, M)
             of_row, of_column = tl.where(out, 0.0, of_row), tl.where(out, 0.0, of_column)
             sums_scale += tl.sum(tl.where(out, 0.0, of_row * value_x + of_column * value_y), 1)
-            of = vjp(KIND, True, h, g, tri, x, y, c, root, by_scale * of_row, by_scale * of_column)
+            partials = vjp(
+                KIND, True, h, g, tri, x, y, c, root, by_scale * of_row, by_scale * of_column
+            )
             of_h, of_a, of_c = _store_strip(
-                of, x_scalars, y_scalars, weights, by_columns, row_tile, row_tiles, i, j,
+                partials, x_scalars, y_scalars, weights, by_columns, row_tile, row_tiles, i, j,
                 N, M, count, PARTS,
             )  # fmt: skip
             sums_h, sums_a, sums_c = sums_h + of_h, sums_a + of_a, sums_c + of_c

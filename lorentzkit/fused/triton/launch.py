@@ -36,13 +36,14 @@ from lorentzkit.fused.triton.tiles import ALIGNMENT
 def matrix(problem: PairwiseProblem) -> Tensor:
     """``(N, D), (M, D) -> (N, M)`` of inner products, distances or exterior angles."""
     with on_device(problem.x):
-        of, use = prepared_operands(problem), config("matrix")
-        N, M = of.N, len(problem.y)
-        out = of.scalars.new_empty(N, M)
-        grid = _programs(of, triton.cdiv(N, use.rows) * triton.cdiv(M, use.columns))
+        operands, use = prepared_operands(problem), config("matrix")
+        N, M = operands.N, len(problem.y)
+        out = operands.scalars.new_empty(N, M)
+        grid = _programs(operands, triton.cdiv(N, use.rows) * triton.cdiv(M, use.columns))
         matrix_kernel[(grid,)](
-            *_operands(of), of.c, _scratch(of, grid, use), out, *_sizes(of, slice(0, N)),
-            KIND=problem.kind, PARTS=of.parts, **_meta(use),
+            *_operands(operands), operands.c, _scratch(operands, grid, use), out,
+            *_sizes(operands, slice(0, N)),
+            KIND=problem.kind, PARTS=operands.parts, **_meta(use),
         )  # fmt: skip
         return out
 
@@ -52,63 +53,67 @@ def matrix_gradients(problem: PairwiseProblem, grad_output: Tensor) -> Gradients
     if problem.kind == "cosine":
         raise ValueError("kind: expected 'inner', 'distance' or 'angle', got 'cosine'")
     with on_device(problem.x):
-        of = prepared_operands(problem)
+        operands = prepared_operands(problem)
 
         def launch(rows: slice, grid: int, scratch: Tensor, outputs: Any, use: Config) -> None:
-            some = grad_output[rows]
+            grad_block = grad_output[rows]
             matrix_vjp_kernel[(grid,)](
-                *_operands(of, rows), of.c, scratch, some, *some.stride(), *outputs,
-                *_sizes(of, rows), KIND=problem.kind, PARTS=of.parts, **_meta(use),
+                *_operands(operands, rows), operands.c, scratch, grad_block, *grad_block.stride(),
+                *outputs,
+                *_sizes(operands, rows), KIND=problem.kind, PARTS=operands.parts, **_meta(use),
             )  # fmt: skip
 
-        return Gradients(*_gradients(of, launch)[:3])
+        return Gradients(*_gradients(operands, launch)[:3])
 
 
 def log_sums(problem: LossProblem) -> LogSums:
     """log-sum-exp of the logits by rows ``(N,)`` and columns ``(M,)``, equal ids left out."""
     with on_device(problem.x):
-        of, use = prepared_operands(problem, problem.scale), config("log_sums")
-        N, M = of.N, len(problem.y)
+        operands, use = prepared_operands(problem, problem.scale), config("log_sums")
+        N, M = operands.N, len(problem.y)
         tiles = triton.cdiv(N, use.rows), triton.cdiv(M, use.columns)
         blocks = _blocks(*tiles, programs(problem.x.device))
         shares = [triton.cdiv(tile, block) for tile, block in zip(tiles, blocks, strict=True)]
         row_blocks, column_blocks = (
             triton.cdiv(tile, share) for tile, share in zip(tiles, shares, strict=True)
         )
-        by_rows = of.scalars.new_empty(2, column_blocks, N)
-        by_columns = of.scalars.new_empty(2, row_blocks, M)
+        by_rows = operands.scalars.new_empty(2, column_blocks, N)
+        by_columns = operands.scalars.new_empty(2, row_blocks, M)
         row_sign, column_sign = SIGNS[problem.similarity]
         grid = row_blocks * column_blocks
         log_sums_kernel[(grid,)](
-            *_operands(of), of.c, of.scale, _scratch(of, grid, use), *_dense(problem.ids),
-            by_rows, by_columns, *shares, column_blocks, *_sizes(of, slice(0, N)),
-            KIND=problem.similarity, ROW_SIGN=row_sign, COLUMN_SIGN=column_sign, PARTS=of.parts,
+            *_operands(operands), operands.c, operands.scale, _scratch(operands, grid, use),
+            *_dense(problem.ids),
+            by_rows, by_columns, *shares, column_blocks, *_sizes(operands, slice(0, N)),
+            KIND=problem.similarity, ROW_SIGN=row_sign, COLUMN_SIGN=column_sign,
+            PARTS=operands.parts,
             **_meta(use),
         )  # fmt: skip
-        sums = LogSums(of.scalars.new_empty(N), of.scalars.new_empty(M))
+        sums = LogSums(operands.scalars.new_empty(N), operands.scalars.new_empty(M))
         join_kernel[(triton.cdiv(N + M, 256),)](
             by_rows, by_columns, *sums, column_blocks, row_blocks, N, M, BLOCK=256, num_warps=4
         )
         return sums
 
 
-def log_sums_gradients(problem: LossProblem, sums: LogSums, at: LogSums) -> LossGradients:
+def log_sums_gradients(problem: LossProblem, sums: LogSums, grad_sums: LogSums) -> LossGradients:
     """Derivatives of ``at.rows . rows + at.columns . columns``; `sums` are of `log_sums`."""
     with on_device(problem.x):
-        of = prepared_operands(problem, problem.scale)
+        operands = prepared_operands(problem, problem.scale)
         # Of a sum, strides are 0.
-        by_row, by_column = zip(*map(_dense, (problem.ids, sums, at)), strict=True)
+        by_row, by_column = zip(*map(_dense, (problem.ids, sums, grad_sums)), strict=True)
         row_sign, column_sign = SIGNS[problem.similarity]
 
         def launch(rows: slice, grid: int, scratch: Tensor, outputs: Any, use: Config) -> None:
             both = [z for r, s in zip(by_row, by_column, strict=True) for z in (r[rows], s)]
             log_sums_vjp_kernel[(grid,)](
-                *_operands(of, rows), of.c, of.scale, scratch, *both, *outputs, *_sizes(of, rows),
+                *_operands(operands, rows), operands.c, operands.scale, scratch, *both, *outputs,
+                *_sizes(operands, rows),
                 KIND=problem.similarity, ROW_SIGN=row_sign, COLUMN_SIGN=column_sign,
-                PARTS=of.parts, **_meta(use),
+                PARTS=operands.parts, **_meta(use),
             )  # fmt: skip
 
-        return _gradients(of, launch)
+        return _gradients(operands, launch)
 
 
 def topk(problem: PairwiseProblem, search: Search) -> Tensor:
@@ -119,17 +124,18 @@ def topk(problem: PairwiseProblem, search: Search) -> Tensor:
     kind, k = problem.kind, search.k
     sign = 1.0 if search.largest != (kind == "inner") else -1.0  # which falls with the distance
     with on_device(problem.x):
-        of, best = prepared_operands(problem), max(16, triton.next_power_of_2(k))
+        operands, best = prepared_operands(problem), max(16, triton.next_power_of_2(k))
         use = config("topk" if best <= 32 else "topk, many")
-        N, M = of.N, len(problem.y)
+        N, M = operands.N, len(problem.y)
         row_tiles, column_tiles = triton.cdiv(N, use.rows), triton.cdiv(M, use.columns)
         share = triton.cdiv(column_tiles, max(1, 2 * programs(problem.x.device) // row_tiles))
         splits = triton.cdiv(column_tiles, share)
-        keys = of.scalars.new_empty(splits, N, best, dtype=torch.int64)
-        grid = _programs(of, row_tiles * splits)
+        keys = operands.scalars.new_empty(splits, N, best, dtype=torch.int64)
+        grid = _programs(operands, row_tiles * splits)
         topk_kernel[(grid,)](
-            *_operands(of), _scratch(of, grid, use), keys, sign, share, splits,
-            *_sizes(of, slice(0, N)), KIND=kind, BEST=best, PARTS=of.parts, **_meta(use),
+            *_operands(operands), _scratch(operands, grid, use), keys, sign, share, splits,
+            *_sizes(operands, slice(0, N)), KIND=kind, BEST=best, PARTS=operands.parts,
+            **_meta(use),
         )  # fmt: skip
     merged = keys.transpose(0, 1).flatten(1).topk(k).values
     return 0xFFFFFFFF - (merged & 0xFFFFFFFF)
@@ -138,16 +144,16 @@ def topk(problem: PairwiseProblem, search: Search) -> Tensor:
 # --- Arguments ------------------------------------------------------------------------------------
 
 
-def _operands(of: Operands, rows: slice = slice(None)) -> tuple[Tensor, ...]:
+def _operands(operands: Operands, rows: slice = slice(None)) -> tuple[Tensor, ...]:
     """For some of the rows of x, and all of y."""
-    N, at = of.N, slice(rows.start or 0, of.N)
-    spreads = of.high[at], of.low[at], of.high[N:], of.low[N:]
-    return (*spreads, of.scalars[0, at], of.scalars[0, N:], of.mean)
+    N, row_slice = operands.N, slice(rows.start or 0, operands.N)
+    spreads = operands.high[row_slice], operands.low[row_slice], operands.high[N:], operands.low[N:]
+    return (*spreads, operands.scalars[0, row_slice], operands.scalars[0, N:], operands.mean)
 
 
-def _sizes(of: Operands, rows: slice) -> tuple[int, ...]:
-    count, width = of.high.shape
-    return rows.stop - rows.start, count - of.N, len(of.mean), width, count
+def _sizes(operands: Operands, rows: slice) -> tuple[int, ...]:
+    count, width = operands.high.shape
+    return rows.stop - rows.start, count - operands.N, len(operands.mean), width, count
 
 
 def _meta(use: Config) -> dict[str, Any]:
@@ -164,14 +170,14 @@ def _dense(tensors: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return tensors[0].contiguous(), tensors[1].contiguous()
 
 
-def _programs(of: Operands, tiles: int) -> int:
-    return min(tiles, 2 * programs(of.mean.device))
+def _programs(operands: Operands, tiles: int) -> int:
+    return min(tiles, 2 * programs(operands.mean.device))
 
 
-def _scratch(of: Operands, grid: int, use: Config) -> Tensor:
+def _scratch(operands: Operands, grid: int, use: Config) -> Tensor:
     """For `tiles._recomputed`."""
-    size = 2 * use.rows * use.columns + ALIGNMENT.value if of.parts else 1
-    return of.mean.new_empty(grid, size, dtype=torch.int32)
+    size = 2 * use.rows * use.columns + ALIGNMENT.value if operands.parts else 1
+    return operands.mean.new_empty(grid, size, dtype=torch.int32)
 
 
 def _blocks(row_tiles: int, column_tiles: int, most: int) -> tuple[int, int]:
@@ -193,34 +199,41 @@ def on_device(x: Tensor) -> AbstractContextManager[Any]:
 _Launch = Callable[[slice, int, Tensor, tuple[Tensor, ...], Config], None]
 
 
-def _gradients(of: Operands, launch: _Launch) -> LossGradients:
+def _gradients(operands: Operands, launch: _Launch) -> LossGradients:
     """``launch(rows, programs, scratch, outputs, sizes)`` for all rows of x, summed up.
 
     The derivatives by h of some rows are kept at a time.
     """
-    use, N, M, D = config("vjp"), of.N, len(of.high) - of.N, len(of.mean)
+    use, N, M, D = config("vjp"), operands.N, len(operands.high) - operands.N, len(operands.mean)
     height = min(N, max(1, CHUNK // M // use.rows) * use.rows)
     row_tiles, column_tiles = triton.cdiv(height, use.rows), triton.cdiv(M, use.columns)
-    grid = _programs(of, row_tiles * column_tiles)
-    scratch, weights = _scratch(of, grid, use), of.scalars.new_empty(height, M)
-    of_x, of_y = of.scalars.new_empty(N, D), of.scalars.new_empty(M, D)
-    sums, of_columns = of.scalars.new_empty(4, N), of.scalars.new_empty(2, M)
+    grid = _programs(operands, row_tiles * column_tiles)
+    scratch, weights = _scratch(operands, grid, use), operands.scalars.new_empty(height, M)
+    of_x, of_y = operands.scalars.new_empty(N, D), operands.scalars.new_empty(M, D)
+    sums, of_columns = operands.scalars.new_empty(4, N), operands.scalars.new_empty(2, M)
     for start in range(0, N, height):
         rows = slice(start, min(start + height, N))
         number, first = rows.stop - start, start == 0
         row_tiles = triton.cdiv(number, use.rows)
-        by_rows = of.scalars.new_empty(4, column_tiles, number)
-        by_columns = of.scalars.new_empty(2, row_tiles, M)
+        by_rows = operands.scalars.new_empty(4, column_tiles, number)
+        by_columns = operands.scalars.new_empty(2, row_tiles, M)
         launch(rows, grid, scratch, (weights, by_rows, by_columns), use)
-        some = weights[:number]
-        product(of_x[rows], some, of.high[N:], of.low[N:], of.parts)
-        product(of_y, some.mT, of.high[rows], of.low[rows], of.parts, add=not first)
+        weight_block = weights[:number]
+        product(of_x[rows], weight_block, operands.high[N:], operands.low[N:], operands.parts)
+        product(
+            of_y,
+            weight_block.mT,
+            operands.high[rows],
+            operands.low[rows],
+            operands.parts,
+            add=not first,
+        )
         torch.sum(by_rows, 1, out=sums[:, rows])
         if first:
             torch.sum(by_columns, 1, out=of_columns)
         else:
             of_columns += by_columns.sum(1)
-    by_x = gradient(of, slice(0, N), of_x, sums)
-    by_y = gradient(of, slice(N, None), of_y, of_columns)
+    by_x = gradient(operands, slice(0, N), of_x, sums)
+    by_y = gradient(operands, slice(N, None), of_y, of_columns)
     by_c, by_scale = sums[2:].sum(1, dtype=torch.float64).float()
-    return LossGradients(by_x, by_y, by_c / of.c, by_scale)
+    return LossGradients(by_x, by_y, by_c / operands.c, by_scale)

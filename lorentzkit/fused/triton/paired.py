@@ -80,18 +80,18 @@ def loss(problem: LossProblem) -> Loss:
     return Loss(losses.mean(), row_sums, column_sums, values, by_sums, by_values)
 
 
-def gradients(problem: LossProblem, found: Sequence[Tensor], grad_output: Tensor) -> LossGradients:
+def gradients(problem: LossProblem, saved: Sequence[Tensor], grad_output: Tensor) -> LossGradients:
     """Derivatives of ``grad_output`` times the mean, of which `loss` has found all else."""
     x, y, c, scale = problem.x, problem.y, problem.c, problem.scale
-    row_sums, column_sums, values, by_sums, by_values = found
+    row_sums, column_sums, values, by_sums, by_values = saved
     by_sums, by_values = grad_output * by_sums, grad_output * by_values
     sums, of_sums = LogSums(row_sums, column_sums), LogSums(*by_sums)
-    others = launch.log_sums_gradients(problem, sums, of_sums)
+    log_sum_gradients = launch.log_sums_gradients(problem, sums, of_sums)
     needed = True, True, True, False
     own = rows.gradients(OPS[problem.similarity], (x, y), c, by_values, needed)
-    for total, by in zip(others[:2], own.vectors, strict=True):
+    for total, by in zip(log_sum_gradients[:2], own.vectors, strict=True):
         assert by is not None
         total += by
     assert own.c is not None
-    by_scale = others.scale + (by_values * values).sum() / scale
-    return others._replace(c=others.c + own.c, scale=by_scale)
+    by_scale = log_sum_gradients.scale + (by_values * values).sum() / scale
+    return log_sum_gradients._replace(c=log_sum_gradients.c + own.c, scale=by_scale)

@@ -149,10 +149,10 @@ def sine_of(h, g):
 def angle_of(n, m):
     """``atan2(n, m)`` for ``n >= 0``."""
     size = tl.abs(m)
-    steep = n > size
-    t = tl.where(steep, size, n) * reciprocal(tl.where(steep, n, size))
+    above_diagonal = n > size
+    t = tl.where(above_diagonal, size, n) * reciprocal(tl.where(above_diagonal, n, size))
     series = polynomial(_ARCTAN, 8, t * t)
-    acute = tl.where(steep, 0.5 * _PI - series * t, series * t)
+    acute = tl.where(above_diagonal, 0.5 * _PI - series * t, series * t)
     return tl.where(m < 0, _PI - acute, acute)
 
 

@@ -80,12 +80,12 @@ def lengths_kernel(
         total = tl.zeros((BLOCK,), tl.float64)
         for start in range(first, last, ROWS):
             i = start + tl.arange(0, ROWS)
-            of = tl.load(length + i, mask=i < last, other=float("inf"))
+            norm = tl.load(length + i, mask=i < last, other=float("inf"))
             unit = (
                 _entries(X, Y, i, k, N, M, D)
-                * (tl.where(i < N, 0.5 / N, 0.5 / M) / or_one(of))[:, None]
+                * (tl.where(i < N, 0.5 / N, 0.5 / M) / or_one(norm))[:, None]
             )
-            total += tl.sum(tl.where((of < float("inf"))[:, None], unit, 0.0), 0)  # without NaN
+            total += tl.sum(tl.where((norm < float("inf"))[:, None], unit, 0.0), 0)  # without NaN
         tl.store(partials + tl.program_id(0) * D + k, total, mask=k < D)
 
 
@@ -95,12 +95,12 @@ def split_kernel(
     PARTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     i = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    of = tl.load(length + i, mask=i < N + M, other=1.0)
+    norm = tl.load(length + i, mask=i < N + M, other=1.0)
     half, square = tl.zeros((ROWS,), tl.float64), tl.zeros((ROWS,), tl.float64)
     for start in range(0, width, BLOCK):
         k = start + tl.arange(0, BLOCK)
         middle = tl.load(mean + k, mask=k < D, other=0.0).to(tl.float64)[None, :]
-        unit = _entries(X, Y, i, k, N, M, D) / or_one(of)[:, None]
+        unit = _entries(X, Y, i, k, N, M, D) / or_one(norm)[:, None]
         wanted = ((unit - middle) * UNIT).to(tl.float32)
         address, within = (
             i[:, None] * width + k[None, :],
@@ -118,7 +118,7 @@ def split_kernel(
         square += tl.sum((middle + spread) * (middle + spread), 1)
     c = valid_curvature(tl.load(C).to(tl.float64))
     root, limit = tl.sqrt(c), norm_limit(c)
-    s = tl.where(of < _TINY, _TINY, of)
+    s = tl.where(norm < _TINY, _TINY, norm)
     s = root * tl.where(s > limit, limit, s)
     cosh, rho = tl.sqrt(1 + s * s), tl.sqrt(square)
     exp_neg = 1 / (s + cosh)
@@ -126,7 +126,7 @@ def split_kernel(
     count, within = N + M, i < N + M
     tl.store(address, half.to(tl.float32), mask=within)
     if PARTS == 1:  # the origin has no direction
-        tl.store(address + count, tl.where(of == 0, 1.0, rho).to(tl.float32), mask=within)
+        tl.store(address + count, tl.where(norm == 0, 1.0, rho).to(tl.float32), mask=within)
     else:
         tl.store(address + count, 1.0, mask=within)
     tl.store(address + 2 * count, s.to(tl.float32), mask=within)
@@ -135,7 +135,7 @@ def split_kernel(
     tl.store(
         address + 5 * count, ((s + s * (s / (1 + cosh))) * exp_neg).to(tl.float32), mask=within
     )
-    tl.store(address + 6 * count, tl.where(of == 0, 0.0, 1.0), mask=within)
+    tl.store(address + 6 * count, tl.where(norm == 0, 0.0, 1.0), mask=within)
     of_square = tl.where(half < 5e-4, 1e-3, 2 * half)
     tl.store(address + 7 * count, (reach * of_square).to(tl.float32), mask=within)
 
@@ -188,7 +188,7 @@ def gradient_kernel(
     """``(sum_j W_ij (u_i cos - v_j)) / |x| + u_i da_i``; see `gradients`."""
     i = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     within = i < number
-    of = tl.load(length + i, mask=within, other=1.0)
+    norm = tl.load(length + i, mask=within, other=1.0)
     rho = tl.load(scalars + count + i, mask=within, other=1.0).to(tl.float64)
     s = tl.load(scalars + 2 * count + i, mask=within, other=0.0).to(tl.float64)
     weight = tl.load(sums + i, mask=within, other=0.0).to(tl.float64)
@@ -200,8 +200,8 @@ def gradient_kernel(
             high, low, mean, total, weight, rho, i, start, number, D, width, PARTS, BLOCK
         )
         along += tl.sum(unit * unit_gradient, 1)
-    outwards = tl.where(of > norm_limit(c), 0.0, radius * tl.sqrt(c) / tl.sqrt(1 + s * s))
-    across = 1 / tl.where(of < _TINY, _TINY, of)
+    outwards = tl.where(norm > norm_limit(c), 0.0, radius * tl.sqrt(c) / tl.sqrt(1 + s * s))
+    across = 1 / tl.where(norm < _TINY, _TINY, norm)
     for start in range(0, D, BLOCK):
         unit, unit_gradient = _unit_and_gradient(
             high, low, mean, total, weight, rho, i, start, number, D, width, PARTS, BLOCK
@@ -233,7 +233,7 @@ def _unit_and_gradient(
     return unit, -rho[:, None] * (sums * _INVERSE + weight[:, None] * middle)
 
 
-def gradient(of: Operands, rows: slice, total: Tensor, sums: Tensor) -> Tensor:
+def gradient(operands: Operands, rows: slice, total: Tensor, sums: Tensor) -> Tensor:
     """By the points ``rows`` of all, in the place of ``total``.
 
     Args:
@@ -241,10 +241,11 @@ def gradient(of: Operands, rows: slice, total: Tensor, sums: Tensor) -> Tensor:
             derivative by h, divided by the lengths rho of both directions.
         sums: ``(2, n)``, of W and of the derivatives by the radius.
     """
-    (number, D), (count, width) = total.shape, of.high.shape
+    (number, D), (count, width) = total.shape, operands.high.shape
     gradient_kernel[(triton.cdiv(number, _ROWS),)](
-        of.high[rows], of.low[rows], of.scalars[0, rows], of.length[rows], of.mean, of.c,
+        operands.high[rows], operands.low[rows], operands.scalars[0, rows], operands.length[rows],
+        operands.mean, operands.c,
         sums, total, total, number, D, width, count,
-        PARTS=of.parts, ROWS=_ROWS, BLOCK=_block(width), num_warps=4,
+        PARTS=operands.parts, ROWS=_ROWS, BLOCK=_block(width), num_warps=4,
     )  # fmt: skip
     return total

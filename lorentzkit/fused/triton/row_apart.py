@@ -123,8 +123,8 @@ def _row(
             xg += x * entries(G, g_row, g_column, i, start, N, K, BLOCK)
     square, last, most = tl.sum(xx, 1), tl.zeros_like(c), norm_limit(c)
     if OP != "add_time":
-        at = X + i * x_row + (tl.zeros_like(i) + K) * x_column
-        last = tl.load(at, mask=i < N, other=1.0).to(tl.float32).to(tl.float64)
+        address = X + i * x_row + (tl.zeros_like(i) + K) * x_column
+        last = tl.load(address, mask=i < N, other=1.0).to(tl.float32).to(tl.float64)
     if OP == "from_halfspace":
         most = 2 * most  # farther out is beyond the largest radius
     r = length_of(square + last * last)
@@ -141,9 +141,9 @@ def apart_kernel(
     c = curvature(C, c_row, i, N, ONE_FOR_ALL)
     K, length, first, number = _places(D, OP)
     row = _row(X, x_row, x_column, None, 0, 0, i, N, K, c, OP, False, ROWS, BLOCK)
-    of = _result(OP, row.square, row.last, c)
-    tl.store(out + i * length + number, of.number.to(tl.float32), mask=i < N)
-    growth = of.growth * row.shrink
+    result = _result(OP, row.square, row.last, c)
+    tl.store(out + i * length + number, result.number.to(tl.float32), mask=i < N)
+    growth = result.growth * row.shrink
     for start in range(0, K, BLOCK):
         x = entries(X, x_row, x_column, i, start, N, K, BLOCK)
         write(out + first, length, growth[:, None] * x, i, start, N, K, BLOCK)
@@ -158,30 +158,30 @@ def apart_vjp_kernel(
     i = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     c = curvature(C, c_row, i, N, ONE_FOR_ALL)
     K, _, first, number = _places(D, OP)
-    at = G + i * g_row + (tl.zeros_like(i) + number) * g_column
-    at = tl.load(at, mask=i < N, other=0.0).to(tl.float64)
+    grad_output = G + i * g_row + (tl.zeros_like(i) + number) * g_column
+    grad_output = tl.load(grad_output, mask=i < N, other=0.0).to(tl.float64)
     G += first * g_column
     row = _row(X, x_row, x_column, G, g_row, g_column, i, N, K, c, OP, True, ROWS, BLOCK)
-    of = _result(OP, row.square, row.last, c)
-    of_x = 2 * (row.along * of.growth_by_square + at * of.number_by_square)
-    of_last = row.along * of.growth_by_last + at * of.number_by_last
-    of_c = row.along * of.growth_by_c + at * of.number_by_c
+    result = _result(OP, row.square, row.last, c)
+    of_x = 2 * (row.along * result.growth_by_square + grad_output * result.number_by_square)
+    of_last = row.along * result.growth_by_last + grad_output * result.number_by_last
+    of_c = row.along * result.growth_by_c + grad_output * result.number_by_c
     # What was moved to the largest length has no gradient radially, but by that length.
     moved = row.shrink < 1
-    radial = of.growth * row.along + of_x * row.square + of_last * row.last
-    less = tl.where(moved, radial / or_one(row.square + row.last * row.last), 0.0)
+    radial = result.growth * row.along + of_x * row.square + of_last * row.last
+    radial_part = tl.where(moved, radial / or_one(row.square + row.last * row.last), 0.0)
     if OP == "from_halfspace":
         of_c += tl.where(moved, radial * norm_limit_partial(c), 0.0)
     if by_c is not None:
         tl.store(by_c + i, of_c.to(by_c.dtype.element_ty), mask=i < N)
     if by_x is not None:
-        of_g, of_x = row.shrink * of.growth, row.shrink * row.shrink * (of_x - less)
+        of_g, of_x = row.shrink * result.growth, row.shrink * row.shrink * (of_x - radial_part)
         for start in range(0, K, BLOCK):
             x = entries(X, x_row, x_column, i, start, N, K, BLOCK)
             g = entries(G, g_row, g_column, i, start, N, K, BLOCK)
             total = of_x[:, None] * x + of_g[:, None] * g
             write(by_x, D, total, i, start, N, K, BLOCK)
         if OP != "add_time":
-            of_last = row.shrink * (of_last - less * row.last)
+            of_last = row.shrink * (of_last - radial_part * row.last)
             of_last = of_last.to(tl.float32).to(by_x.dtype.element_ty)
             tl.store(by_x + i * D + K, of_last, mask=i < N)

@@ -409,35 +409,35 @@ def growth(OP: tl.constexpr, m, c):
 
 
 @triton.jit
-def growth_partial(OP: tl.constexpr, of, m, c):
+def growth_partial(OP: tl.constexpr, factor, m, c):
     """The derivative of `growth`, which is ``of``, by ``c |x|**2``."""
     z = c * m.rx * m.rx
     if OP == "expmap0":
-        return 0.5 * of * coth_excess(tl.sqrt(z))
+        return 0.5 * factor * coth_excess(tl.sqrt(z))
     elif OP == "logmap0":
         s, cosh = tl.sqrt(z), tl.sqrt(1 + z)
         excess = arc_excess(s / cosh, asinh(s)) / or_one(s) / or_one(s) / or_one(s)
         return -0.5 * tl.where(s == 0, 1.0 / 3, excess)
     elif OP == "to_klein":
-        return -0.5 * of / (1 + z)
+        return -0.5 * factor / (1 + z)
     elif OP == "to_poincare":
         cosh = tl.sqrt(1 + z)
-        return -0.5 * of / ((1 + cosh) * cosh)
+        return -0.5 * factor / ((1 + cosh) * cosh)
     elif OP == "from_klein":
-        return 0.5 * of * of * of
+        return 0.5 * factor * factor * factor
     else:
-        return 0.5 * of * of
+        return 0.5 * factor * factor
 
 
 @triton.jit
 def growth_partials(OP: tl.constexpr, m, c, along):
-    none, of, square = tl.zeros_like(c), growth(OP, m, c), m.rx * m.rx
-    by_z = growth_partial(OP, of, m, c)
+    none, factor, square = tl.zeros_like(c), growth(OP, m, c), m.rx * m.rx
+    by_z = growth_partial(OP, factor, m, c)
     of_x, by_c = 2 * c * by_z * along.x, by_z * square * along.x
     if OP == "expmap0":  # of constant length for constant curvature
         _, long, beyond = expmap0_length(m.rx, c)
         moved = long | beyond
-        of_x = tl.where(moved, -of * along.x / or_one(square), of_x)
+        of_x = tl.where(moved, -factor * along.x / or_one(square), of_x)
         by_log = tl.where(beyond, norm_limit_partial(c), -0.5 / c)
-        by_c = tl.where(moved, of * along.x * by_log, by_c)
-    return Partials(Sum(of_x, none, none, of), nothing(c), nothing(c), by_c)
+        by_c = tl.where(moved, factor * along.x * by_log, by_c)
+    return Partials(Sum(of_x, none, none, factor), nothing(c), nothing(c), by_c)

@@ -49,8 +49,8 @@ class Inside(NamedTuple):
 def entries(V, row_stride, column_stride, i, start, N, D, BLOCK: tl.constexpr):
     k = start + tl.arange(0, BLOCK)
     address = V + i[:, None] * row_stride + k[None, :].to(tl.int64) * column_stride
-    of = tl.load(address, mask=(i < N)[:, None] & (k < D)[None, :], other=0.0)
-    return of.to(tl.float32).to(tl.float64)
+    block = tl.load(address, mask=(i < N)[:, None] & (k < D)[None, :], other=0.0)
+    return block.to(tl.float32).to(tl.float64)
 
 
 @triton.jit
@@ -87,11 +87,11 @@ def _products(
 
 @triton.jit
 def _across(
-    X, x_row, x_column, Y, y_row, y_column, U, u_row, u_column, i, N, D, of,
+    X, x_row, x_column, Y, y_row, y_column, U, u_row, u_column, i, N, D, products,
     VECTORS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Of the part of y across x: its square and its product with u. See `_wide_measures`."""
-    k = of.xy / or_one(of.xx)  # its error lies along x, and is taken off again
+    k = products.xy / or_one(products.xx)  # its error lies along x, and is taken off again
     whole = tl.where(tl.abs(k - 1) < 0.5, 1.0, 0.0)  # close vectors: their difference first
     none = tl.zeros((ROWS, BLOCK), tl.float64)
     xw, ww, uw = none, none, none
@@ -104,14 +104,14 @@ def _across(
         if VECTORS > 2:
             uw += w * entries(U, u_row, u_column, i, start, N, D, BLOCK)
     along_x = tl.sum(xw, 1)
-    along = along_x / or_one(of.xx)
-    return tl.sum(ww, 1) - along * along_x, tl.sum(uw, 1) - along * of.xu
+    along = along_x / or_one(products.xx)
+    return tl.sum(ww, 1) - along * along_x, tl.sum(uw, 1) - along * products.xu
 
 
 @triton.jit
-def _measured(of, ww, uw, c, POINTS: tl.constexpr):
-    rx, ry = length_of(of.xx), length_of(of.yy)
-    cosine, sine2 = of.xy / or_one(rx * ry), sine_square(ww, of.xx, of.yy)
+def _measured(products, ww, uw, c, POINTS: tl.constexpr):
+    rx, ry = length_of(products.xx), length_of(products.yy)
+    cosine, sine2 = products.xy / or_one(rx * ry), sine_square(ww, products.xx, products.yy)
     small = sine2 / (1 + tl.abs(cosine))
     h, g = tl.where(cosine > 0, small, 1 - cosine), tl.where(cosine > 0, 1 + cosine, small)
     limit, shrink_x, shrink_y = norm_limit(c), tl.zeros_like(c) + 1, tl.zeros_like(c) + 1
@@ -128,7 +128,8 @@ def _measured(of, ww, uw, c, POINTS: tl.constexpr):
     across = tl.where(sine2 == 0, 0.0, uw * shrink_y)  # of aligned vectors only noise is left
     m = Measures(
         rx, ry, rx - ry, cosine, sine2, h, g, close,
-        of.xy * shrink_x * shrink_y, of.xu * shrink_x, of.yu * shrink_y, of.uu, across,
+        products.xy * shrink_x * shrink_y, products.xu * shrink_x, products.yu * shrink_y,
+        products.uu, across,
     )  # fmt: skip
     return m, Inside(shrink_x, shrink_y)
 
@@ -158,7 +159,7 @@ def rows_kernel(
     ANGLE: tl.constexpr, ONE_FOR_ALL: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     i = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    of = _products(
+    products = _products(
         X, x_row, x_column, Y, y_row, y_column, U, u_row, u_column, None, 0, 0, i, N, D,
         VECTORS, False, ROWS, BLOCK,
     )  # fmt: skip
@@ -167,10 +168,10 @@ def rows_kernel(
     ww, uw = tl.zeros_like(c), tl.zeros_like(c)
     if ANGLE:
         ww, uw = _across(
-            X, x_row, x_column, Y, y_row, y_column, U, u_row, u_column, i, N, D, of,
+            X, x_row, x_column, Y, y_row, y_column, U, u_row, u_column, i, N, D, products,
             VECTORS, ROWS, BLOCK,
         )  # fmt: skip
-    m, inside = _measured(of, ww, uw, c, POINTS)
+    m, inside = _measured(products, ww, uw, c, POINTS)
     if OP == "angle":
         angle_x, angle_y = exterior_angles(m, c)
         tl.store(out + 2 * i, angle_x.to(tl.float32), mask=i < N)
@@ -196,8 +197,8 @@ def rows_kernel(
 def write(out, row, total, i, start, N, D, BLOCK: tl.constexpr):
     """D entries of a row that is so many numbers long."""
     k = start + tl.arange(0, BLOCK)
-    of = total.to(tl.float32).to(out.dtype.element_ty)
-    tl.store(out + i[:, None] * row + k[None, :], of, mask=(i < N)[:, None] & (k < D)[None, :])
+    rounded = total.to(tl.float32).to(out.dtype.element_ty)
+    tl.store(out + i[:, None] * row + k[None, :], rounded, mask=(i < N)[:, None] & (k < D)[None, :])
 
 
 @triton.jit
@@ -209,7 +210,7 @@ def rows_vjp_kernel(
 ):  # fmt: skip
     """Gradients for that with respect to the result, G; those that are None are left out."""
     i = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    of = _products(
+    products = _products(
         X, x_row, x_column, Y, y_row, y_column, U, u_row, u_column, G, g_row, g_column, i, N, D,
         VECTORS, not SCALAR, ROWS, BLOCK,
     )  # fmt: skip
@@ -218,11 +219,11 @@ def rows_vjp_kernel(
     ww, uw = tl.zeros_like(c), tl.zeros_like(c)
     if ANGLE:
         ww, uw = _across(
-            X, x_row, x_column, Y, y_row, y_column, U, u_row, u_column, i, N, D, of,
+            X, x_row, x_column, Y, y_row, y_column, U, u_row, u_column, i, N, D, products,
             VECTORS, ROWS, BLOCK,
         )  # fmt: skip
-    m, inside = _measured(of, ww, uw, c, POINTS)
-    along = Along(of.xg * inside.x, of.yg * inside.y, of.ug)
+    m, inside = _measured(products, ww, uw, c, POINTS)
+    along = Along(products.xg * inside.x, products.yg * inside.y, products.ug)
     grad_output, grad_beta = tl.zeros_like(c), tl.zeros_like(c)
     if SCALAR:
         grad_output = tl.load(G + i * g_row, mask=i < N, other=0.0).to(tl.float64)
@@ -258,14 +259,14 @@ def rows_vjp_kernel(
 
 
 @triton.jit
-def _sum(of, x, b, u, g, VECTORS: tl.constexpr, SCALAR: tl.constexpr):
-    total = of.x[:, None] * x
+def _sum(coefficients, x, b, u, g, VECTORS: tl.constexpr, SCALAR: tl.constexpr):
+    total = coefficients.x[:, None] * x
     if VECTORS > 1:
-        total += of.b[:, None] * b
+        total += coefficients.b[:, None] * b
     if VECTORS > 2:
-        total += of.u[:, None] * u
+        total += coefficients.u[:, None] * u
     if not SCALAR:
-        total += of.g[:, None] * g
+        total += coefficients.g[:, None] * g
     return total
 
 
@@ -273,8 +274,8 @@ def _sum(of, x, b, u, g, VECTORS: tl.constexpr, SCALAR: tl.constexpr):
 def _of_unmoved_x(by, m, along, shrink):
     """The gradient with respect to the x that was moved to the limit: none radially."""
     xb = tl.where(m.close > 0, -m.rx * (m.dr + m.ry * m.h), m.xy)
-    others = by.b * xb + by.u * m.xu + by.g * along.x
-    of_x = tl.where(shrink < 1, -others / or_one(m.rx * m.rx), by.x)
+    rest = by.b * xb + by.u * m.xu + by.g * along.x
+    of_x = tl.where(shrink < 1, -rest / or_one(m.rx * m.rx), by.x)
     return Sum(shrink * of_x, shrink * by.b, shrink * by.u, shrink * by.g)
 
 
@@ -283,6 +284,6 @@ def _of_unmoved_y(by, m, along, shrink):
     square = m.ry * m.ry
     yb = tl.where(m.close > 0, m.ry * (m.rx * m.h - m.dr), square)
     radial = by.x * m.xy + by.b * yb + by.u * m.yu + by.g * along.y
-    less = tl.where(shrink < 1, radial / or_one(square), 0.0)
-    of_x, of_b = by.x - m.close * less, by.b - less
+    radial_part = tl.where(shrink < 1, radial / or_one(square), 0.0)
+    of_x, of_b = by.x - m.close * radial_part, by.b - radial_part
     return Sum(shrink * of_x, shrink * of_b, shrink * by.u, shrink * by.g)

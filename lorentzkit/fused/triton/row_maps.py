@@ -74,23 +74,23 @@ def tangent_value(OP: tl.constexpr, m, c):
 
 
 @triton.jit
-def tangent_slopes(OP: tl.constexpr, m, c, at):
+def tangent_slopes(OP: tl.constexpr, m, c, grad_output):
     none, cosh = tl.zeros_like(c), cosh_of(m.rx, c)
     slant = c * m.xy / cosh / cosh
     if OP == "tangent_norm":
         _, along, length = tangent_parts(m, c)
-        by = at * inverse_of(length)
+        by = grad_output * inverse_of(length)
         of_x, of_y = tangent_projection(m, c)
         by_y = Sum(by * of_x, by * of_y, none, none)
         by_x = Sum(-slant * by_y.x, -slant * by_y.b, none, none)
         ratio = along * (m.rx / cosh)
         return Partials(by_x, by_y, nothing(c), -0.5 * by * ratio * ratio)
     else:
-        other = c * m.xu / cosh / cosh
-        by_x = Sum(2 * at * slant * other, -at * other, -at * slant, none)
-        by_y = Sum(-at * other, none, at, none)
-        by_u = Sum(-at * slant, at, none, none)
-        by_c = -at * (m.xy / cosh / cosh) * (m.xu / cosh / cosh)
+        tilt = c * m.xu / cosh / cosh
+        by_x = Sum(2 * grad_output * slant * tilt, -grad_output * tilt, -grad_output * slant, none)
+        by_y = Sum(-grad_output * tilt, none, grad_output, none)
+        by_u = Sum(-grad_output * slant, grad_output, none, none)
+        by_c = -grad_output * (m.xy / cosh / cosh) * (m.xu / cosh / cosh)
         return Partials(by_x, by_y, by_u, by_c)
 
 
@@ -99,11 +99,15 @@ def slant_coefficient(OP: tl.constexpr, m, c):
     """How much of x is added to y, over x.y; and its derivatives by ``|x|**2`` and by c."""
     cosh = cosh_of(m.rx, c)
     if OP == "transp0":
-        of = c / (1 + cosh)
-        return of, -0.5 * of * of / cosh, 0.5 / cosh
+        coefficient = c / (1 + cosh)
+        return coefficient, -0.5 * coefficient * coefficient / cosh, 0.5 / cosh
     elif OP == "transp0back":
-        of = -c / (cosh * (1 + cosh))
-        return of, 0.5 * of * of * (1 + 2 * cosh) / cosh, -0.5 / cosh / cosh / cosh
+        coefficient = -c / (cosh * (1 + cosh))
+        return (
+            coefficient,
+            0.5 * coefficient * coefficient * (1 + 2 * cosh) / cosh,
+            -0.5 / cosh / cosh / cosh,
+        )
     else:  # egrad2rgrad
         return c, tl.zeros_like(c), tl.zeros_like(c) + 1
 
@@ -111,9 +115,9 @@ def slant_coefficient(OP: tl.constexpr, m, c):
 @triton.jit
 def slant_slopes(OP: tl.constexpr, m, c, along):
     none = tl.zeros_like(c)
-    of, by_square, by_c = slant_coefficient(OP, m, c)
-    by_x = Sum(2 * by_square * m.xy * along.x, of * along.x, none, of * m.xy)
-    by_y = Sum(of * along.x, none, none, none + 1)
+    coefficient, by_square, by_c = slant_coefficient(OP, m, c)
+    by_x = Sum(2 * by_square * m.xy * along.x, coefficient * along.x, none, coefficient * m.xy)
+    by_y = Sum(coefficient * along.x, none, none, none + 1)
     return Partials(by_x, by_y, nothing(c), by_c * m.xy * along.x)
 
 
@@ -143,22 +147,22 @@ def path(of_x, of_y, m, c, constant):
 
 
 @triton.jit
-def weight_slopes(of, m, c, along):
+def weight_slopes(weights, m, c, along):
     """With constant weights: of x and y; by c; and products with the gradient by ``of``."""
-    none, beyond = tl.zeros_like(c), of.shrink < 1
+    none, beyond = tl.zeros_like(c), weights.shrink < 1
     # Where the point is at the largest radius, only g's part across it counts.
-    whole = of.of_x * along.x + of.of_y * along.y
-    radial = tl.where(beyond, whole / or_one(of.size) / or_one(of.size), 0.0)
-    with_x = of.of_x * m.rx * m.rx + of.of_y * m.xy
-    with_y = of.of_x * m.xy + of.of_y * m.ry * m.ry
-    shrink = tl.where(of.constant, 0.0, of.shrink)
+    whole = weights.of_x * along.x + weights.of_y * along.y
+    radial = tl.where(beyond, whole / or_one(weights.size) / or_one(weights.size), 0.0)
+    with_x = weights.of_x * m.rx * m.rx + weights.of_y * m.xy
+    with_y = weights.of_x * m.xy + weights.of_y * m.ry * m.ry
+    shrink = tl.where(weights.constant, 0.0, weights.shrink)
     inward = Along(
         shrink * (along.x - radial * with_x), shrink * (along.y - radial * with_y), along.u
     )
     back = shrink * radial
-    of_x, of_b = -back * (of.of_x + m.close * of.of_y), -back * of.of_y
-    by_x = Sum(of.of_x * of_x, of.of_x * of_b, none, of.of_x * shrink)
-    by_y = Sum(of.of_y * of_x, of.of_y * of_b, none, of.of_y * shrink)
+    of_x, of_b = -back * (weights.of_x + m.close * weights.of_y), -back * weights.of_y
+    by_x = Sum(weights.of_x * of_x, weights.of_x * of_b, none, weights.of_x * shrink)
+    by_y = Sum(weights.of_y * of_x, weights.of_y * of_b, none, weights.of_y * shrink)
     return by_x, by_y, tl.where(beyond, shrink * whole * norm_limit_partial(c), 0.0), inward
 
 
@@ -177,10 +181,10 @@ def step(m, c):
 
 @triton.jit
 def step_slopes(m, c, along):
-    of, arc = step(m, c)
-    by_x, by_y, by_c, inward = weight_slopes(of, m, c, along)
+    weights, arc = step(m, c)
+    by_x, by_y, by_c, inward = weight_slopes(weights, m, c, along)
     # By the square of the arc, c times that of the length.
-    by_square = 0.5 * of.of_y * (inward.x + coth_excess(arc) * inward.y)
+    by_square = 0.5 * weights.of_y * (inward.x + coth_excess(arc) * inward.y)
     cosh, by = cosh_of(m.rx, c), 2 * c * by_square
     slant = c * m.xy / cosh / cosh
     of_x, of_y = tangent_projection(m, c)
@@ -249,7 +253,7 @@ def sinh_ratios(t, s):
 
 
 class Geodesic(NamedTuple):
-    at: Path
+    weights: Path
     t: tl.tensor
     arc: tl.tensor
     x_slope: tl.tensor
@@ -272,26 +276,26 @@ def geodesic(m, tri, c, t):
     y_growth = tl.exp((tl.abs(t) - 1 - beyond) * s + k)
     of_x, x_slope = sinh_ratios(rest, s)
     of_y, y_slope = sinh_ratios(t, s)
-    at = path(of_x * x_growth, of_y * y_growth, m, c, far)
-    return Geodesic(at, t, s, x_slope * x_growth, y_slope * y_growth)
+    weights = path(of_x * x_growth, of_y * y_growth, m, c, far)
+    return Geodesic(weights, t, s, x_slope * x_growth, y_slope * y_growth)
 
 
 @triton.jit
 def geodesic_slopes(m, c, t, along):
     """`Slopes`, and the derivative by t."""
     tri = triangle(m.rx, m.ry, m.dr, m.h, tl.sqrt(c))
-    of = geodesic(m, tri, c, t)
-    by_x, by_y, by_c, inward = weight_slopes(of.at, m, c, along)
-    by_t = inward.y * of.y_slope - inward.x * of.x_slope
+    geo = geodesic(m, tri, c, t)
+    by_x, by_y, by_c, inward = weight_slopes(geo.weights, m, c, along)
+    by_t = inward.y * geo.y_slope - inward.x * geo.x_slope
     by_t = tl.where(tl.abs(t) > 2.0**50, 0.0, by_t)
     # By cosh(s). Derivatives of the weights grow as t**3: what would overflow is left out.
     _, ratio = logmap_weights(tri)
-    rest, size = 1 - of.t, tl.where(m.rx > m.ry, m.rx, m.ry)
-    far, near = rest * rest * coth_excess(tl.abs(rest) * of.arc), coth_excess(of.arc)
-    by = inward.x * of.at.of_x * (far - near)
-    far = of.t * of.t * coth_excess(tl.abs(of.t) * of.arc)
-    by = ratio * (by + inward.y * of.at.of_y * (far - near))
-    cube = tl.abs(of.t) * of.t * of.t
+    rest, size = 1 - geo.t, tl.where(m.rx > m.ry, m.rx, m.ry)
+    far, near = rest * rest * coth_excess(tl.abs(rest) * geo.arc), coth_excess(geo.arc)
+    by = inward.x * geo.weights.of_x * (far - near)
+    far = geo.t * geo.t * coth_excess(tl.abs(geo.t) * geo.arc)
+    by = ratio * (by + inward.y * geo.weights.of_y * (far - near))
+    cube = tl.abs(geo.t) * geo.t * geo.t
     by = tl.where(cube * size > _MOST, 0.0, by)
     along_x, along_y, along_c = cosh_slopes(m, tri, c, by)
     by_x = Sum(by_x.x + along_x.x, by_x.b + along_x.b, by_x.u, by_x.g)
@@ -326,35 +330,37 @@ def transport(m, tri, c):
 
 
 @triton.jit
-def transport_slope_by_c(m, tri, of, c):
+def transport_slope_by_c(m, tri, moved, c):
     """By the identity ``cosh(a - b) - sinh(a - b) tanh(a) = cosh(b)/cosh(a)`` nothing cancels."""
     x_sech, y_sech = 1 / tri.x_cosh, 1 / tri.y_cosh
     tanhs = tri.x_sinh * x_sech + tri.y_sinh * y_sech
-    turned = of.turned * (0.5 * of.whole * x_sech * (x_sech + y_sech))
-    lifted = of.lifted * (
+    turned = moved.turned * (0.5 * moved.whole * x_sech * (x_sech + y_sech))
+    lifted = moved.lifted * (
         1 + tri.y_cosh * x_sech + 0.5 * (tri.sinh_diff * x_sech) * (tanhs * x_sech)
     )
-    across = m.across * (of.whole - 0.5 * (tri.sinh_diff * x_sech) * (tri.sinh_diff * y_sech))
-    return -(of.radial * (turned + lifted) / c - across) / of.below / of.below
+    across = m.across * (moved.whole - 0.5 * (tri.sinh_diff * x_sech) * (tri.sinh_diff * y_sech))
+    return -(moved.radial * (turned + lifted) / c - across) / moved.below / moved.below
 
 
 @triton.jit
 def transport_slopes(m, c, along):
     none, tri = tl.zeros_like(c), triangle(m.rx, m.ry, m.dr, m.h, tl.sqrt(c))
-    of = transport(m, tri, c)
-    at = along.x + along.y
+    moved = transport(m, tri, c)
+    along_both = along.x + along.y
     # By the product -<y, u> and by what it is divided by.
-    by = -c * at / of.below
-    below_x, below_y, _ = cosh_slopes(m, tri, c, -of.slope * at / of.below)
+    by = -c * along_both / moved.below
+    below_x, below_y, _ = cosh_slopes(m, tri, c, -moved.slope * along_both / moved.below)
     ratio = tri.y_cosh / tri.x_cosh
     slant, of_y = c * m.xu / tri.x_cosh / tri.x_cosh, c * m.xu / tri.x_cosh / tri.y_cosh
-    less = tl.where(m.close > 0, -tri.cosh_diff / tri.x_cosh, ratio)
-    by_x = Sum(below_x.x - by * ratio * slant, below_x.b, by * ratio, of.slope)
-    by_y = Sum(below_y.x + by * of_y * m.close, below_y.b + by * of_y, -by, of.slope)
+    radial_part = tl.where(m.close > 0, -tri.cosh_diff / tri.x_cosh, ratio)
+    by_x = Sum(below_x.x - by * ratio * slant, below_x.b, by * ratio, moved.slope)
+    by_y = Sum(below_y.x + by * of_y * m.close, below_y.b + by * of_y, -by, moved.slope)
     aligned = m.sine2 == 0
     radial = aligned_turn(m, tri) / (tri.x_cosh * or_one(tri.x_sinh))
-    by_u = Sum(by * tl.where(aligned, radial, less), tl.where(aligned, 0.0, -by), none, none + 1)
-    return Partials(by_x, by_y, by_u, at * transport_slope_by_c(m, tri, of, c))
+    by_u = Sum(
+        by * tl.where(aligned, radial, radial_part), tl.where(aligned, 0.0, -by), none, none + 1
+    )
+    return Partials(by_x, by_y, by_u, along_both * transport_slope_by_c(m, tri, moved, c))
 
 
 # --- By op ----------------------------------------------------------------------------------------
@@ -378,37 +384,37 @@ def coefficients(OP: tl.constexpr, VECTORS: tl.constexpr, m, c, t):
     if VECTORS == 1:
         return growth(OP, m, c), none, none
     elif OP == "expmap":
-        of, _ = step(m, c)
-        return of.of_x * of.shrink, of.of_y * of.shrink, none
+        weights, _ = step(m, c)
+        return weights.of_x * weights.shrink, weights.of_y * weights.shrink, none
     elif OP == "logmap":
         back, ratio = logmap_weights(triangle(m.rx, m.ry, m.dr, m.h, tl.sqrt(c)))
         return -back - (1 - m.close) * ratio, ratio, none
     elif OP == "geodesic":
-        of = geodesic(m, triangle(m.rx, m.ry, m.dr, m.h, tl.sqrt(c)), c, t).at
-        of_x, of_y = of.of_x * of.shrink, of.of_y * of.shrink
+        weights = geodesic(m, triangle(m.rx, m.ry, m.dr, m.h, tl.sqrt(c)), c, t).weights
+        of_x, of_y = weights.of_x * weights.shrink, weights.of_y * weights.shrink
         return of_x + m.close * of_y, of_y, none
     elif OP == "transp":
-        of = transport(m, triangle(m.rx, m.ry, m.dr, m.h, tl.sqrt(c)), c)
-        return of.slope * (1 + m.close), of.slope, none + 1
+        moved = transport(m, triangle(m.rx, m.ry, m.dr, m.h, tl.sqrt(c)), c)
+        return moved.slope * (1 + m.close), moved.slope, none + 1
     else:
-        of, _, _ = slant_coefficient(OP, m, c)
-        return of * m.xy, none + 1, none
+        coefficient, _, _ = slant_coefficient(OP, m, c)
+        return coefficient * m.xy, none + 1, none
 
 
 @triton.jit
 def slopes(
     OP: tl.constexpr, VECTORS: tl.constexpr, POINTS: tl.constexpr, SCALAR: tl.constexpr,
-    m, c, k, scale, t, at, grad_beta, along,
+    m, c, k, scale, t, grad_output, grad_beta, along,
 ):  # fmt: skip
     """The gradients, and that by t, for the gradient ``at`` or for products with a vector of it."""
     by_t = tl.zeros_like(c)
     if SCALAR:
         if VECTORS == 1:
-            by = single_vjp(OP, m, c, k, at)
+            by = single_vjp(OP, m, c, k, grad_output)
         elif POINTS == 2:
-            by = pair_vjp(OP, m, c, k, scale, at, grad_beta)
+            by = pair_vjp(OP, m, c, k, scale, grad_output, grad_beta)
         else:
-            by = tangent_slopes(OP, m, c, at)
+            by = tangent_slopes(OP, m, c, grad_output)
     elif VECTORS == 1:
         by = growth_partials(OP, m, c, along)
     elif OP == "expmap":

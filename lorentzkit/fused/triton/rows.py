@@ -105,7 +105,7 @@ def gradients(
     op: str,
     vectors: Sequence[Tensor],
     c: Tensor | float,
-    at: Tensor,
+    grad_output: Tensor,
     needed: Sequence[bool],
     t: Tensor | None = None,
     cone: tuple[float, float] = (0.1, 1.0),
@@ -116,20 +116,29 @@ def gradients(
         needed: which of them, the vectors first, then c and t.
     """
     *by_vectors, by_c, by_t = needed
-    found = [
+    vector_gradients = [
         torch.empty_like(v, memory_format=torch.contiguous_format) if need else None
         for v, need in zip(vectors, by_vectors, strict=True)
     ]
     numbers = [z if isinstance(z, Tensor) and need else None for z, need in ((c, by_c), (t, by_t))]
-    wide = at.new_empty(2, len(at), dtype=torch.float64)
+    wide = grad_output.new_empty(2, len(grad_output), dtype=torch.float64)
     of_c, of_t = by_row = [_by_row(z, wide[k]) for k, z in enumerate(numbers)]
-    strides = (at.stride(0), at.stride(1) if at.dim() > 1 else 0)
+    strides = (grad_output.stride(0), grad_output.stride(1) if grad_output.dim() > 1 else 0)
     if OPS[op].apart:
-        _launch_apart(apart_vjp_kernel, op, vectors[0], c, (at, *strides, found[0], of_c))
+        _launch_apart(
+            apart_vjp_kernel, op, vectors[0], c, (grad_output, *strides, vector_gradients[0], of_c)
+        )
     else:
-        outputs = (at, *strides, *found, *[None] * (3 - len(found)), of_c, of_t)
+        outputs = (
+            grad_output,
+            *strides,
+            *vector_gradients,
+            *[None] * (3 - len(vector_gradients)),
+            of_c,
+            of_t,
+        )
         _launch(rows_vjp_kernel, op, vectors, c, t, cone, outputs)
-    return Gradients(found, *_summed(numbers, by_row, wide))
+    return Gradients(vector_gradients, *_summed(numbers, by_row, wide))
 
 
 def _by_row(number: Tensor | None, wide: Tensor) -> Tensor | None:
@@ -149,9 +158,9 @@ def _summed(
         return [sums[0], sums[1]]
     return [
         None
-        if z is None or of is None
-        else (of.sum(0, keepdim=True) if len(z) == 1 else of).to(z.dtype)
-        for z, of in zip(numbers, by_row, strict=True)
+        if z is None or total is None
+        else (total.sum(0, keepdim=True) if len(z) == 1 else total).to(z.dtype)
+        for z, total in zip(numbers, by_row, strict=True)
     ]
 
 
@@ -164,14 +173,15 @@ def _launch(
     cone: tuple[float, float],
     outputs: tuple[Any, ...],
 ) -> None:
-    (N, D), of = vectors[0].shape, OPS[op]
+    (N, D), signature = vectors[0].shape, OPS[op]
     rows, block = _sizes(D, vectors)
     operands = [p for v in vectors for p in (v, *v.stride())] + [None, 0, 0] * (3 - len(vectors))
     numbers = [p for number in (c, t) for p in (number, _row_stride(number))]
     with _device(vectors[0]):
         kernel[(triton.cdiv(N, rows),)](
             *operands, *numbers, *_halves(2 * cone[0]), *_halves(cone[1]), *outputs, N, D,
-            OP=op, VECTORS=of.vectors, POINTS=of.points, SCALAR=of.scalar, ANGLE=of.angle,
+            OP=op, VECTORS=signature.vectors, POINTS=signature.points, SCALAR=signature.scalar,
+            ANGLE=signature.angle,
             ONE_FOR_ALL=isinstance(c, float), ROWS=rows, BLOCK=block, num_warps=1,
         )  # fmt: skip
 

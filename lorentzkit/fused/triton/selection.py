@@ -47,5 +47,5 @@ def topk_kernel(
             if tl.max((tl.max(key, 1) > tl.min(best, 1)).to(tl.int32), 0) > 0:
                 both = tl.join(best, tl.topk(key, BEST))
                 best = tl.topk(tl.reshape(both, (ROWS, 2 * BEST)), BEST)
-        at = (tl.cast(split, tl.int64) * N + i)[:, None] * BEST + tl.arange(0, BEST)[None, :]
-        tl.store(out + at, best, mask=(i < N)[:, None])
+        address = (tl.cast(split, tl.int64) * N + i)[:, None] * BEST + tl.arange(0, BEST)[None, :]
+        tl.store(out + address, best, mask=(i < N)[:, None])

@@ -123,8 +123,10 @@ def folded_cosines(
         if OPPOSITES:
             opposite = h > 1
             if tl.max(tl.max(opposite.to(tl.int32), 1), 0) > 0:
-                other = _differences(XH, XL, YH, YL, mean, i, j, D, width, opposite, ROWS, COLUMNS)
-                h = _folded(other, opposite)
+                opposites = _differences(
+                    XH, XL, YH, YL, mean, i, j, D, width, opposite, ROWS, COLUMNS
+                )
+                h = _folded(opposites, opposite)
         return h
     product = _products(XH, XL, YH, YL, i, j, width, PARTS, ROWS, COLUMNS, DEPTH)
     h = tl.load(x_scalars + i)[:, None] + tl.load(y_scalars + j)[None, :] - product
@@ -155,7 +157,7 @@ def _recomputed(
 ):  # fmt: skip
     """h where it is not lost; else anew. The lost pairs are listed, and taken some at a time."""
     pairs = scratch + tl.program_id(0).to(tl.int64) * (2 * ROWS * COLUMNS + ALIGNMENT)
-    found, counter = pairs + ROWS * COLUMNS, pairs + 2 * ROWS * COLUMNS
+    results, counter = pairs + ROWS * COLUMNS, pairs + 2 * ROWS * COLUMNS
     tl.store(counter, 0)
     tl.debug_barrier()  # here and below, other threads read what these have written
     # 0, but not to the compiler: it would keep all places in registers, from one tile to the next.
@@ -163,11 +165,11 @@ def _recomputed(
     of_h, of_lost = strips(h), strips(lost.to(tl.int32))
     for strip in tl.static_range(STRIPS):
         columns = nothing + tl.arange(0, COLUMNS // STRIPS) + strip * (COLUMNS // STRIPS)
-        of = (nothing + tl.arange(0, ROWS))[:, None] * COLUMNS + columns[None, :]
+        index = (nothing + tl.arange(0, ROWS))[:, None] * COLUMNS + columns[None, :]
         # Their order is no one's concern: of each pair the digits are the same.
-        at = tl.atomic_add(counter + tl.zeros_like(of), 1, mask=of_lost[strip] > 0)
-        of = tl.where((of_h[strip] > 1) & OPPOSITES, of + ROWS * COLUMNS, of)
-        tl.store(pairs + at, of, mask=of_lost[strip] > 0)
+        place_in_list = tl.atomic_add(counter + tl.zeros_like(index), 1, mask=of_lost[strip] > 0)
+        index = tl.where((of_h[strip] > 1) & OPPOSITES, index + ROWS * COLUMNS, index)
+        tl.store(pairs + place_in_list, index, mask=of_lost[strip] > 0)
     tl.debug_barrier()
     known = tl.load(counter)
     for start in range(0, known, _AT_ONCE):
@@ -191,12 +193,14 @@ def _recomputed(
         exact = tl.sum(total, 1) * (0.5 * _SQUARE)
         x_rho, y_rho = tl.load(x_scalars + count + i), tl.load(y_scalars + count + j)
         exact = _folded(_normalised(exact, x_rho, y_rho, PARTS), opposite)
-        tl.store(found + pair, exact.to(tl.int32, bitcast=True), mask=within)
+        tl.store(results + pair, exact.to(tl.int32, bitcast=True), mask=within)
     tl.debug_barrier()
     nothing = tl.load(counter) - known
-    at = found + (nothing + tl.arange(0, ROWS))[:, None] * COLUMNS
-    at += (nothing + tl.arange(0, COLUMNS))[None, :]
-    return tl.where(lost, tl.load(at, mask=lost, other=0).to(tl.float32, bitcast=True), h)
+    place_in_list = results + (nothing + tl.arange(0, ROWS))[:, None] * COLUMNS
+    place_in_list += (nothing + tl.arange(0, COLUMNS))[None, :]
+    return tl.where(
+        lost, tl.load(place_in_list, mask=lost, other=0).to(tl.float32, bitcast=True), h
+    )
 
 
 @triton.jit
