@@ -101,12 +101,12 @@ class Elsewhere:
         options = {name: compile[name] for name in ("num_warps", "num_stages")}
         made = triton.compile(source, target=self.get_current_target(), options=options)
         names = fn.jit_function.arg_names
-        constants = {names[at[0]]: value for at, value in source.constants.items()}
+        constants = {names[path[0]]: value for path, value in source.constants.items()}
         usage = _dump("resource-usage", made.asm["cubin"])
         registers, stack = (
-            int(found[1])
+            int(match[1])
             for key in ("REG", "STACK")
-            if (found := re.search(rf"{key}:(\d+)", usage))
+            if (match := re.search(rf"{key}:(\d+)", usage))
         )
         name, shared, cubin = fn.name.split(".")[-1], made.metadata.shared, made.asm["cubin"]
         self.kernels[name] = Kernel(
@@ -126,11 +126,11 @@ def compiling(capability: int) -> Iterator[dict[str, Kernel]]:
         yield driver.kernels
 
 
-def _dump(what: str, cubin: bytes) -> str:
+def _dump(kind: str, cubin: bytes) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [triton.knobs.nvidia.cuobjdump.path, f"--dump-{what}", file.name]
+        command = [triton.knobs.nvidia.cuobjdump.path, f"--dump-{kind}", file.name]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
@@ -156,15 +156,15 @@ def launched(
         "log_sums": (loss,),
         "log_sums_gradients": (loss, ones, ones),
     }
-    with compiling(capability) as found:
+    with compiling(capability) as kernels:
         getattr(launch, function)(*arguments[function])
-    return list(found.values())
+    return list(kernels.values())
 
 
 def of_pairs(capability: int, function: str, precision: str) -> list[Kernel]:
     """Those whose work is proportional to N M."""
-    found = launched(capability, function, precision)
-    return [kernel for kernel in found if "DEPTH" in kernel.constants]
+    kernels = launched(capability, function, precision)
+    return [kernel for kernel in kernels if "DEPTH" in kernel.constants]
 
 
 # --- What the machine code says -------------------------------------------------------------------
@@ -174,32 +174,44 @@ class Loop(NamedTuple):
     first: int
     last: int
 
-    def has(self, at: Instruction) -> bool:
-        return self.first <= at.address <= self.last
+    def has(self, instruction: Instruction) -> bool:
+        return self.first <= instruction.address <= self.last
 
 
 def _branches(code: list[Instruction]) -> Iterator[tuple[Instruction, int]]:
-    for at in code:
-        found = _BRANCH.match(at.text)
-        if found:
-            yield at, int(found[1], 16)
+    for instruction in code:
+        match = _BRANCH.match(instruction.text)
+        if match:
+            yield instruction, int(match[1], 16)
 
 
 def instructions(kernel: Kernel) -> dict[str, float]:
     """Of a thread for each pair: of the product, of the rest, and special ones of the rest."""
     code, constants = kernel.code(), kernel.constants
-    loops = [Loop(to, at.address) for at, to in _branches(code) if to < at.address]
-    products = [z for z in loops if any(_PRODUCT.match(at.text) for at in code if z.has(at))]
+    loops = [
+        Loop(to, instruction.address)
+        for instruction, to in _branches(code)
+        if to < instruction.address
+    ]
+    products = [
+        z
+        for z in loops
+        if any(_PRODUCT.match(instruction.text) for instruction in code if z.has(instruction))
+    ]
     inner = min(products, key=lambda loop: loop.last - loop.first)
     seldom = _seldom(code, [z for z in loops if z not in products])
-    body = [at for at in code if inner.has(at)]
-    rest = [at for at in code if not inner.has(at) and not any(z.has(at) for z in seldom)]
+    body = [instruction for instruction in code if inner.has(instruction)]
+    rest = [
+        instruction
+        for instruction in code
+        if not inner.has(instruction) and not any(z.has(instruction) for z in seldom)
+    ]
     pairs = constants["ROWS"] * constants["COLUMNS"]
     threads, rounds = 32 * kernel.warps, D / constants["DEPTH"]
     if kernel.name == "product_kernel":  # a round takes so many pairs, for some of D numbers
         pairs, rounds = constants["ROWS"] * constants["DEPTH"], D / constants["COLUMNS"]
         rest = []
-    special = [at for at in rest if at.text.startswith("MUFU")]
+    special = [instruction for instruction in rest if instruction.text.startswith("MUFU")]
     return {
         "product": len(body) * rounds * threads / pairs,
         "rest": len(rest) * threads / pairs,
@@ -209,11 +221,15 @@ def instructions(kernel: Kernel) -> dict[str, float]:
 
 def _seldom(code: list[Instruction], loops: list[Loop]) -> list[Loop]:
     """What is jumped over where no pair is computed again: there, memory is read in a loop."""
-    reading = [z for z in loops if any(at.text.startswith("LDG") for at in code if z.has(at))]
+    reading = [
+        z
+        for z in loops
+        if any(instruction.text.startswith("LDG") for instruction in code if z.has(instruction))
+    ]
     skipped = [
-        Loop(at.address + 1, to - 1)
-        for at, to in _branches(code)
-        if at.predicated and to > at.address
+        Loop(instruction.address + 1, to - 1)
+        for instruction, to in _branches(code)
+        if instruction.predicated and to > instruction.address
     ]
     return [
         *reading,
@@ -221,12 +237,14 @@ def _seldom(code: list[Instruction], loops: list[Loop]) -> list[Loop]:
             s
             for s in skipped
             if any(s.first <= z.first and z.last <= s.last for z in reading)
-            and not any(_PRODUCT.match(at.text) for at in code if s.has(at))
+            and not any(
+                _PRODUCT.match(instruction.text) for instruction in code if s.has(instruction)
+            )
         ),
     ]
 
 
-def times(kernel: Kernel, found: dict[str, float]) -> dict[str, float]:
+def times(kernel: Kernel, counts: dict[str, float]) -> dict[str, float]:
     """Milliseconds of each part of an H100, for N x N pairs in D dimensions."""
     pairs, constants = N * N, kernel.constants
     products = 1 if constants["PARTS"] == 1 else 3
@@ -238,8 +256,8 @@ def times(kernel: Kernel, found: dict[str, float]) -> dict[str, float]:
         moved = pairs * (1 / tile[0] + 1 / tile[1]) * D * 2 * min(products, 2)
         memory = 4 * pairs if kernel.name != "log_sums_kernel" else 0
     return {
-        "issue": 1e3 * pairs * (found["product"] + found["rest"]) / ISSUE,
-        "special": 1e3 * pairs * found["special"] / SPECIAL,
+        "issue": 1e3 * pairs * (counts["product"] + counts["rest"]) / ISSUE,
+        "special": 1e3 * pairs * counts["special"] / SPECIAL,
         "tensor": 1e3 * products * 2 * pairs * D / PRODUCTS,
         "cache": 1e3 * moved / CACHE,
         "memory": 1e3 * memory / MEMORY,
@@ -247,14 +265,18 @@ def times(kernel: Kernel, found: dict[str, float]) -> dict[str, float]:
 
 
 def row(capability: int, precision: str, kernel: Kernel) -> dict[str, Any]:
-    constants, found = kernel.constants, instructions(kernel)
-    of: dict[str, Any] = {"capability": capability, "precision": precision, "kernel": kernel.name}
-    of["tile"] = [constants[key] for key in ("ROWS", "COLUMNS", "DEPTH")] + [kernel.warps]
-    of |= {key: getattr(kernel, key) for key in ("registers", "stack", "shared")}
-    of |= {key: round(value) for key, value in found.items()}
+    constants, counts = kernel.constants, instructions(kernel)
+    entry: dict[str, Any] = {
+        "capability": capability,
+        "precision": precision,
+        "kernel": kernel.name,
+    }
+    entry["tile"] = [constants[key] for key in ("ROWS", "COLUMNS", "DEPTH")] + [kernel.warps]
+    entry |= {key: getattr(kernel, key) for key in ("registers", "stack", "shared")}
+    entry |= {key: round(value) for key, value in counts.items()}
     if capability == 90 and kernel.name != "topk_kernel":
-        of["ms"] = {key: round(value, 1) for key, value in times(kernel, found).items()}
-    return of
+        entry["ms"] = {key: round(value, 1) for key, value in times(kernel, counts).items()}
+    return entry
 
 
 def rows() -> list[dict[str, Any]]:
@@ -267,50 +289,51 @@ def rows() -> list[dict[str, Any]]:
     ]
 
 
-def serial(found: list[dict[str, Any]], precision: str) -> dict[str, float]:
+def serial(rows: list[dict[str, Any]], precision: str) -> dict[str, float]:
     """Milliseconds of a step's kernels on an H100, if nothing overlaps but what they load."""
     launched = {"log_sums_kernel": 1, "log_sums_vjp_kernel": 1, "product_kernel": 2}
     ms = {
-        of["kernel"]: of["ms"]
-        for of in found
-        if of["capability"] == 90 and of["precision"] == precision and of["kernel"] in launched
+        row["kernel"]: row["ms"]
+        for row in rows
+        if row["capability"] == 90 and row["precision"] == precision and row["kernel"] in launched
     }
     return {
-        kernel: launched[kernel] * max(of["issue"] + of["tensor"], of["cache"], of["memory"])
-        for kernel, of in ms.items()
+        kernel: launched[kernel]
+        * max(parts["issue"] + parts["tensor"], parts["cache"], parts["memory"])
+        for kernel, parts in ms.items()
     }
 
 
 def worse(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[str]:
     """Which kernels spill, or take more instructions a pair than they did."""
-    key = lambda of: (of["capability"], of["precision"], of["kernel"])  # noqa: E731
-    known, found = {key(of): of for of in before}, []
-    for of in now:
-        if of["stack"]:
-            found.append(f"{key(of)} keeps {of['stack']} bytes in memory")
-        if key(of) not in known:
-            found.append(f"{key(of)} is new: run benchmarks/compiled.py")
+    key = lambda row: (row["capability"], row["precision"], row["kernel"])  # noqa: E731
+    known, messages = {key(row): row for row in before}, []
+    for row in now:
+        if row["stack"]:
+            messages.append(f"{key(row)} keeps {row['stack']} bytes in memory")
+        if key(row) not in known:
+            messages.append(f"{key(row)} is new: run benchmarks/compiled.py")
             continue
-        was, is_ = (z["product"] + z["rest"] for z in (known[key(of)], of))
+        was, is_ = (z["product"] + z["rest"] for z in (known[key(row)], row))
         if is_ > GROWTH * was:
-            found.append(f"{key(of)} takes {is_} instructions a pair, not {was}")
-    return found
+            messages.append(f"{key(row)} takes {is_} instructions a pair, not {was}")
+    return messages
 
 
 # --- Results --------------------------------------------------------------------------------------
 
 
-def section(found: dict[str, Any]) -> str:
+def section(results: dict[str, Any]) -> str:
     """The table, as markdown."""
     head = "GPU | kernel | tile | registers | shared, KB | instructions a pair | H100, ms: issue"
     lines = [f"| {head} | tensor | cache | memory |", "|" + " --- |" * 4 + " ---: |" * 6]
-    for of in found["rows"]:
-        if of["precision"] != "highest":
+    for row in results["rows"]:
+        if row["precision"] != "highest":
             continue
-        ms = of.get("ms", {})
-        cells = [f"sm_{of['capability']}", of["kernel"].removesuffix("_kernel")]
-        cells += [" x ".join(map(str, of["tile"][:2])), str(of["registers"])]
-        cells += [f"{of['shared'] / 1024:.0f}", f"{of['product']} + {of['rest']}"]
+        ms = row.get("ms", {})
+        cells = [f"sm_{row['capability']}", row["kernel"].removesuffix("_kernel")]
+        cells += [" x ".join(map(str, row["tile"][:2])), str(row["registers"])]
+        cells += [f"{row['shared'] / 1024:.0f}", f"{row['product']} + {row['rest']}"]
         cells += [f"{ms[key]:.1f}" if ms else "" for key in ("issue", "tensor", "cache", "memory")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -321,9 +344,9 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="compare with the results; no write")
     now = rows()
     if parser.parse_args().check:
-        found = worse(json.loads(FILE.read_text("utf-8"))["rows"], now)
-        print("\n".join(found))
-        sys.exit(bool(found))
+        messages = worse(json.loads(FILE.read_text("utf-8"))["rows"], now)
+        print("\n".join(messages))
+        sys.exit(bool(messages))
     made = {"triton": triton.__version__, "rows": now}
     made["step, ms"] = {p: round(sum(serial(now, p).values()), 1) for p in PRECISIONS}
     FILE.write_text(json.dumps(made, indent=1) + "\n", "utf-8")

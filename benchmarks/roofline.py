@@ -121,12 +121,12 @@ def peaks() -> dict[str, Callable[[], float]]:
     u, v, w = torch.randn(3, 2**25)
     product, total = partial(torch.mm, a, b, out=c), partial(torch.add, u, v, out=w)
     return {
-        "product": lambda: 2 * 2048**3 / seconds(product),
-        "memory": lambda: 3 * 4 * 2**25 / seconds(total),
+        "product": lambda: 2 * 2048**3 / duration(product),
+        "memory": lambda: 3 * 4 * 2**25 / duration(total),
     }
 
 
-def seconds(function: Callable[[], object]) -> float:
+def duration(function: Callable[[], object]) -> float:
     return sum(step(lambda: torch.as_tensor(function()), []))
 
 
@@ -141,20 +141,25 @@ def measure(N: int, D: int, rounds: int) -> dict[str, Any]:
     for warm in steps.values():
         warm()
     roof = peaks()
-    found: dict[Any, list[float]] = {key: [] for key in (*roof, *steps)}
+    samples: dict[Any, list[float]] = {key: [] for key in (*roof, *steps)}
     for _ in range(rounds):
         for key, run in steps.items():
             for name, peak in roof.items():
-                found[name].append(peak())
-            found[key].append(sum(run()))
+                samples[name].append(peak())
+            samples[key].append(sum(run()))
     return {
         "environment": environment(),
         "N": N,
         "D": D,
         "rounds": rounds,
-        "peaks": {name: float(f"{np.percentile(found[name], 80):.3g}") for name in roof},
+        "peaks": {name: float(f"{np.percentile(samples[name], 80):.3g}") for name in roof},
         "steps": [
-            {"kind": k, "name": n, "ms": round(1e3 * median(found[k, n]), 1), "bytes": moved[k, n]}
+            {
+                "kind": k,
+                "name": n,
+                "ms": round(1e3 * median(samples[k, n]), 1),
+                "bytes": moved[k, n],
+            }
             for k, n in steps
         ],
     }
@@ -183,27 +188,27 @@ def bound(precision: str) -> dict[str, float]:
     from compiled import D, N, serial
 
     rows = json.loads(COMPILED.read_text("utf-8"))["rows"]
-    found = serial(rows, precision)
-    forward = found.pop("log_sums_kernel")
+    times = serial(rows, precision)
+    forward = times.pop("log_sums_kernel")
     product = 1e3 * 2 * N * N * D
-    return {"forward": product / forward, "backward": 3 * product / sum(found.values())}
+    return {"forward": product / forward, "backward": 3 * product / sum(times.values())}
 
 
 # --- The figure -----------------------------------------------------------------------------------
 
 
-def draw_machine(ax: Axes, found: dict[str, Any]) -> None:
-    N, D, peaks = found["N"], found["D"], found["peaks"]
+def draw_machine(ax: Axes, results: dict[str, Any]) -> None:
+    N, D, peaks = results["N"], results["D"], results["peaks"]
     roof(ax, peaks["product"], peaks["memory"], (1, 300), "black")
-    for of in found["steps"]:
-        at = work(N, D) / of["bytes"], 1e-9 * work(N, D) / (1e-3 * of["ms"])
-        ax.plot(*at, KINDS[of["kind"]], color=COLOURS[of["name"]], markersize=10)
+    for entry in results["steps"]:
+        position = work(N, D) / entry["bytes"], 1e-9 * work(N, D) / (1e-3 * entry["ms"])
+        ax.plot(*position, KINDS[entry["kind"]], color=COLOURS[entry["name"]], markersize=10)
     for name, label in NAMES.items():
         ax.plot([], [], "s", color=COLOURS[name], label=label)
     for kind, marker in KINDS.items():
         ax.plot([], [], marker, color="black", markerfacecolor="none", label=kind)
     ax.legend(loc="lower right", ncols=2)
-    machine, threads = (found["environment"][key] for key in ("machine", "threads"))
+    machine, threads = (results["environment"][key] for key in ("machine", "threads"))
     ax.set_title(f"{machine}, {threads} threads\none step of the loss, N = M = {N:,}, D = {D}")
     ax.set(xlabel="FLOP needed, for each byte moved", ylabel="GFLOP needed, a second")
     for axis in (ax.xaxis, ax.yaxis):
@@ -237,20 +242,25 @@ def roof(
     ax.loglog(x, 1e-9 * np.minimum(rate, memory * x), color=colour, label=label or None)
 
 
-def section(found: dict[str, Any]) -> str:
+def section(results: dict[str, Any]) -> str:
     """The measured figure and its numbers, as markdown."""
-    N, D, roof = found["N"], found["D"], found["peaks"]
+    N, D, roof = results["N"], results["D"], results["peaks"]
     picture = "images/roofline.png"
     alt = "Nine losses under the roof of a CPU: the numbers are those of the table"
     lines = [f"[![{alt}]({picture})]({picture})", ""]
     lines += ["| loss | | GB moved | ms | at least, ms | share of the roof |"]
     lines += ["| --- | --- | --- | --- | --- | --- |"]
-    for of in found["steps"]:
-        least = 1e3 * max(work(N, D) / roof["product"], of["bytes"] / roof["memory"])
-        cells = [of["kind"], NAMES[of["name"]], f"{1e-9 * of['bytes']:.1f}", f"{of['ms']:.0f}"]
-        cells += [f"{least:.0f}", f"{100 * least / of['ms']:.0f} %"]
+    for entry in results["steps"]:
+        least = 1e3 * max(work(N, D) / roof["product"], entry["bytes"] / roof["memory"])
+        cells = [
+            entry["kind"],
+            NAMES[entry["name"]],
+            f"{1e-9 * entry['bytes']:.1f}",
+            f"{entry['ms']:.0f}",
+        ]
+        cells += [f"{least:.0f}", f"{100 * least / entry['ms']:.0f} %"]
         lines.append(f"| {' | '.join(cells)} |")
-    machine, threads = (found["environment"][key] for key in ("machine", "threads"))
+    machine, threads = (results["environment"][key] for key in ("machine", "threads"))
     made = f"{machine}, {threads} threads: {1e-9 * roof['product']:.0f} GFLOP/s of products, "
     return "\n".join([*lines, "", f"{made}{1e-9 * roof['memory']:.0f} GB/s of memory."])
 
@@ -275,9 +285,9 @@ def main() -> None:
     with pyplot.rc_context({"font.size": 13, "axes.titlesize": 13}):
         save(draw_data_sheet, images / "roofline-h100.png")
         if file.exists():
-            found = json.loads(file.read_text("utf-8"))
-            save(partial(draw_machine, found=found), images / "roofline.png")
-            write(args.docs / "kernels.md", section(found), MARKERS)
+            results = json.loads(file.read_text("utf-8"))
+            save(partial(draw_machine, results=results), images / "roofline.png")
+            write(args.docs / "kernels.md", section(results), MARKERS)
 
 
 if __name__ == "__main__":

@@ -41,8 +41,8 @@ started = time.monotonic()
 def check(name: str, good: bool, text: str = "") -> None:
     if not good:
         failed.append(name)
-    seconds = time.monotonic() - started
-    print(f"{'ok  ' if good else 'FAIL'} {seconds:5.0f} s {name} {text}", flush=True)
+    elapsed = time.monotonic() - started
+    print(f"{'ok  ' if good else 'FAIL'} {elapsed:5.0f} s {name} {text}", flush=True)
 
 
 def points(n: int, D: int, seed: int, radius: float = 2.0) -> Tensor:
@@ -51,7 +51,7 @@ def points(n: int, D: int, seed: int, radius: float = 2.0) -> Tensor:
     return (unit * radius * torch.rand(n, 1, generator=generator)).to(DEVICE)
 
 
-def clouds(N: int, M: int, D: int) -> tuple[Tensor, Tensor]:
+def point_sets(N: int, M: int, D: int) -> tuple[Tensor, Tensor]:
     """With a duplicate, an exact opposite and the origin among them."""
     x, y = points(N, D, 0), points(M, D, 1)
     x[0], y[-1] = y[0], -2 * x[-1]
@@ -67,15 +67,15 @@ def results(
     leaves = [t.detach().to(dtype).clone().requires_grad_() for t in tensors]
     out = function(*leaves)
     weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(3)).to(out)
-    given = torch.ones_like(out) if out.dim() == 0 else weights
-    return [out.detach(), *torch.autograd.grad(out, leaves, given, materialize_grads=True)]
+    grad_output = torch.ones_like(out) if out.dim() == 0 else weights
+    return [out.detach(), *torch.autograd.grad(out, leaves, grad_output, materialize_grads=True)]
 
 
-def share_allowed(found: list[Tensor], exact: list[Tensor], relative: float) -> float:
+def share_allowed(outputs: list[Tensor], exact: list[Tensor], relative: float) -> float:
     """The largest error by what is allowed: of each result, so much of its largest entry."""
     shares = (
         (a.double() - b).abs().max() / (relative * b.abs().max().clamp_min(1))
-        for a, b in zip(found, exact, strict=True)
+        for a, b in zip(outputs, exact, strict=True)
     )
     return max(float(share.nan_to_num(math.inf)) for share in shares)
 
@@ -86,11 +86,11 @@ def share_allowed(found: list[Tensor], exact: list[Tensor], relative: float) -> 
 def matrices(small: bool) -> None:
     for N, M, D in SMALL if small else SMALL + LARGE:
         for name, op in OPS.items():
-            tensors = *clouds(N, M, D), torch.tensor(0.7, device=DEVICE)
-            found = results(lambda *z, op=op: op(*z, impl="triton"), tensors, torch.float32)
+            tensors = *point_sets(N, M, D), torch.tensor(0.7, device=DEVICE)
+            outputs = results(lambda *z, op=op: op(*z, impl="triton"), tensors, torch.float32)
             exact = results(lambda *z, op=op: op(*z, impl="reference"), tensors, torch.float64)
             most = ROUNDINGS * STEP * math.sqrt(max(N, M))
-            share = share_allowed(found, exact, most)
+            share = share_allowed(outputs, exact, most)
             check(f"matrix {name} {N} x {M} x {D}", share <= 1, f"{share:.2f} of what is allowed")
 
 
@@ -100,20 +100,20 @@ def losses(small: bool) -> None:
         for similarity in SIMILARITIES:
             for precision, relative in (("highest", 3e-5), ("high", 5e-3), ("medium", 5e-3)):
                 tensors = points(N, D, 0), points(N, D, 1), *_numbers(20.0)
-                how = {"similarity": similarity}
-                found = results(
-                    lambda *z, how=how, p=precision: contrastive_loss(
-                        *z, **how, impl="triton", precision=p
+                options = {"similarity": similarity}
+                outputs = results(
+                    lambda *z, options=options, p=precision: contrastive_loss(
+                        *z, **options, impl="triton", precision=p
                     ),
                     tensors,
                     torch.float32,
                 )
                 exact = results(
-                    lambda *z, how=how: contrastive_loss(*z, **how, impl="streaming"),
+                    lambda *z, options=options: contrastive_loss(*z, **options, impl="streaming"),
                     tensors,
                     torch.float64,
                 )
-                share = share_allowed(found, exact, relative)
+                share = share_allowed(outputs, exact, relative)
                 name = f"loss {similarity} {precision} {N} x {D}"
                 check(name, share <= 1, f"{share:.2f} of what is allowed")
 
@@ -124,14 +124,14 @@ def _numbers(scale: float) -> tuple[Tensor, Tensor]:
 
 def large(small: bool) -> None:
     """Some rows of a large loss, against the same rows in float64."""
-    N, D, some = (200, 40, 64) if small else (131072, 64, 256)
+    N, D, count = (200, 40, 64) if small else (131072, 64, 256)
     x, y = points(N, D, 0), points(N, D, 1)
     numbers = _numbers(20.0)
     with torch.no_grad():
         of_x, _ = contrastive_loss(x, y, *numbers, reduction="none", impl="triton")
-        rows = (z.double() for z in (x[:some], y, *numbers))
+        rows = (z.double() for z in (x[:count], y, *numbers))
         exact, _ = contrastive_loss(*rows, targets=0, reduction="none", impl="streaming")
-    off = float((of_x[:some] - exact).abs().max() / exact.abs().max())
+    off = float((of_x[:count] - exact).abs().max() / exact.abs().max())
     check(f"rows of a loss of {N}", off < 1e-5, f"off by {off:.1e}")
     leaves = [z.requires_grad_() for z in (x, y)]
     whole = torch.autograd.grad(contrastive_loss(x, y, *numbers, impl="triton"), leaves)
@@ -143,8 +143,8 @@ def search(small: bool) -> None:
     y[100] = y[7]
     for k in (1, 10) if small else (1, 10, 40, 128):
         exact = ops.pairwise_dist(x.double(), y.double()).topk(k, largest=False).values
-        found, i = ops.pairwise_topk(x, y, k=k, impl="triton")
-        off = float((found.double() - exact).abs().max())
+        distances, i = ops.pairwise_topk(x, y, k=k, impl="triton")
+        off = float((distances.double() - exact).abs().max())
         distinct = all(len(set(row)) == k for row in i.tolist())
         check(f"topk k={k}", off < 2e-6 and distinct, f"off by {off:.1e}")
 
@@ -157,10 +157,10 @@ def nearly_parallel(small: bool) -> None:
         (centre[torch.arange(n, device=DEVICE) % 3] * (1 + 1e-3 * points(n, D, s))).float()
         for n, s in ((60, 1), (300, 2))
     )
-    found = ops.pairwise_dist(x, y, impl="triton").double()
+    distances = ops.pairwise_dist(x, y, impl="triton").double()
     exact = ops.pairwise_dist(x.double(), y.double())
     most = ROUNDINGS * STEP * 3
-    check("clusters", bool(((found - exact).abs() <= most).all()))
+    check("clusters", bool(((distances - exact).abs() <= most).all()))
 
 
 def nan(small: bool) -> None:
@@ -221,9 +221,9 @@ def stream(small: bool) -> None:
         busy = torch.randn(4096, 4096, device=DEVICE)
         for _ in range(20):
             busy = (busy @ busy) * 1e-3
-        found = ops.pairwise_dist(x + 0 * busy[0, 0].nan_to_num(0, 0, 0), y, impl="triton")
+        distances = ops.pairwise_dist(x + 0 * busy[0, 0].nan_to_num(0, 0, 0), y, impl="triton")
     side.synchronize()
-    check("another stream", torch.equal(found, expected))
+    check("another stream", torch.equal(distances, expected))
 
 
 def elementwise(small: bool) -> None:
@@ -233,11 +233,11 @@ def elementwise(small: bool) -> None:
             x, y = points(90, 40, 0, radius), points(90, 40, 1, radius)
             tensors = x, y, torch.tensor(0.7, device=DEVICE)
             op = getattr(ops, name)
-            found = results(op, tensors, torch.float32)
+            outputs = results(op, tensors, torch.float32)
             exact = results(op, tensors, torch.float64)
             shares = [
                 float((a.double() - b).abs().max() / b.abs().max().clamp_min(1e-30))
-                for a, b in zip(found, exact, strict=True)
+                for a, b in zip(outputs, exact, strict=True)
             ]
             worst = max(shares)
             check(f"{name} at radius {radius:g}", worst < ROUNDINGS * STEP, f"off by {worst:.1e}")
@@ -246,7 +246,7 @@ def elementwise(small: bool) -> None:
 def step(small: bool) -> None:
     """One small step of everything that launches a kernel."""
     for N, M, D in [(70, 50, 33), (5, 6, 3)]:
-        x, y = clouds(N, M, D)
+        x, y = point_sets(N, M, D)
         for op in OPS.values():
             tensors = x, y, torch.tensor(0.7, device=DEVICE)
             results(lambda *z, op=op: op(*z, impl="triton"), tensors, torch.float32)

@@ -37,7 +37,7 @@ def main() -> None:
     args = parser.parse_args()
     args.results.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    found: dict[str, Any] = {}
+    statuses: dict[str, Any] = {}
     for part, share in ENDS.items():
         left = share * args.seconds - (time.monotonic() - started)
         command = _command(part, args.rehearse, left)
@@ -45,15 +45,16 @@ def main() -> None:
             print(f"{part}: there is no compute-sanitizer")
             continue
         log = args.results / f"gpu-{part}.log"
-        found[part] = _run(command, log, left, args.rehearse)
-        print(f"=== {part}: status {found[part]}, {time.monotonic() - started:.0f} s", flush=True)
+        statuses[part] = _run(command, log, left, args.rehearse)
+        elapsed = time.monotonic() - started
+        print(f"=== {part}: status {statuses[part]}, {elapsed:.0f} s", flush=True)
         print(_tail(log, 40), flush=True)
     result = args.results / "gpu-times.json"
     made = json.loads(result.read_text("utf-8")) if result.exists() else {}
-    made["parts"] = found
+    made["parts"] = statuses
     (args.results / "gpu.json").write_text(json.dumps(made, indent=1) + "\n", "utf-8")
     result.unlink(missing_ok=True)
-    sys.exit(any(status != 0 for status in found.values()))
+    sys.exit(any(status != 0 for status in statuses.values()))
 
 
 def _command(part: str, rehearse: bool, left: float) -> list[str] | None:
@@ -68,8 +69,8 @@ def _command(part: str, rehearse: bool, left: float) -> list[str] | None:
         return step if part == "memcheck" else None
     if tool is None:
         return None
-    how = ["--tool", part, "--error-exitcode", "9", "--print-limit", "5", "--kernel-name", KERNELS]
-    return [tool, *how, *step]
+    options = ["--tool", part, "--error-exitcode", "9", "--print-limit", "5"]
+    return [tool, *options, "--kernel-name", KERNELS, *step]
 
 
 def _run(command: list[str], log: Path, left: float, rehearse: bool) -> int:

@@ -50,7 +50,7 @@ class Clock:
         self.end = time.monotonic() + seconds
         self.rows: dict[str, Any] = {}
 
-    def row(self, name: str, runs: dict[str, Run], seconds: float = 1.5, **more: Any) -> None:
+    def row(self, name: str, runs: dict[str, Run], limit: float = 1.5, **extras: Any) -> None:
         """Of each competitor the quantiles; of one that fails, why."""
         if time.monotonic() > self.end:
             return
@@ -62,7 +62,7 @@ class Clock:
                 _wait()
             except Exception as error:
                 errors[key] = f"{type(error).__name__}: {str(error)[:120]}"
-        until = min(self.end, time.monotonic() + seconds)
+        until = min(self.end, time.monotonic() + limit)
         for done in range(25):
             if done >= 3 and time.monotonic() > until:
                 break
@@ -73,9 +73,9 @@ class Clock:
             for key, t in times.items()
             if t
         }
-        self.rows[name] = {"ms": quantiles, "errors": errors, **more}
-        medians = {key: of[1] for key, of in quantiles.items()}
-        print(f"{name}: {medians} {more or ''} {errors or ''}", flush=True)
+        self.rows[name] = {"ms": quantiles, "errors": errors, **extras}
+        medians = {key: values[1] for key, values in quantiles.items()}
+        print(f"{name}: {medians} {extras or ''} {errors or ''}", flush=True)
 
 
 def _wait() -> None:
@@ -107,7 +107,7 @@ def _added_mb(run: Run) -> float | None:
     return round((torch.cuda.max_memory_allocated() - before) / 2**20)
 
 
-def clouds(N: int, D: int, seed: int = 0) -> list[Tensor]:
+def points_and_scalars(N: int, D: int, seed: int = 0) -> list[Tensor]:
     """Pairs of points, the curvature and the scale; all learned."""
     generator = torch.Generator(DEVICE).manual_seed(seed)
     x = torch.randn(N, D, device=DEVICE, generator=generator)
@@ -129,7 +129,7 @@ def losses(clock: Clock, small: bool) -> None:
     D = 40 if small else 512
     for N in (64,) if small else (4096, 32768, 1024, 131072):
         for similarity in ("angle",) if small or N == 131072 else SIMILARITIES:
-            inputs = clouds(N, D)
+            inputs = points_and_scalars(N, D)
             usual = partial(usual_loss, similarity=similarity)
             runs: dict[str, Run] = {}
             for precision in ("highest",) if small else ("highest", "high"):
@@ -148,7 +148,7 @@ def graphs(clock: Clock, small: bool) -> None:
     if DEVICE != "cuda":
         return
     for N in (256, 4096):
-        run = partial(step, contrastive_loss, clouds(N, 512))
+        run = partial(step, contrastive_loss, points_and_scalars(N, 512))
         run()
         recorded = torch.cuda.CUDAGraph()
         with torch.cuda.graph(recorded):
@@ -159,7 +159,7 @@ def graphs(clock: Clock, small: bool) -> None:
 def clusters(clock: Clock, small: bool) -> None:
     """Nearly parallel pairs in every tile: what it costs to compute them again."""
     N, D = (64, 40) if small else (16384, 512)
-    x, y, *_ = (z.detach() for z in clouds(N, D))
+    x, y, *_ = (z.detach() for z in points_and_scalars(N, D))
     centres = torch.randn(100, D, device=DEVICE)
     u, v = (
         centres[torch.randint(100, (N,), device=DEVICE)] + 0.05 * torch.randn(N, D, device=DEVICE)
@@ -167,7 +167,7 @@ def clusters(clock: Clock, small: bool) -> None:
     )
     pairs = {"spread": (x, y), "once more": (x, x), "100 clusters": (u, v)}
     runs: dict[str, Run] = {
-        name: partial(ops.pairwise_dist, *of, impl="triton") for name, of in pairs.items()
+        name: partial(ops.pairwise_dist, *points, impl="triton") for name, points in pairs.items()
     }
     clock.row(f"clusters {N} {D}", runs)
 
@@ -175,7 +175,7 @@ def clusters(clock: Clock, small: bool) -> None:
 def pairwise(clock: Clock, small: bool) -> None:
     D = 40 if small else 512
     for N in (64,) if small else (4096, 16384):
-        x, y, c, _ = clouds(N, D)
+        x, y, c, _ = points_and_scalars(N, D)
         for kind, usual in USUAL.items():
             ours = getattr(ops, f"pairwise_{kind}")
             runs: dict[str, Run] = {
@@ -189,28 +189,28 @@ def pairwise(clock: Clock, small: bool) -> None:
 
 def topk(clock: Clock, small: bool) -> None:
     N, M, D = (16, 200, 40) if small else (1024, 131072, 512)
-    x, y = (z.detach() for z in (clouds(N, D)[0], clouds(M, D)[1]))
-    one = torch.ones((), device=DEVICE)
+    x, y = (z.detach() for z in (points_and_scalars(N, D)[0], points_and_scalars(M, D)[1]))
+    curvature = torch.ones((), device=DEVICE)
     runs: dict[str, Run] = {
         "auto": lambda: ops.pairwise_topk(x, y, k=10),
-        "usual": lambda: USUAL["dist"](x, y, one).topk(10, largest=False),
+        "usual": lambda: USUAL["dist"](x, y, curvature).topk(10, largest=False),
     }
     clock.row(f"topk dist {N} x {M} {D}", runs)
 
 
 def elementwise(clock: Clock, small: bool) -> None:
     N, D = (64, 40) if small else (65536, 512)
-    x, y, c, _ = clouds(N, D)
+    x, y, c, _ = points_and_scalars(N, D)
     for kind in ("dist", "exterior_angle", "inner", "expmap0", "logmap0", "entailment_residual"):
-        given = [x, c] if kind in ("expmap0", "logmap0") else [x, y, c]
+        inputs = [x, c] if kind in ("expmap0", "logmap0") else [x, y, c]
         op = getattr(ops, kind)
         runs: dict[str, Run] = {
-            "auto": partial(step, lambda *z, op=op: op(*z[:-1], curv=z[-1]), given),
-            "usual": partial(step, MERU[kind], given),
-            "copies": lambda given=given: [z.clone() for z in given],
+            "auto": partial(step, lambda *z, op=op: op(*z[:-1], curv=z[-1]), inputs),
+            "usual": partial(step, MERU[kind], inputs),
+            "copies": lambda inputs=inputs: [z.clone() for z in inputs],
         }
         if not small:
-            runs["compiled"] = partial(step, torch.compile(MERU[kind]), given)
+            runs["compiled"] = partial(step, torch.compile(MERU[kind]), inputs)
         clock.row(f"elementwise {kind} {N} {D}", runs, 0.5)
 
 
@@ -223,9 +223,9 @@ def training(clock: Clock, small: bool) -> None:
     model = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False).to(DEVICE)
     patches = torch.randn(batch, 8 if small else 197, width, device=DEVICE)
     texts = torch.randn(batch, width, device=DEVICE) / width**0.5
-    numbers = clouds(1, 1)[2:]
+    numbers = points_and_scalars(1, 1)[2:]
 
-    def of(loss: Callable[..., Tensor] | None) -> object:
+    def train_step(loss: Callable[..., Tensor] | None) -> object:
         with torch.autocast(DEVICE, torch.bfloat16):
             images = model(patches).mean(1)
         points = ops.expmap0(images.float() / width**0.5, numbers[0])
@@ -234,26 +234,26 @@ def training(clock: Clock, small: bool) -> None:
         model.zero_grad(set_to_none=True)
         return value
 
-    runs: dict[str, Run] = {"no loss": partial(of, None)}
+    runs: dict[str, Run] = {"no loss": partial(train_step, None)}
     for similarity in SIMILARITIES:
-        runs[similarity] = partial(of, partial(contrastive_loss, similarity=similarity))
+        runs[similarity] = partial(train_step, partial(contrastive_loss, similarity=similarity))
         usual = partial(usual_loss, similarity=similarity)
-        runs[f"{similarity}, usual"] = partial(of, usual)
+        runs[f"{similarity}, usual"] = partial(train_step, usual)
     clock.row(f"ViT-B {batch}", runs, 6)
 
 
 def tiles(clock: Clock, small: bool) -> None:
     """A step with other sizes of tiles: on a part of a large problem."""
     N, D = (64, 40) if small else (8192, 512)
-    run = partial(step, partial(contrastive_loss, impl="triton"), clouds(N, D))
+    run = partial(step, partial(contrastive_loss, impl="triton"), points_and_scalars(N, D))
     for name, candidates in CANDIDATES.items():
         for use in candidates[:1] if small else candidates:
-            kept = {capability: dict(of) for capability, of in CONFIGS.items()}
-            for of in CONFIGS.values():
-                of[name] = Config(*use)
+            kept = {capability: dict(configs) for capability, configs in CONFIGS.items()}
+            for configs in CONFIGS.values():
+                configs[name] = Config(*use)
             clock.row(f"tiles {name} {use}", {"step": run}, 0.3)
-            for capability, of in kept.items():
-                CONFIGS[capability].update(of)
+            for capability, configs in kept.items():
+                CONFIGS[capability].update(configs)
 
 
 PARTS = (losses, clusters, graphs, training, pairwise, topk, elementwise, tiles)
