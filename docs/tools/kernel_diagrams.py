@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 IMAGES = Path(__file__).parents[1] / "images"
-PRODUCT, MENDING, PASS, SUMS = "#9ecae9", "#dddddd", "#fdd49e", "#b7e1cd"
+PRODUCT, RECOMPUTE, PASS, SUMS = "#9ecae9", "#dddddd", "#fdd49e", "#b7e1cd"
 STYLE = {"font.size": 13, "svg.hashsalt": "lorentzkit"}  # the same file on every run
 
 
@@ -75,13 +75,13 @@ def square(
 
 FORWARD = [
     ("1  product: h = 1 - cos θ", PRODUCT),
-    ("2  mending: lost h,\nfrom differences", MENDING),
+    ("2  recompute: lost h,\nfrom differences", RECOMPUTE),
     ("3  one pass: values, and\ntheir exponentials", PASS),
     ("sums by rows, by columns", SUMS),
 ]
 BACKWARD = [
     ("1  the same product", PRODUCT),
-    ("2  the same mending", MENDING),
+    ("2  the same recompute", RECOMPUTE),
     ("3  one pass: values, weights\nW = ∂L/∂h; sums for radii,\ncurvature, scale", PASS),
     ("4  two products: W v of rows,\nWᵀ u of columns, added up", PRODUCT),
 ]

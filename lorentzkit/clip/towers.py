@@ -64,8 +64,8 @@ def tower_config(source: Source | Config, kind: str, local_files_only: bool) -> 
     if isinstance(source, (dict, PreTrainedConfig)):
         return source
     config = AutoConfig.from_pretrained(source, local_files_only=local_files_only)
-    found: PreTrainedConfig = getattr(config, f"{kind}_config", config)
-    return found
+    tower: PreTrainedConfig = getattr(config, f"{kind}_config", config)
+    return tower
 
 
 def load_tower(tower: Any, source: Source, local_files_only: bool) -> None:
@@ -99,8 +99,8 @@ def _group_norms(module: nn.Module, groups: int) -> None:
 
 def width(config: Any) -> int:
     """The size of a tower's feature."""
-    found: int = config.hidden_sizes[-1] if hasattr(config, "hidden_sizes") else config.hidden_size
-    return found
+    size: int = config.hidden_sizes[-1] if hasattr(config, "hidden_sizes") else config.hidden_size
+    return size
 
 
 def image_feature(tower: Any, pixel_values: Tensor) -> Tensor:

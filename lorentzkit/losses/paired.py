@@ -98,8 +98,8 @@ class _KernelLoss(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inputs, saved = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
         if torch.is_grad_enabled():  # to be differentiated again
-            of = partial(_by_reference, ctx.settings[0])
-            return None, *reference.vjp(of, inputs, (grad,))
+            function = partial(_by_reference, ctx.settings[0])
+            return None, *reference.vjp(function, inputs, (grad,))
         problem = _batch(inputs, ctx.settings).problem()
         return None, *_kernels().gradients(problem, saved, grad)
 
