@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -48,7 +47,7 @@ class Objective(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         group = dist.group.WORLD if dist.is_initialized() else None
-        self.ancestor_weight, self.group = config.ancestor_weight, group
+        self.ancestor_weight = config.ancestor_weight
         if config.objective == "atmg":
             self.caption_loss = losses.ATMGLoss(
                 text_radius=config.text_radius,
@@ -57,70 +56,15 @@ class Objective(nn.Module):
                 group=group,
             )
             self.ancestor_loss = AngleContrast(group)
-        elif config.objective == "meru":
-            self.caption_loss = losses.MERULoss(
-                entailment_weight=config.entailment_weight, group=group
-            )
-            self.ancestor_loss = self.caption_loss
+        elif config.objective in ("meru", "hycoclip"):
+            meru = losses.MERULoss(entailment_weight=config.entailment_weight, group=group)
+            self.caption_loss = self.ancestor_loss = meru
+            if config.objective == "hycoclip":  # ancestors have no boxes
+                self.caption_loss = losses.HyCoCLIPLoss(
+                    entailment_weight=config.loss_entailment_weight, group=group
+                )
         else:
-            self.caption_loss = losses.CLIPLoss(group=group)
-            self.ancestor_loss = self.caption_loss
-
-    def forward(
-        self,
-        images: Tensor,
-        texts: Tensor,
-        curv: Tensor,
-        scale: Tensor,
-        index: Tensor,
-        labels: Tensor,
-    ) -> tuple[Tensor, Parts]:
-        """The total loss and its parts.
-
-        Row k of `index` and `labels` is a level: captions first, then their ancestors. The text of
-        `images[i]` is `texts[index[k, i]]`; pairs with equal `labels[k]` are positives.
-        """
-        total, parts = self.caption_loss(
-            text=texts[index[0]], image=images, curv=curv, logit_scale=scale, targets=labels[0]
-        )
-        return self.with_ancestors(total, parts, images, texts, curv, scale, index, labels)
-
-    def with_ancestors(
-        self,
-        total: Tensor,
-        parts: Parts,
-        images: Tensor,
-        texts: Tensor,
-        curv: Tensor,
-        scale: Tensor,
-        index: Tensor,
-        labels: Tensor,
-    ) -> tuple[Tensor, Parts]:
-        """Adds the ancestors to the captions' total and parts."""
-        level_losses = [
-            self.ancestor_loss(
-                text=texts[level_index[::ANCESTOR_STRIDE]],
-                image=images[::ANCESTOR_STRIDE],
-                curv=curv,
-                logit_scale=scale,
-                targets=level_labels[::ANCESTOR_STRIDE],
-            )[0]
-            for level_index, level_labels in zip(index[1:], labels[1:], strict=True)
-        ]
-        if not level_losses:
-            return total, dict(parts)
-        ancestors = torch.stack(level_losses).mean()
-        return total + self.ancestor_weight * ancestors, {**parts, "ancestors": ancestors}
-
-
-class CompositionalObjective(Objective):
-    """HyCoCLIP's loss of captions and boxes; ancestors have MERU's, as they have no boxes."""
-
-    def __init__(self, config: Config) -> None:
-        super().__init__(replace(config, objective="meru"))
-        self.caption_loss = losses.HyCoCLIPLoss(
-            entailment_weight=config.loss_entailment_weight, group=self.group
-        )
+            self.caption_loss = self.ancestor_loss = losses.CLIPLoss(group=group)
 
     def forward(
         self,
@@ -132,25 +76,32 @@ class CompositionalObjective(Objective):
         labels: Tensor,
         boxes: Tensor | None = None,
     ) -> tuple[Tensor, Parts]:
-        """As `Objective`; `images` holds the boxes' crops too, behind the images.
+        """The total loss and its parts.
 
-        The k-th crop has the text `texts[boxes[0, k]]` and was cut out of `images[boxes[1, k]]`.
+        Row k of `index` and `labels` is a level: captions first, then their ancestors. The text of
+        `images[i]` is `texts[index[k, i]]`; pairs with equal `labels[k]` are positives.
+
+        With `boxes`, as hycoclip has them, `images` holds their crops too, behind the images. The
+        k-th crop has the text `texts[boxes[0, k]]` and was cut out of `images[boxes[1, k]]`.
         """
-        assert boxes is not None  # as the data of this objective have them
-        images, crops = images.tensor_split([index.shape[1]])
+        space = {"curv": curv, "logit_scale": scale}
+        box_inputs = {}
+        if boxes is not None:
+            images, crops = images.tensor_split([index.shape[1]])
+            box_inputs = {"box_text": texts[boxes[0]], "box_image": crops, "box_of": boxes[1]}
         total, parts = self.caption_loss(
-            text=texts[index[0]],
-            image=images,
-            box_text=texts[boxes[0]],
-            box_image=crops,
-            curv=curv,
-            logit_scale=scale,
-            box_of=boxes[1],
-            targets=labels[0],
+            text=texts[index[0]], image=images, targets=labels[0], **space, **box_inputs
         )
-        return self.with_ancestors(total, parts, images, texts, curv, scale, index, labels)
-
-
-def make_objective(config: Config) -> Objective:
-    kind = CompositionalObjective if config.objective == "hycoclip" else Objective
-    return kind(config)
+        level_losses = [
+            self.ancestor_loss(
+                text=texts[level_index[::ANCESTOR_STRIDE]],
+                image=images[::ANCESTOR_STRIDE],
+                targets=level_labels[::ANCESTOR_STRIDE],
+                **space,
+            )[0]
+            for level_index, level_labels in zip(index[1:], labels[1:], strict=True)
+        ]
+        if not level_losses:
+            return total, dict(parts)
+        ancestors = torch.stack(level_losses).mean()
+        return total + self.ancestor_weight * ancestors, {**parts, "ancestors": ancestors}

@@ -27,7 +27,7 @@ from .checkpoint import Checkpoint, write_atomically, write_json
 from .config import Config, UserError
 from .data import Batches
 from .model import Towers
-from .objective import make_objective
+from .objective import Objective
 from .shards import expand, samples
 from .tokenizer import CaptionTokenizer
 
@@ -56,17 +56,16 @@ class Run:
                 f"--batch-size {config.batch_size}: no multiple of {self.processes} processes"
             )
         set_seed(config.seed)
-        first_shards = expand(config.shards)[:10]
         if saved:
             self.tokenizer = saved.tokenizer
         else:
-            stream = samples(first_shards, lambda message: None)
+            stream = samples(expand(config.shards)[:10], lambda message: None)
             self.tokenizer = CaptionTokenizer.from_samples(config, stream)
         self.towers = Towers.from_config(config, len(self.tokenizer))
         self.model, self.optimizer = accelerator.prepare(
             self.towers, optimizer_of(self.towers, config)
         )
-        self.objective = make_objective(config)
+        self.objective = Objective(config)
         self.state = State()
         # How far each worker of each process has read, in samples.
         self.positions = torch.zeros(self.processes, max(1, config.workers), dtype=torch.int64)
@@ -177,10 +176,10 @@ class Log:
         if self.active:
             self.file = run.folder / "metrics.jsonl"
             logged = report.metrics(run.folder)
-            text = "".join(
+            lines = "".join(
                 json.dumps(entry) + "\n" for entry in logged if entry["step"] <= run.state.step
             )
-            write_atomically(self.file, lambda path: path.write_text(text, "utf-8"))
+            write_atomically(self.file, lambda path: path.write_text(lines, "utf-8"))
             events = str(run.folder / "tensorboard")
             self.events = SummaryWriter(events, purge_step=run.state.step + 1)
 

@@ -14,9 +14,6 @@ from transformers import initialization as init
 class FixedPositionsViT(ViTModel):
     """The ViT of transformers, with positions that are sines and cosines, and fixed."""
 
-    def __init__(self, config: ViTConfig, add_pooling_layer: bool = False) -> None:
-        super().__init__(config, add_pooling_layer=add_pooling_layer)
-
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -43,7 +40,7 @@ def sin_cos(config: Any) -> Tensor:
 def vision_tower(config: Any) -> Any:
     """A new image tower, or one to load weights into."""
     if isinstance(config, ViTConfig):
-        return FixedPositionsViT(config)
+        return FixedPositionsViT(config, add_pooling_layer=False)
     tower = AutoModel.from_config(config)
     if groups := getattr(config, "norm_groups", None):
         _group_norms(tower, groups)

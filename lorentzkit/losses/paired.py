@@ -50,9 +50,7 @@ def paired_loss(batch: Batch) -> Tensor | None:
 def kernel_loss(batch: Batch) -> Tensor | None:
     """The same by the kernels for GPUs; None if that is not done here."""
     inputs = batch[:4]
-    if torch.compiler.is_compiling() or not eager(batch.x):
-        return None
-    if any(map(is_traceable_wrapper_subclass, inputs)):
+    if not _plain(*inputs):
         return None
     loss: Tensor = _KernelLoss.apply(batch[4:], *inputs)  # type: ignore[no-untyped-call]
     return loss
@@ -61,6 +59,11 @@ def kernel_loss(batch: Batch) -> Tensor | None:
 def _serves(x: Tensor, *others: Tensor) -> bool:
     if x.dtype != torch.float32 or x.device.type != "cpu" or wide_dtype(x) == x.dtype:
         return False
+    return _plain(x, *others)
+
+
+def _plain(x: Tensor, *others: Tensor) -> bool:
+    """Whether these are tensors with values, and nothing traces or transforms them."""
     if torch.compiler.is_compiling() or not eager(x):
         return False
     return not any(map(is_traceable_wrapper_subclass, (x, *others)))

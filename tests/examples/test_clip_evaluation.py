@@ -15,7 +15,7 @@ from clip_hyperbolic.checkpoint import Checkpoint
 from clip_hyperbolic.config import Config
 from clip_hyperbolic.images import as_pixels, fitted
 from clip_hyperbolic.model import VIT, Towers
-from clip_hyperbolic.objective import make_objective
+from clip_hyperbolic.objective import Objective
 from clip_hyperbolic.shards import samples
 from pictures import COLOURS, SMALL, shard
 from PIL import Image
@@ -120,7 +120,7 @@ def test_the_saved_model_has_the_objective_of_its_run(
     config = Config(
         objective=objective, vision="vit-s", shards=["a.tar"], entailment_weight=0.3, text_layers=1
     )
-    loss = make_objective(config).caption_loss
+    loss = Objective(config).caption_loss
     model_loss = loss_of(Towers.from_config(config, vocabulary=50).model.config, None)
     assert type(model_loss) is type(loss)
     assert model_loss.entailment_weight == loss.entailment_weight

@@ -20,7 +20,7 @@ from clip_hyperbolic.checkpoint import Checkpoint, write_atomically
 from clip_hyperbolic.config import Config, UserError, from_json, parse
 from clip_hyperbolic.evaluate import embed_texts, hierarchy, midpoints, retrieval
 from clip_hyperbolic.model import Towers
-from clip_hyperbolic.objective import make_objective
+from clip_hyperbolic.objective import Objective
 from clip_hyperbolic.published import Published
 from clip_hyperbolic.shards import expand, samples
 from clip_hyperbolic.tokenizer import CaptionTokenizer
@@ -92,7 +92,7 @@ def test_small_pieces_have_the_gradient_of_the_whole(shards: str, objective: str
     def gradients(micro: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
         model.zero_grad()
         loss, _ = train_clip_hyperbolic.backward(
-            batch, model, make_objective(config), accelerator, micro
+            batch, model, Objective(config), accelerator, micro
         )
         return loss, [p.grad.clone() for p in model.parameters() if p.grad is not None]
 

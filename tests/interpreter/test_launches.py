@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_rows import launched_by_torch
+from test_rows import count_launches, launched_by_torch
 
 from lorentzkit.fused.triton import launch, paired, prepare, products, rows
 from lorentzkit.losses import contrastive_loss
@@ -21,20 +21,7 @@ FORWARD, BACKWARD, PART = 20, 30, 8
 
 @pytest.fixture
 def launches(monkeypatch):
-    """Names of the kernels that are launched; they do not run."""
-    names = []
-
-    class Counted:
-        def __init__(self, name):
-            self.name = name
-
-        def __getitem__(self, grid):
-            return lambda *args, **kwargs: names.append(self.name)
-
-    for module, of in KERNELS.items():
-        for name in of:
-            monkeypatch.setattr(module, name, Counted(name))
-    return names
+    return count_launches(monkeypatch, KERNELS)
 
 
 def counted(launches, call):

@@ -504,9 +504,8 @@ def test_second_derivatives_are_those_of_the_torch_function():
 # --- Dispatch -------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def launches(monkeypatch):
-    """Names of the kernels that are launched; they do not run."""
+def count_launches(monkeypatch, kernels_of):
+    """Names of the kernels that are launched, by module; they do not run."""
     names = []
 
     class Counted:
@@ -516,9 +515,16 @@ def launches(monkeypatch):
         def __getitem__(self, grid):
             return lambda *args, **kwargs: names.append(self.name)
 
-    for name in ("rows_kernel", "rows_vjp_kernel", "apart_kernel", "apart_vjp_kernel"):
-        monkeypatch.setattr(kernels, name, Counted(name))
+    for module, kernel_names in kernels_of.items():
+        for name in kernel_names:
+            monkeypatch.setattr(module, name, Counted(name))
     return names
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    kernel_names = ("rows_kernel", "rows_vjp_kernel", "apart_kernel", "apart_vjp_kernel")
+    return count_launches(monkeypatch, {kernels: kernel_names})
 
 
 NO_LAUNCH = {
