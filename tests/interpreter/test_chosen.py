@@ -25,12 +25,6 @@ def _uninitialised_memory_is_nan():
 
 
 @pytest.fixture(autouse=True)
-def _few_programs(monkeypatch):
-    if DEVICE == "cpu":
-        monkeypatch.setattr(kernels, "_ROWS", 128)
-
-
-@pytest.fixture(autouse=True)
 def _on_the_device():
     with torch.device(DEVICE):
         yield

@@ -1,5 +1,6 @@
 """The Triton kernels' results: on a GPU where there is one, else in Triton's interpreter."""
 
+import condition
 import pytest
 import strategies
 import torch
@@ -57,38 +58,37 @@ def test_uninitialised_memory_shows():
 # --- Matrices -------------------------------------------------------------------------------------
 
 
-def on_cpu(op):
-    """The op on the device, for measures that compute on the CPU."""
-    function = in_a_crowd(op, impl="triton")
-
-    def call(*args):
-        with torch.device("cpu"):
-            return function(*args)
-
-    return call
+@pytest.fixture
+def _exactly(monkeypatch):
+    """The measure computes on the CPU, and what it measures on the device."""
+    monkeypatch.setattr(condition, "DEVICE", DEVICE)
+    with torch.device("cpu"):
+        yield
 
 
 @every_op
-@pytest.mark.skipif(DEVICE != "cpu", reason="the measure computes on the CPU")
+@pytest.mark.usefixtures("_exactly")
 def test_values_are_exact(op):
     @given(st.data())
     def check(data):
         case = data.draw(CASES[op](torch.float32, smooth=False))
         assume(measurable(*case.args, case.curv))
-        assert value_error(op, case.args, case.curv, function=on_cpu(op)) <= BOUND
+        assert (
+            value_error(op, case.args, case.curv, function=in_a_crowd(op, impl="triton")) <= BOUND
+        )
 
     check()
 
 
 @pytest.mark.few(op="exterior_angle")
 @every_op
-@pytest.mark.skipif(DEVICE != "cpu", reason="the measure computes on the CPU")
+@pytest.mark.usefixtures("_exactly")
 def test_gradients_are_exact(op):
     @given(st.data())
     def check(data):
         case = data.draw(CASES[op](torch.float32, smooth=True))
         assume(measurable(*case.args, case.curv))
-        errors = gradient_errors(op, case.args, case.curv, function=on_cpu(op))
+        errors = gradient_errors(op, case.args, case.curv, function=in_a_crowd(op, impl="triton"))
         note(f"errors: {errors}")
         assert max(errors.values()) <= BOUND
 

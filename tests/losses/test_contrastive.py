@@ -130,7 +130,7 @@ def test_logits_far_apart_keep_small_losses(similarity):
     torch.testing.assert_close(loss, expected / 8, rtol=1e-10, atol=0)
 
 
-def test_the_known_value_of_a_small_case():
+def test_the_known_value_of_a_small_case(device):
     """By mpmath, from the oracle's textbook definitions."""
     x, y, c, s = [[0.3, 0.1], [-0.2, 0.5]], [[0.9, 0.2], [-0.1, 1.5]], 0.7, 3.0
     with mpmath.workdps(50):
@@ -141,7 +141,7 @@ def test_the_known_value_of_a_small_case():
             column = [s * oracle.exterior_angle(points_y[i], p, mpmath.mpf(c)) for p in points_x]
             for line in (row, column):
                 total += mpmath.log(sum(mpmath.exp(v - line[i]) for v in line))
-    tensors = (torch.tensor(z, dtype=torch.float64) for z in (x, y))
+    tensors = (torch.tensor(z, dtype=torch.float64, device=device) for z in (x, y))
     loss = contrastive_loss(*tensors, c, s)
     assert loss.item() == pytest.approx(float(total / 4), rel=1e-14)
 
