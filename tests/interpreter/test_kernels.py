@@ -194,14 +194,37 @@ def test_loss_and_gradients(similarity, N, M, D, scale):
 @pytest.mark.few(similarity="angle")
 @every_similarity
 def test_the_mean_of_pairs(similarity):
-    """In few launches; the same as of labels, which take more of them."""
     x, y = clouds(70, 70, 40, origin=similarity != "cosine")
     positive = torch.eye(70, dtype=torch.bool)
     how = {"impl": "triton", "rtol": 2e-5, "atol": 5e-6}
     compare(x, y, similarity, positive, None, **how)
-    total = contrastive_loss(x, y, similarity=similarity, reduction="sum", impl="triton")
-    each = contrastive_loss(x, y, similarity=similarity, reduction="none", impl="triton")
-    torch.testing.assert_close(total, (each[0].sum() + each[1].sum()) / 2)
+
+
+LABELS = (torch.tensor([3, 3, -7, 5, 3, 8, 8, 99, 3]), torch.tensor([5, 3, 3, 9, 9, 8, -7, 3, 1]))
+
+
+@pytest.mark.few(similarity="angle")
+@every_similarity
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+@pytest.mark.parametrize("targets", [None, LABELS], ids=["pairs", "labels"])
+def test_reductions(similarity, reduction, targets):
+    """Losses and gradients are those of the streaming implementation, of unequal weights too."""
+    x, y = (points(9, 20, torch.float32, seed=s).to(DEVICE) for s in (0, 1))
+    targets = tuple(z.to(DEVICE) for z in targets) if targets else None
+    weights, found = torch.linspace(-1, 2, 9), []
+    for dtype, impl in ((torch.float32, "triton"), (torch.float64, "streaming")):
+        leaves = [z.to(dtype).requires_grad_() for z in (x, y, torch.tensor([0.7, 5.0]))]
+        loss = contrastive_loss(
+            *leaves[:2], *leaves[2], similarity=similarity, targets=targets,
+            reduction=reduction, impl=impl,
+        )  # fmt: skip
+        if reduction == "none":
+            found += [[z.detach().double() for z in loss]]
+            loss = (weights * loss[0]).sum() + (weights.flip(0) * loss[1]).sum()
+        found += [[loss.double(), *(z.double() for z in torch.autograd.grad(loss, leaves))]]
+    half = len(found) // 2
+    for got, expected in zip(found[:half], found[half:], strict=True):
+        torch.testing.assert_close(got, expected, rtol=2e-5, atol=5e-6)
 
 
 def test_a_single_pair_has_no_loss():
@@ -211,13 +234,16 @@ def test_a_single_pair_has_no_loss():
     assert not any(by.any() for by in torch.autograd.grad(loss, (x, y)))
 
 
-def test_second_derivatives_of_the_mean_of_pairs():
+@pytest.mark.parametrize("targets", [None, torch.tensor([1, 1, 2, 3, 2])], ids=["pairs", "labels"])
+def test_second_derivatives(targets):
     x, y = (z.double() for z in clouds(5, 5, 40, origin=False))
-    found = []
+    targets, found = targets if targets is None else targets.to(DEVICE), []
     for dtype, impl in ((torch.float32, "triton"), (torch.float64, "reference")):
         leaf = x.to(dtype).clone().requires_grad_()
         (first,) = torch.autograd.grad(
-            contrastive_loss(leaf, y.to(dtype), impl=impl), leaf, create_graph=True
+            contrastive_loss(leaf, y.to(dtype), targets=targets, impl=impl),
+            leaf,
+            create_graph=True,
         )
         found.append(torch.autograd.grad(first.square().sum(), leaf)[0].double())
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
