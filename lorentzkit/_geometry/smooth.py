@@ -29,9 +29,8 @@ from lorentzkit._geometry.special import (
     root_one_plus,
     smallest_length,
 )
+from lorentzkit._geometry.triangle import ANGLES
 from lorentzkit._geometry.vectors import or_one, power_of_two, wide_dtype
-
-ANGLES = ("angle", "exterior", "interior")
 
 
 class Root(NamedTuple):
@@ -236,7 +235,7 @@ def _chord_rise(m: Measures, increments: Relative) -> Tensor:
 def values(
     kind: str, p: Products, m: Measures, c: Tensor, scale: Tensor | float = 1.0
 ) -> tuple[Tensor, ...]:
-    """Two values for "angle", at x and at y. ``p`` holds products of points over ``scale``."""
+    """Two values for "angles", at x and at y. ``p`` holds products of points over ``scale``."""
     if kind == "distance":
         return (distance(p, m, c),)
     if kind == "inner":

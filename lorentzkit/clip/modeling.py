@@ -117,7 +117,7 @@ class HyperbolicCLIPModel(PreTrainedModel):
         self.logit_scale = LogitScale()
         if config.objective != "clip":
             dim //= config.factors
-            self.visual_lift, self.text_lift = Lift(dim), Lift(dim)
+            self.visual_lift, self.text_lift = (Lift(dim, radius) for radius in _radii(config))
             self.curvature = Curvature(config.curv_init, learnable=config.learn_curv)
             for number in (self.curvature, self.visual_lift.scale, self.text_lift.scale):
                 log = number.get_parameter(number.log_name).detach()
@@ -200,7 +200,7 @@ class HyperbolicCLIPModel(PreTrainedModel):
         scale = self.logit_scale()
         output = HyperbolicCLIPOutput(text_embeds=text, image_embeds=image)
         output.logits_per_image, output.logits_per_text = logits(
-            self.config.objective, text, image, curv, scale
+            self.config, text, image, curv, scale
         )
         if return_loss:
             boxes = self._boxes(box_input_ids, box_pixel_values, box_attention_mask, box_of)
@@ -300,6 +300,13 @@ class HyperbolicCLIPModel(PreTrainedModel):
         super().save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
             write_card(save_directory, self.config)
+
+
+def _radii(config: HyperbolicCLIPConfig) -> tuple[float, float]:
+    """How far from the origin images and texts start."""
+    if config.objective == "atmg":
+        return config.image_radius, config.text_radius
+    return 1.0, 1.0
 
 
 __all__ = ["HyperbolicCLIPModel", "HyperbolicCLIPOutput"]

@@ -17,7 +17,7 @@ from torch import Tensor
 from lorentzkit._geometry.arguments import norm_limit
 from lorentzkit._geometry.compilation import by_rows
 from lorentzkit._geometry.special import TINY_LENGTH, dot
-from lorentzkit._geometry.triangle import Radial, exponentials, radial
+from lorentzkit._geometry.triangle import ANGLES, Radial, exponentials, radial
 
 # Up to this many dimensions the differences of all pairs cost less than a product and what has to
 # be recomputed of it.
@@ -91,7 +91,7 @@ class Operands(NamedTuple):
         """The middle of the range of values, and how far from it a value can be."""
         if similarity == "cosine":
             return self.c.new_tensor(0.0), self.c.new_tensor(1.0)
-        if similarity == "angle":
+        if similarity in ANGLES:
             largest = self.c.new_tensor(math.pi)
         elif similarity == "distance":
             # asinh(s) <= log1p(2 s)

@@ -72,7 +72,7 @@ class _Anchors(Function):
             )
             signs = SIGNS[part.similarity]
             grad_values = [s * part.scale * a for s, a in zip(signs, grad_logits, strict=True)]
-            if part.similarity != "angle":  # one value is both logits'
+            if part.similarity != "angles":  # one value is both logits'
                 grad_values = [grad_values[0] + grad_values[1]]
             sums = LogSums(rows.negatives, columns.negatives)
             grad_terms = LossTerms(

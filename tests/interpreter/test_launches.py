@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from contrastive_calls import OPTIONS, SIMILARITIES
 from test_rows import count_launches, launched_by_torch
 
 from lorentzkit.fused.triton import launch, paired, prepare, products, rows
@@ -30,13 +31,13 @@ def counted(launches, call):
     return result, len(launches) + len([name for name in others if name not in VIEWS])
 
 
-@pytest.mark.parametrize("similarity", ["angle", "distance", "cosine"])
+@pytest.mark.parametrize("similarity", SIMILARITIES)
 @pytest.mark.parametrize("N", [64, 3000])
 def test_launches_of_a_step(launches, N, similarity):
     leaves = [*torch.zeros(2, N, 20), torch.tensor(1.0), torch.tensor(5.0)]
     leaves = [leaf.requires_grad_() for leaf in leaves]
     loss, forward = counted(
-        launches, lambda: contrastive_loss(*leaves, similarity=similarity, impl="triton")
+        launches, lambda: contrastive_loss(*leaves, **OPTIONS[similarity], impl="triton")
     )
     _, backward = counted(launches, lambda: torch.autograd.grad(loss, leaves))
     assert 0 < forward <= FORWARD

@@ -8,7 +8,7 @@ from torch import Tensor
 from lorentzkit.fused.triton import rows
 
 OPS = {
-    "angle": "angle",
+    "angles": "angles",
     "exterior": "exterior_angle",
     "interior": "interior_angle",
     "distance": "dist",
@@ -26,7 +26,7 @@ def selected_gradients(
     kind: str, x: Tensor, y: Tensor, c: Tensor, i: Tensor, j: Tensor, grad_output: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Derivatives of ``(at * selected).sum()`` by x, y and c."""
-    grad_output = grad_output if kind == "angle" else grad_output[:, 0]
+    grad_output = grad_output if kind == "angles" else grad_output[:, 0]
     gradients = rows.gradients(OPS[kind], (x[i], y[j]), c, grad_output, (True, True, True, False))
     of_x, of_y = (
         _summed(v, index, by)

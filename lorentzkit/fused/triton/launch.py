@@ -51,7 +51,7 @@ def matrix(problem: PairwiseProblem) -> Tensor:
 def matrix_gradients(problem: PairwiseProblem, grad_output: Tensor) -> Gradients:
     """Derivatives of ``(grad_output * matrix).sum()``."""
     if problem.kind == "cosine":
-        raise ValueError("kind: expected 'inner', 'distance' or 'angle', got 'cosine'")
+        raise ValueError("kind: expected 'inner', 'distance' or 'exterior', got 'cosine'")
     with on_device(problem.x):
         operands = prepared_operands(problem)
 
@@ -134,7 +134,7 @@ def topk(problem: PairwiseProblem, search: Search) -> Tensor:
         grid = _programs(operands, row_tiles * splits)
         topk_kernel[(grid,)](
             *_operands(operands), _scratch(operands, grid, use), keys, sign, share, splits,
-            *_sizes(operands, slice(0, N)), KIND=kind, BEST=best, PARTS=operands.parts,
+            *_sizes(operands, slice(0, N)), KIND=kind, APEX=search.apex, BEST=best, PARTS=operands.parts,
             **_meta(use),
         )  # fmt: skip
     merged = keys.transpose(0, 1).flatten(1).topk(k).values

@@ -25,7 +25,7 @@ class Loss(NamedTuple):
     """Log-sum-exps of the negatives, ``(N,)``"""
     column_sums: Tensor
     values: Tensor
-    """Of the pairs, ``(N,)``; of "angle" ``(N, 2)``"""
+    """Of the pairs, ``(N,)``; of "angles" ``(N, 2)``"""
     by_sums: Tensor
     """Derivatives of the mean, by rows and by columns, ``(2, N)``"""
     by_values: Tensor
