@@ -17,10 +17,9 @@ from lorentzkit._geometry import smooth
 from lorentzkit._geometry.arguments import norm_limit
 from lorentzkit._geometry.array_functions import Numbers, as_arrays, as_tensor, maximum, where
 from lorentzkit._geometry.compilation import earned
-from lorentzkit._geometry.invariants import Measures, measured
+from lorentzkit._geometry.invariants import ANGLES, Measures, measured
 from lorentzkit._geometry.special import TINY_LENGTH, values_at_hand
 from lorentzkit._geometry.triangle import (
-    ANGLES,
     Radial,
     Triangle,
     exact_triangle,

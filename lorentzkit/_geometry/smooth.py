@@ -20,7 +20,7 @@ from torch import Tensor
 from lorentzkit._geometry import elementary
 from lorentzkit._geometry.arguments import clamp_norm, norm_limit
 from lorentzkit._geometry.elementary import asinh, atan2
-from lorentzkit._geometry.invariants import Measures, Products, products
+from lorentzkit._geometry.invariants import ANGLES, Measures, Products, products
 from lorentzkit._geometry.special import (
     arsinh_length,
     carry,
@@ -29,7 +29,6 @@ from lorentzkit._geometry.special import (
     root_one_plus,
     smallest_length,
 )
-from lorentzkit._geometry.triangle import ANGLES
 from lorentzkit._geometry.vectors import or_one, power_of_two, wide_dtype
 
 

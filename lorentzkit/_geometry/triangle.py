@@ -33,10 +33,7 @@ from lorentzkit._geometry.array_functions import (
     tiny,
     where,
 )
-
-
-ANGLES = ("angles", "exterior", "interior")
-"""The kinds of values that are angles."""
+from lorentzkit._geometry.invariants import ANGLES
 
 
 class Radial(NamedTuple):

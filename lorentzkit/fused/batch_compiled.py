@@ -17,9 +17,9 @@ from torch.fx.experimental import _config
 
 from lorentzkit._geometry import compilation, pairs
 from lorentzkit._geometry.arguments import norm_limit
+from lorentzkit._geometry.invariants import ANGLES
 from lorentzkit._geometry.precision import full_precision
 from lorentzkit._geometry.special import TINY_LENGTH, dot
-from lorentzkit._geometry.triangle import ANGLES
 from lorentzkit._geometry.vectors import cpu_op, stored
 from lorentzkit.fused import operands, pointwise
 from lorentzkit.fused.folding import recompute

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lorentzkit._geometry.compilation import row_chunks
+from lorentzkit._geometry.invariants import ANGLES
 from lorentzkit._geometry.special import dot
-from lorentzkit._geometry.triangle import ANGLES
 from lorentzkit.fused.operands import FEW_DIMENSIONS
 
 _ALIGNED = 1e-36  # `triangle.sines` takes it for 0, but it has a sign

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from lorentzkit._geometry.arguments import norm_limit
 from lorentzkit._geometry.compilation import by_rows
+from lorentzkit._geometry.invariants import ANGLES
 from lorentzkit._geometry.special import TINY_LENGTH, dot
-from lorentzkit._geometry.triangle import ANGLES, Radial, exponentials, radial
+from lorentzkit._geometry.triangle import Radial, exponentials, radial
 
 # Up to this many dimensions the differences of all pairs cost less than a product and what has to
 # be recomputed of it.

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lorentzkit._geometry.invariants import ANGLES
 from lorentzkit._geometry.triangle import (
-    ANGLES,
     Exponentials,
     Partials,
     Radial,

@@ -30,7 +30,8 @@ class PairwiseProblem:
     c: Tensor
     """The curvature, ``(1,)``"""
     kind: str
-    """"inner", "distance", "exterior" (the angle at x), or of a loss "angles" (at x and at y), "cosine" """
+    """"inner", "distance", "exterior" (the angle at x); of a loss also "angles" (at x and at y),
+    "cosine" """
     precision: str
     """"highest", "high" or "medium" """
 

@@ -15,11 +15,10 @@ from torch import Tensor
 
 from lorentzkit._geometry import smooth
 from lorentzkit._geometry.arguments import clamp_norm, norm_limit
-from lorentzkit._geometry.invariants import Measures, Products
+from lorentzkit._geometry.invariants import ANGLES, Measures, Products
 from lorentzkit._geometry.precision import product
 from lorentzkit._geometry.single_points import length
 from lorentzkit._geometry.special import dot, values_known
-from lorentzkit._geometry.triangle import ANGLES
 from lorentzkit._geometry.vectors import wide_dtype
 from lorentzkit.fused.operands import FEW_DIMENSIONS, recompute_below
 from lorentzkit.fused.pointwise import SIGNS

@@ -45,7 +45,7 @@ class Objective(nn.Module):
         self, *points: Any, similarity: Similarity, targets: Targets, **options: Any
     ) -> Tensor:
         loss: Tensor = contrastive_loss(
-            *points, similarity=similarity, targets=targets, **self.options, **options
+            *points, similarity=similarity, targets=targets, **(self.options | options)
         )
         return loss
 

@@ -10,7 +10,6 @@ import triton.language as tl
 
 from lorentzkit.fused.triton.points import (
     columns_of,
-    is_angle,
     load_radial,
     rows_of,
     triangle,
@@ -35,7 +34,7 @@ _LN_2 = tl.constexpr(0.6931471805599453)
 @triton.jit
 def matrix_kernel(
     XH, XL, YH, YL, x_scalars, y_scalars, mean, C, scratch, out, N, M, D, width, count,
-    KIND: tl.constexpr, PARTS: tl.constexpr,
+    KIND: tl.constexpr, OPPOSITES: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     row_tiles, column_tiles = tl.cdiv(N, ROWS), tl.cdiv(M, COLUMNS)
@@ -46,7 +45,7 @@ def matrix_kernel(
         parts = strips(
             folded_cosines(
                 XH, XL, YH, YL, x_scalars, y_scalars, mean, scratch, row_tile, column_tile,
-                N, M, D, width, count, is_angle(KIND), PARTS, ROWS, COLUMNS, DEPTH,
+                N, M, D, width, count, OPPOSITES, PARTS, ROWS, COLUMNS, DEPTH,
             )
         )  # fmt: skip
         i = indices(row_tile, ROWS)
@@ -54,7 +53,7 @@ def matrix_kernel(
         for strip in tl.static_range(STRIPS):
             j = indices(column_tile * STRIPS + strip, COLUMNS // STRIPS)
             y = columns_of(load_radial(y_scalars, j, M, count))
-            h, g = unfold(parts[strip], is_angle(KIND))
+            h, g = unfold(parts[strip], OPPOSITES)
             value = values(KIND, h, g, triangle(h, x, y), x, y, c, root)[0]
             within = (i < N)[:, None] & (j < M)[None, :]
             tl.store(out + i[:, None] * M + j[None, :], value, mask=within)
@@ -64,7 +63,7 @@ def matrix_kernel(
 def matrix_vjp_kernel(
     XH, XL, YH, YL, x_scalars, y_scalars, mean, C, scratch,
     grad_output, grad_row, grad_column, weights, by_rows, by_columns, N, M, D, width, count,
-    KIND: tl.constexpr, PARTS: tl.constexpr,
+    KIND: tl.constexpr, OPPOSITES: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     row_tiles, column_tiles = tl.cdiv(N, ROWS), tl.cdiv(M, COLUMNS)
@@ -75,7 +74,7 @@ def matrix_vjp_kernel(
         parts = strips(
             folded_cosines(
                 XH, XL, YH, YL, x_scalars, y_scalars, mean, scratch, row_tile, column_tile,
-                N, M, D, width, count, is_angle(KIND), PARTS, ROWS, COLUMNS, DEPTH,
+                N, M, D, width, count, OPPOSITES, PARTS, ROWS, COLUMNS, DEPTH,
             )
         )  # fmt: skip
         i = indices(row_tile, ROWS)
@@ -85,7 +84,7 @@ def matrix_vjp_kernel(
         for strip in tl.static_range(STRIPS):
             j = indices(column_tile * STRIPS + strip, COLUMNS // STRIPS)
             y = columns_of(load_radial(y_scalars, j, M, count))
-            h, g = unfold(parts[strip], is_angle(KIND))
+            h, g = unfold(parts[strip], OPPOSITES)
             of_pair = tl.load(
                 grad_output + i[:, None] * grad_row + j[None, :] * grad_column,
                 mask=(i < N)[:, None] & (j < M)[None, :],
@@ -169,7 +168,8 @@ def _left_out(row_id, column_ids, i, j, N, M):
 def log_sums_kernel(
     XH, XL, YH, YL, x_scalars, y_scalars, mean, C, scale, scratch, row_ids, column_ids,
     by_rows, by_columns, row_share, column_share, column_blocks, N, M, D, width, count,
-    KIND: tl.constexpr, ROW_SIGN: tl.constexpr, COLUMN_SIGN: tl.constexpr, PARTS: tl.constexpr,
+    KIND: tl.constexpr, ROW_SIGN: tl.constexpr, COLUMN_SIGN: tl.constexpr,
+    OPPOSITES: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """A program has a block of tiles: so many rows of so many each.
@@ -195,13 +195,13 @@ def log_sums_kernel(
             parts = strips(
                 folded_cosines(
                     XH, XL, YH, YL, x_scalars, y_scalars, mean, scratch, row_tile, column_tile,
-                    N, M, D, width, count, is_angle(KIND), PARTS, ROWS, COLUMNS, DEPTH,
+                    N, M, D, width, count, OPPOSITES, PARTS, ROWS, COLUMNS, DEPTH,
                 )
             )  # fmt: skip
             for strip in tl.static_range(STRIPS):
                 j = indices(column_tile * STRIPS + strip, COLUMNS // STRIPS)
                 y = columns_of(load_radial(y_scalars, j, M, count))
-                h, g = unfold(parts[strip], is_angle(KIND))
+                h, g = unfold(parts[strip], OPPOSITES)
                 value_x, value_y = values(KIND, h, g, triangle(h, x, y), x, y, c, root)
                 out = _left_out(row_id, column_ids, i, j, N, M)
                 logit = tl.where(out, -float("inf"), (ROW_SIGN * by_value) * value_x)
@@ -256,7 +256,8 @@ def log_sums_vjp_kernel(
     XH, XL, YH, YL, x_scalars, y_scalars, mean, C, scale, scratch, row_ids, column_ids,
     row_sums, column_sums, grad_rows, grad_columns, weights, by_rows, by_columns,
     N, M, D, width, count,
-    KIND: tl.constexpr, ROW_SIGN: tl.constexpr, COLUMN_SIGN: tl.constexpr, PARTS: tl.constexpr,
+    KIND: tl.constexpr, ROW_SIGN: tl.constexpr, COLUMN_SIGN: tl.constexpr,
+    OPPOSITES: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     row_tiles, column_tiles = tl.cdiv(N, ROWS), tl.cdiv(M, COLUMNS)
@@ -267,7 +268,7 @@ def log_sums_vjp_kernel(
         parts = strips(
             folded_cosines(
                 XH, XL, YH, YL, x_scalars, y_scalars, mean, scratch, row_tile, column_tile,
-                N, M, D, width, count, is_angle(KIND), PARTS, ROWS, COLUMNS, DEPTH,
+                N, M, D, width, count, OPPOSITES, PARTS, ROWS, COLUMNS, DEPTH,
             )
         )  # fmt: skip
         i = indices(row_tile, ROWS)
@@ -280,7 +281,7 @@ def log_sums_vjp_kernel(
         for strip in tl.static_range(STRIPS):
             j = indices(column_tile * STRIPS + strip, COLUMNS // STRIPS)
             y = columns_of(load_radial(y_scalars, j, M, count))
-            h, g = unfold(parts[strip], is_angle(KIND))
+            h, g = unfold(parts[strip], OPPOSITES)
             tri = triangle(h, x, y)
             value_x, value_y = values(KIND, h, g, tri, x, y, c, root)
             column_sum = tl.load(column_sums + j, mask=j < M, other=0.0)[None, :] * _LOG2_E

@@ -161,15 +161,10 @@ def distance(tri):
     return log1p(2 * tri.T + tri.R)
 
 
-@triton.constexpr_function
-def is_angle(kind):
-    return kind in formulas.ANGLES
-
-
 @triton.jit
 def values(KIND: tl.constexpr, h, g, tri, x, y, c, root):
     """The value of a pair: of "angles" that at x and that at y; else the same twice."""
-    if is_angle(KIND):
+    if KIND == "exterior" or KIND == "angles":
         sine, apart = sine_of(h, g), tri.R > 0
         n, m = legs_at_x(h, sine, tri, x, y)
         angle_x = angle_of(n, tl.where(apart, m, 1.0))
@@ -258,7 +253,7 @@ def inner_vjp(h, tri, x, y, grad_output):
 @triton.jit
 def vjp(KIND: tl.constexpr, h, g, tri, x, y, c, root, grad_alpha, grad_beta):
     """The derivative of ``grad_alpha * values[0]``, and of "angles" ``+ grad_beta * values[1]``."""
-    if is_angle(KIND):
+    if KIND == "exterior" or KIND == "angles":
         return angle_vjp(KIND, h, g, tri, x, y, grad_alpha, grad_beta)
     if KIND == "distance":
         return distance_vjp(h, tri, x, y, grad_alpha * (1 / root))

@@ -7,7 +7,6 @@ import triton.language as tl
 
 from lorentzkit.fused.triton.points import (
     columns_of,
-    is_angle,
     load_radial,
     rows_of,
     score,
@@ -30,7 +29,8 @@ def _key(value, j):
 def topk_kernel(
     XH, XL, YH, YL, x_scalars, y_scalars, mean, scratch, out, sign, share, splits,
     N, M, D, width, count,
-    KIND: tl.constexpr, APEX: tl.constexpr, BEST: tl.constexpr, PARTS: tl.constexpr,
+    KIND: tl.constexpr, APEX: tl.constexpr, BEST: tl.constexpr,
+    OPPOSITES: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """``out (splits, N, BEST)``: keys of each row's largest ``sign * score`` in ``share`` tiles."""
@@ -43,11 +43,11 @@ def topk_kernel(
         for tile in range(split * share, last):
             folded = folded_cosines(
                 XH, XL, YH, YL, x_scalars, y_scalars, mean, scratch, row_tile, tile,
-                N, M, D, width, count, is_angle(KIND), PARTS, ROWS, COLUMNS, DEPTH,
+                N, M, D, width, count, OPPOSITES, PARTS, ROWS, COLUMNS, DEPTH,
             )  # fmt: skip
             j = indices(tile, COLUMNS)
             y = columns_of(load_radial(y_scalars, j, M, count))
-            h, g = unfold(folded, is_angle(KIND))
+            h, g = unfold(folded, OPPOSITES)
             key = _key(sign * score(KIND, APEX, h, g, triangle(h, x, y), x, y), j[None, :])
             key = tl.where((j < M)[None, :], key, _LEAST)
             # Of the later tiles, few have anything to add.
