@@ -43,8 +43,9 @@ class HyperbolicCLIPConfig(PreTrainedConfig):
         initializer_factor: of the standard deviation that projections start with.
         entailment_weight: of `losses.MERULoss` and `losses.HyCoCLIPLoss`; None: their own.
         apex, centroid_weight: of `losses.ATMGLoss`.
-        text_radius, image_radius: of `losses.ATMGLoss`, too; of an "atmg" about as far from the
-            origin its texts and its images start (`nn.Lift`).
+        text_radius, image_radius: of `losses.ATMGLoss`, too.
+        text_start, image_start: about as far from the origin texts and images start (`nn.Lift`).
+            None: for "atmg" at those radii, for others at 1.
 
     >>> config = HyperbolicCLIPConfig({"hidden_size": 384}, objective="atmg")
     >>> config.vision_config.hidden_size, config.text_config.hidden_size
@@ -70,6 +71,8 @@ class HyperbolicCLIPConfig(PreTrainedConfig):
         text_radius: float = 0.5,
         image_radius: float = 1.0,
         centroid_weight: float = 0.1,
+        text_start: float | None = None,
+        image_start: float | None = None,
         **kwargs: Any,
     ) -> None:
         if objective not in OBJECTIVES:
@@ -95,6 +98,7 @@ class HyperbolicCLIPConfig(PreTrainedConfig):
         self.apex = apex
         self.text_radius, self.image_radius = text_radius, image_radius
         self.centroid_weight = centroid_weight
+        self.text_start, self.image_start = text_start, image_start
         super().__init__(**kwargs)
 
 

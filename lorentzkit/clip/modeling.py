@@ -117,7 +117,8 @@ class HyperbolicCLIPModel(PreTrainedModel):
         self.logit_scale = LogitScale()
         if config.objective != "clip":
             dim //= config.factors
-            self.visual_lift, self.text_lift = (Lift(dim, radius) for radius in _radii(config))
+            self.visual_lift = Lift(dim, _start(config, config.image_start, config.image_radius))
+            self.text_lift = Lift(dim, _start(config, config.text_start, config.text_radius))
             self.curvature = Curvature(config.curv_init, learnable=config.learn_curv)
             for number in (self.curvature, self.visual_lift.scale, self.text_lift.scale):
                 log = number.get_parameter(number.log_name).detach()
@@ -302,11 +303,11 @@ class HyperbolicCLIPModel(PreTrainedModel):
             write_card(save_directory, self.config)
 
 
-def _radii(config: HyperbolicCLIPConfig) -> tuple[float, float]:
-    """How far from the origin images and texts start."""
-    if config.objective == "atmg":
-        return config.image_radius, config.text_radius
-    return 1.0, 1.0
+def _start(config: HyperbolicCLIPConfig, start: float | None, radius: float) -> float:
+    """How far from the origin images or texts start."""
+    if start is not None:
+        return start
+    return radius if config.objective == "atmg" else 1.0
 
 
 __all__ = ["HyperbolicCLIPModel", "HyperbolicCLIPOutput"]

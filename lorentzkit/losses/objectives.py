@@ -69,7 +69,7 @@ class CLIPLoss(Objective):
         *,
         text: Tensor,
         image: Tensor,
-        curv: float | Tensor,
+        curv: float | Tensor | None = None,
         logit_scale: float | Tensor,
         targets: Targets = None,
     ) -> tuple[Tensor, Parts]:
