@@ -37,7 +37,15 @@ FILE = RESULTS / "compiled.json"
 MARKERS = "<!-- compiled:begin -->", "<!-- compiled:end -->"
 CAPABILITIES = (80, 90, 100)
 PRECISIONS = ("highest", "high")
-FUNCTIONS = ("matrix", "topk", "log_sums", "log_sums_gradients")
+# Of angles, which need the most of a pair: that at x, and of a loss those at both points.
+KINDS = {
+    "matrix": ("exterior",),
+    "matrix_gradients": ("exterior",),
+    "topk": ("exterior",),
+    "log_sums": ("exterior", "angles"),
+    "log_sums_gradients": ("exterior", "angles"),
+}
+REPORTED = ("matrix", "topk", "log_sums", "log_sums_gradients")
 N, D = 32768, 512  # of the derived times
 GROWTH = 1.05  # of the instructions a pair, at most
 
@@ -138,7 +146,7 @@ def launched(
     capability: int,
     function: str,
     precision: str,
-    kind: str = "angle",
+    kind: str = "exterior",
     sizes: tuple[int, int, int] = (256, 512, D),
     k: int = 10,
 ) -> list[Kernel]:
@@ -152,7 +160,7 @@ def launched(
     arguments = {
         "matrix": (problem,),
         "matrix_gradients": (problem, torch.ones(N, M)),
-        "topk": (problem, Search(k, largest=False, chunk=0)),
+        "topk": (problem, Search(k, largest=False, apex="x", chunk=0)),
         "log_sums": (loss,),
         "log_sums_gradients": (loss, ones, ones),
     }
@@ -163,8 +171,12 @@ def launched(
 
 def of_pairs(capability: int, function: str, precision: str) -> list[Kernel]:
     """Those whose work is proportional to N M."""
-    kernels = launched(capability, function, precision)
-    return [kernel for kernel in kernels if "DEPTH" in kernel.constants]
+    kernels = {}
+    for kind in KINDS[function]:
+        for kernel in launched(capability, function, precision, kind):
+            if "DEPTH" in kernel.constants:
+                kernels[kernel.name, kernel.constants.get("KIND")] = kernel
+    return list(kernels.values())
 
 
 # --- What the machine code says -------------------------------------------------------------------
@@ -270,6 +282,7 @@ def row(capability: int, precision: str, kernel: Kernel) -> dict[str, Any]:
         "capability": capability,
         "precision": precision,
         "kernel": kernel.name,
+        "kind": constants.get("KIND", ""),
     }
     entry["tile"] = [constants[key] for key in ("ROWS", "COLUMNS", "DEPTH")] + [kernel.warps]
     entry |= {key: getattr(kernel, key) for key in ("registers", "stack", "shared")}
@@ -284,18 +297,21 @@ def rows() -> list[dict[str, Any]]:
         row(capability, precision, kernel)
         for capability in CAPABILITIES
         for precision in PRECISIONS
-        for function in FUNCTIONS
+        for function in REPORTED
         for kernel in of_pairs(capability, function, precision)
     ]
 
 
-def serial(rows: list[dict[str, Any]], precision: str) -> dict[str, float]:
+def serial(rows: list[dict[str, Any]], precision: str, kind: str) -> dict[str, float]:
     """Milliseconds of a step's kernels on an H100, if nothing overlaps but what they load."""
     launched = {"log_sums_kernel": 1, "log_sums_vjp_kernel": 1, "product_kernel": 2}
     ms = {
         row["kernel"]: row["ms"]
         for row in rows
-        if row["capability"] == 90 and row["precision"] == precision and row["kernel"] in launched
+        if row["capability"] == 90
+        and row["precision"] == precision
+        and row["kind"] in (kind, "")
+        and row["kernel"] in launched
     }
     return {
         kernel: launched[kernel]
@@ -306,7 +322,12 @@ def serial(rows: list[dict[str, Any]], precision: str) -> dict[str, float]:
 
 def worse(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> list[str]:
     """Which kernels spill, or take more instructions a pair than they did."""
-    key = lambda row: (row["capability"], row["precision"], row["kernel"])  # noqa: E731
+    key = lambda row: (  # noqa: E731
+        row["capability"],
+        row["precision"],
+        row["kernel"],
+        row["kind"],
+    )
     known, messages = {key(row): row for row in before}, []
     for row in now:
         if row["stack"]:
@@ -331,7 +352,9 @@ def section(results: dict[str, Any]) -> str:
         if row["precision"] != "highest":
             continue
         ms = row.get("ms", {})
-        cells = [f"sm_{row['capability']}", row["kernel"].removesuffix("_kernel")]
+        name = row["kernel"].removesuffix("_kernel")
+        name += ", both angles" if row["kind"] == "angles" else ""
+        cells = [f"sm_{row['capability']}", name]
         cells += [" x ".join(map(str, row["tile"][:2])), str(row["registers"])]
         cells += [f"{row['shared'] / 1024:.0f}", f"{row['product']} + {row['rest']}"]
         cells += [f"{ms[key]:.1f}" if ms else "" for key in ("issue", "tensor", "cache", "memory")]
@@ -348,7 +371,11 @@ def main() -> None:
         print("\n".join(messages))
         sys.exit(bool(messages))
     made = {"triton": triton.__version__, "rows": now}
-    made["step, ms"] = {p: round(sum(serial(now, p).values()), 1) for p in PRECISIONS}
+    made["step, ms"] = {
+        f"{kind}, {p}": round(sum(serial(now, p, kind).values()), 1)
+        for kind in KINDS["log_sums"]
+        for p in PRECISIONS
+    }
     FILE.write_text(json.dumps(made, indent=1) + "\n", "utf-8")
     page = DOCS / "kernels.md"
     if MARKERS[0] in page.read_text("utf-8"):

@@ -37,11 +37,8 @@ def main(argv: list[str] | None = None) -> int:
         saved = read(args.checkpoint)
         stream = samples(expand(args.shards), messages.append)
         chosen = (sample for sample in stream if args.split in (None, sample.split))
-        config = saved.config
         source = f"--shards with --split {args.split}" if args.split else "--shards"
-        result = evaluate(
-            saved.model(), saved.tokenizer, config.objective, config.image_size, chosen, source
-        )
+        result = evaluate(saved.model(), saved.tokenizer, saved.config.image_size, chosen, source)
         console.print(report.table({Path(args.shards[0]).name: result}))
         if args.json:
             write_json(args.json, result)

@@ -83,21 +83,25 @@ def backward(
 
     pieces = [*zip(*(t.tensor_split(count) for t in inputs), strict=True)]
     with torch.no_grad():
-        images, texts, curvs, scales = zip(*(model(*piece) for piece in pieces), strict=True)
-    outputs = [torch.cat(images), torch.cat(texts), curvs[0], scales[0]]
-    outputs = [t.detach().requires_grad_() for t in outputs]
-    loss, parts = objective(*outputs, *targets)
+        images, texts, numbers = zip(*(model(*piece) for piece in pieces), strict=True)
+    points = [torch.cat(z).requires_grad_() for z in (images, texts)]
+    leaves = {name: t.detach().requires_grad_() for name, t in numbers[0].items()}
+    loss, parts = objective(*points, leaves, *targets)
     accelerator.backward(loss)
-    grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in outputs]
-    point_grads, number_grads = grads[:2], grads[2:]
+    point_grads, number_grads = (
+        [torch.zeros_like(t) if t.grad is None else t.grad for t in tensors]
+        for tensors in (points, leaves.values())
+    )
     pieces_with_grads = zip(pieces, *(g.tensor_split(count) for g in point_grads), strict=True)
     for i, (piece, *grads_of_piece) in enumerate(pieces_with_grads):
         # With the last piece processes exchange gradients. As all pieces return the same curvature
         # and logit scale, the gradients of these two are sent back once, there as well.
         is_last = i == count - 1
         with nullcontext() if is_last else accelerator.no_sync(model):
+            *piece_points, piece_numbers = model(*piece)
+            outputs = [*piece_points, *piece_numbers.values()]
             grad_outputs = [*grads_of_piece, *(g * is_last for g in number_grads)]
-            sum((x * g).sum() for x, g in zip(model(*piece), grad_outputs, strict=True)).backward()
+            sum((x * g).sum() for x, g in zip(outputs, grad_outputs, strict=True)).backward()
     return loss.detach(), parts
 
 
@@ -137,9 +141,7 @@ def finish(config: Config, folder: Path, model: Towers, tokenizer: CaptionTokeni
         messages: list[str] = []
         stream = samples(expand([pattern]), messages.append)
         source = f"--eval-shards {name}={pattern}"
-        results[name] = evaluate(
-            model, tokenizer, config.objective, config.image_size, stream, source
-        )
+        results[name] = evaluate(model, tokenizer, config.image_size, stream, source)
         for message in messages:
             console.print(f"skipped: {message}", markup=False)
     write_json(folder / "evaluation.json", results)

@@ -220,26 +220,38 @@ class LogitScale(_Positive):
 class Lift(nn.Module):
     r"""Features of a Euclidean network to points: scaled by a learned number, then ``expmap0``.
 
-    ``ops.expmap0(scale * features, curv)``, with a scale that starts at ``1/sqrt(dim)`` and is at
-    most 1: features with entries of size 1 start at a distance of about 1 from the origin.
+    ``ops.expmap0(scale * features, curv)``, with a scale that starts at ``radius/sqrt(dim)`` and is
+    at most 1: features with entries of size 1 start at the distance ``radius`` from the origin.
 
     Args:
         dim: D, the size of a feature.
+        radius: positive, at most ``sqrt(dim)``. Two lifts of different radii start with a modality
+            gap: an angle loss needs images farther out than their texts.
 
     Called with features ``(..., D)`` and ``curv``, gives space components ``(..., D)``; half
     precision is lifted in float32.
 
-    Source: Desai et al. 2023 (MERU), sec. 3.2.
+    Source: Desai et al. 2023 (MERU), sec. 3.2, with a radius of 1.
 
-    >>> Lift(4)(torch.tensor([1.0, -1.0, 1.0, -1.0]), curv=1.0).detach()
+    >>> features = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    >>> Lift(4)(features, curv=1.0).detach()
     tensor([ 0.5876, -0.5876,  0.5876, -0.5876])
+    >>> ops.dist0(Lift(4, radius=2.0)(features)).detach()
+    tensor(2.)
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, radius: float = 1.0) -> None:
         super().__init__()
         _check_size("dim", dim)
+        largest = dim**0.5
+        if not 0 < radius <= largest:
+            raise ValueError(
+                f"radius: expected a positive number of at most sqrt(dim) = {largest:g}, got "
+                f"{radius!r}; a larger one needs a scale above 1: multiply the features"
+            )
         self.dim = dim
-        self.scale = _Positive("scale", dim**-0.5, torch.finfo(torch.float32).tiny, 1.0, True)
+        least = torch.finfo(torch.float32).tiny
+        self.scale = _Positive("scale", radius / largest, least, 1.0, True)
 
     def reset_parameters(self) -> None:
         """The scale at the start."""

@@ -6,16 +6,25 @@ from torch.nn.functional import cosine_similarity
 from lorentzkit import ops
 from lorentzkit.losses import contrastive_loss
 
-SIMILARITIES = ["angle", "distance", "cosine"]
+# Options of the loss, by the name that they have inside.
+OPTIONS = {
+    "angles": {"similarity": "angle", "apex": "query"},
+    "exterior": {"similarity": "angle"},
+    "distance": {"similarity": "distance"},
+    "cosine": {"similarity": "cosine"},
+}
+SIMILARITIES = [*OPTIONS]
 NAMES = ["x", "y", "curv", "logit_scale"]
 
 
 def logits(x, y, curv, scale, similarity):
     """What rows see and what columns see, ``(N, M)`` both, from the elementwise ops."""
     x, y = x[:, None], y[None]
-    if similarity == "angle":
+    if similarity == "angles":
         return -scale * ops.exterior_angle(x, y, curv), scale * ops.exterior_angle(y, x, curv)
-    if similarity == "distance":
+    if similarity == "exterior":
+        both = -scale * ops.exterior_angle(x, y, curv)
+    elif similarity == "distance":
         both = -scale * ops.dist(x, y, curv)
     else:
         both = scale * cosine_similarity(x, y, dim=-1)
@@ -44,7 +53,7 @@ def leaves(x, y, dtype=torch.float64, curv=0.7, scale=5.0):
 def compare(x, y, similarity, positive, targets, scale=5.0, rtol=1e-9, atol=1e-9, **how):
     """Value and every gradient by name, against the naive expression at the same inputs."""
     inputs = leaves(x, y, x.dtype, scale=scale)
-    loss = contrastive_loss(*inputs, similarity=similarity, targets=targets, **how)
+    loss = contrastive_loss(*inputs, targets=targets, **OPTIONS[similarity], **how)
     got = torch.autograd.grad(loss, inputs, materialize_grads=True)
     exact = [t.detach().double().requires_grad_() for t in inputs]
     truth = naive(*exact, similarity, positive)

@@ -19,8 +19,16 @@ PAIRWISE = {
     "dist": ops.pairwise_dist,
     "exterior_angle": ops.pairwise_exterior_angle,
 }
-# The same op, by the name of its similarity in `pairwise_topk`.
-OP_OF = {"distance": "dist", "angle": "exterior_angle", "inner": "inner"}
+# What `pairwise_topk` ranks by: its options, and the matrix of what it compares.
+SEARCHES = {
+    "distance": ({"similarity": "distance"}, ops.pairwise_dist),
+    "angle": ({"similarity": "angle"}, ops.pairwise_exterior_angle),
+    "angle at y": (
+        {"similarity": "angle", "apex": "y"},
+        lambda x, y, curv: ops.pairwise_exterior_angle(y, x, curv).mT,
+    ),
+    "inner": ({"similarity": "inner"}, ops.pairwise_inner),
+}
 BOUND = 16  # condition-scaled; docs/kernels.md
 
 
@@ -66,21 +74,21 @@ def custom_ops(impl: str, dtype: torch.dtype) -> list[tuple[Any, tuple[Any, ...]
     ids = tuple(i.int() for i in pairs)
     how = "highest", impl
     library = torch.ops.lorentzkit
-    prepare = (library.prepare, (x, y, c, "angle", "highest"))
+    prepare = (library.prepare, (x, y, c, "angles", "highest"))
     loss = (x, y, c, scale, *ids, *pairs, *prepare[0](*prepare[1]))
-    terms = library.loss_terms(*loss, "angle", *how)
+    terms = library.loss_terms(*loss, "angles", *how)
     calls = [
         (library.matrix, (x[None], y[None], c[None], "distance", *how)),
         (library.matrix_gradients, (x[None], y[None], c[None], at[None], "distance", *how)),
-        (library.loss_terms, (*loss, "angle", *how)),
-        (library.loss_terms_gradients, (*loss, *terms[:2], *terms, "angle", *how)),
-        (library.topk, (x, y, c, "distance", "highest", 2, False, 0, impl)),
+        (library.loss_terms, (*loss, "angles", *how)),
+        (library.loss_terms_gradients, (*loss, *terms[:2], *terms, "angles", *how)),
+        (library.topk, (x, y, c, "distance", "highest", 2, False, "x", 0, impl)),
     ]
     if impl == "streaming":  # these ops take no impl: once is enough
         calls += [
             prepare,
-            (library.selected, (x, y, c, *pairs, "angle")),
-            (library.selected_gradients, (x, y, c, *pairs, at[:, :2], "angle")),
+            (library.selected, (x, y, c, *pairs, "angles")),
+            (library.selected_gradients, (x, y, c, *pairs, at[:, :2], "angles")),
         ]
     return calls
 

@@ -73,9 +73,14 @@ class Config:
     entailment_weight: float = option(
         0.2, "weight of the entailment loss; hycoclip: of half of its four's sum"
     )
+    apex: Literal["text", "query"] = option(
+        "text", "atmg: where angles are taken; query: also at images that look for their text"
+    )
     text_radius: float = option(0.5, "atmg: where the centroid of the texts belongs")
     image_radius: float = option(1.0, "atmg: where that of the images belongs")
     centroid_weight: float = option(0.1, "atmg: the paper's lambda")
+    text_start: float = option(0.0, "where texts start, about (0: atmg at its radius, others at 1)")
+    image_start: float = option(0.0, "where images start, likewise")
 
     steps: int = option(1000, "of the optimiser")
     batch_size: int = option(256, "pairs in a step, over all processes: contrasted all with all")

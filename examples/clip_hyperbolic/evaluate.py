@@ -48,7 +48,7 @@ def midpoints(
 ) -> Tensor:
     """The midpoint of the points of each group of texts; of unit vectors the one on the sphere."""
     text_index = {text: i for i, text in enumerate(dict.fromkeys(chain.from_iterable(groups)))}
-    points, curv = embed_texts(model, tokenizer, [*text_index]), model.curv().cpu()
+    points = embed_texts(model, tokenizer, [*text_index])
     result = points.new_empty(len(groups), points.shape[1])
     groups_of_length: dict[int, list[int]] = {}
     for i, group in enumerate(groups):
@@ -60,7 +60,7 @@ def midpoints(
             if length == 1:
                 result[rows] = points[batch[:, 0]]
             elif model.hyperbolic:
-                result[rows] = ops.einstein_midpoint(points[batch], curv=curv)
+                result[rows] = ops.einstein_midpoint(points[batch], curv=model.model.curv().cpu())
             else:
                 result[rows] = torch.nn.functional.normalize(points[batch].mean(1), dim=-1)
     return result
@@ -83,18 +83,21 @@ def embed_images(
 
 
 @torch.no_grad()
-def ranking(
-    model: Towers, objective: str, queries: Tensor, gallery: Tensor, *, images_ask: bool
-) -> Tensor:
+def ranking(model: Towers, queries: Tensor, gallery: Tensor, *, images_ask: bool) -> Tensor:
     """The best of the gallery for each query, indices (N, at most DEPTH), as training ranked them.
 
-    With angles the apex is the query: images lie ahead of a text, texts behind an image. Among
-    clip's unit vectors the nearest has the largest cosine, whatever the geometry.
+    With angles, images lie ahead of a text: the angle at the text is small. Where training took the
+    angle at the query, the texts of an image lie behind it. Among clip's unit vectors the nearest
+    has the largest cosine, whatever the geometry.
     """
-    by_angle: dict[str, Any] = {"similarity": "angle", "largest": images_ask}
-    similarity = by_angle if objective == "atmg" else {"similarity": "distance"}
-    k = min(DEPTH, len(gallery))
-    return ops.pairwise_topk(queries, gallery, model.curv().cpu(), k=k, **similarity)[1]
+    config = model.model.config
+    options: dict[str, Any] = {"similarity": "distance"}
+    if config.objective == "atmg":
+        options = {"similarity": "angle"}
+        if images_ask:
+            options |= {"apex": "y"} if config.apex == "text" else {"largest": True}
+    curv = {name: number.cpu() for name, number in model.curvature().items()}
+    return ops.pairwise_topk(queries, gallery, k=min(DEPTH, len(gallery)), **curv, **options)[1]
 
 
 def retrieval(
@@ -181,14 +184,15 @@ def radii(
         for i, paths in enumerate(ancestors(samples), 1)
     }
     levels |= {"captions": texts, "images": images}
-    return {name: ops.dist0(x, model.curv().cpu()).mean().item() for name, x in levels.items()}
+    return {
+        name: ops.dist0(x, model.model.curv().cpu()).mean().item() for name, x in levels.items()
+    }
 
 
 @torch.no_grad()
 def zero_shot(
     model: Towers,
     tokenizer: CaptionTokenizer,
-    objective: str,
     images: Tensor,
     samples: list[Sample],
 ) -> dict[str, float]:
@@ -199,7 +203,7 @@ def zero_shot(
     prompts = [tuple(prompt.format(name) for prompt in PROMPTS) for name in classes]
     points = midpoints(model, tokenizer, prompts)
     labelled = [i for i, sample in enumerate(samples) if sample.label]
-    best = ranking(model, objective, images[labelled], points, images_ask=True)[:, :5]
+    best = ranking(model, images[labelled], points, images_ask=True)[:, :5]
     is_right = [
         [classes[j] == samples[i].label for j in row]
         for i, row in zip(labelled, best.tolist(), strict=True)
@@ -236,7 +240,9 @@ def entailment_rate(
     """The share of the pairs of an image and one of its texts whose image is in the text's cone."""
     pairs = [(text, image) for image, indices in enumerate(texts_of_images) for text in indices]
     text_index, image_index = torch.tensor(pairs).T
-    outside = ops.entailment_residual(texts[text_index], images[image_index], model.curv().cpu())
+    outside = ops.entailment_residual(
+        texts[text_index], images[image_index], model.model.curv().cpu()
+    )
     return (outside == 0).double().mean().item()
 
 
@@ -271,7 +277,6 @@ def texts_of_samples(
 def evaluate(
     model: Towers,
     tokenizer: CaptionTokenizer,
-    objective: str,
     image_size: int,
     samples: Iterable[Sample],
     source: str,
@@ -289,8 +294,8 @@ def evaluate(
     has_keywords = any(sample.keywords for sample in embedded)
     for measure in TEXTS if has_keywords else ["retrieval"]:
         texts = texts_of_samples(model, tokenizer, embedded, TEXTS[measure])
-        t2i = ranking(model, objective, texts.points, images, images_ask=False)
-        i2t = ranking(model, objective, images, texts.points, images_ask=True)
+        t2i = ranking(model, texts.points, images, images_ask=False)
+        i2t = ranking(model, images, texts.points, images_ask=True)
         rankings = {
             "t2i": (t2i, texts.concepts, image_concepts),
             "i2t": (i2t, image_concepts, texts.concepts),
@@ -298,7 +303,7 @@ def evaluate(
         result[measure] = {name: retrieval(*arguments) for name, arguments in rankings.items()}
     # `texts` and `rankings` are now those of the plain captions.
     result |= {"n_texts": len(texts.points), "hierarchy": {}, "radius": {}}
-    result["zero_shot"] = zero_shot(model, tokenizer, objective, images, embedded)
+    result["zero_shot"] = zero_shot(model, tokenizer, images, embedded)
     if any(sample.ancestors for sample in embedded):
         for direction, arguments in rankings.items():
             scores = hierarchy_of_ranking(*arguments, embedded)

@@ -51,6 +51,9 @@ class Towers(nn.Module):
                 text_radius=config.text_radius,
                 image_radius=config.image_radius,
                 centroid_weight=config.centroid_weight,
+                apex=config.apex,
+                text_start=config.text_start or None,
+                image_start=config.image_start or None,
             )
         except (OSError, ValueError) as error:
             folders = {"--vision_model": config.vision_model, "--text_model": config.text_model}
@@ -70,12 +73,16 @@ class Towers(nn.Module):
         self.model.save_pretrained(folder)
         HyperbolicCLIPProcessor(images, tokenizer.pretrained).save_pretrained(folder)
 
-    def forward(self, pixels: Tensor, tokens: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-        """Points of images and of texts, the curvature and the logit scale."""
-        return self.images(pixels), self.texts(tokens, mask), self.curv(), self.logit_scale()
+    def forward(
+        self, pixels: Tensor, tokens: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Points of images and of texts; the logit scale and, if there is one, the curvature."""
+        numbers = {"logit_scale": self.logit_scale()} | self.curvature()
+        return self.images(pixels), self.texts(tokens, mask), numbers
 
-    def curv(self) -> Tensor:
-        return self.model.curv() if self.hyperbolic else self.logit_scale().new_ones(())
+    def curvature(self) -> dict[str, Tensor]:
+        """The curvature as ops and losses take it, ``curv``; nothing for unit vectors."""
+        return {"curv": self.model.curv()} if self.hyperbolic else {}
 
     def images(self, pixels: Tensor) -> Tensor:
         """Pixels (N, 3, size, size) in [0, 1] to points (N, D)."""

@@ -21,15 +21,15 @@ ANCESTOR_STRIDE = 2
 class AngleContrast(nn.Module):
     """atmg's loss of ancestors: without the centroids, which the captions hold at their radii."""
 
-    def __init__(self, group: dist.ProcessGroup | None) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__()
-        self.group = group
+        self.options = options
 
     def forward(
         self, *, text: Tensor, image: Tensor, curv: Tensor, logit_scale: Tensor, targets: Tensor
     ) -> tuple[Tensor, Parts]:
         loss = losses.contrastive_loss(
-            text, image, curv, logit_scale, similarity="angle", targets=targets, group=self.group
+            text, image, curv, logit_scale, similarity="angle", targets=targets, **self.options
         )
         return loss, {"contrastive": loss}
 
@@ -53,9 +53,11 @@ class Objective(nn.Module):
                 text_radius=config.text_radius,
                 image_radius=config.image_radius,
                 centroid_weight=config.centroid_weight,
+                apex=config.apex,
                 group=group,
             )
-            self.ancestor_loss = AngleContrast(group)
+            apex: Any = "x" if config.apex == "text" else "query"
+            self.ancestor_loss = AngleContrast(apex=apex, group=group)
         elif config.objective in ("meru", "hycoclip"):
             meru = losses.MERULoss(entailment_weight=config.entailment_weight, group=group)
             self.caption_loss = self.ancestor_loss = meru
@@ -70,8 +72,7 @@ class Objective(nn.Module):
         self,
         images: Tensor,
         texts: Tensor,
-        curv: Tensor,
-        scale: Tensor,
+        numbers: dict[str, Tensor],
         index: Tensor,
         labels: Tensor,
         boxes: Tensor | None = None,
@@ -79,25 +80,25 @@ class Objective(nn.Module):
         """The total loss and its parts.
 
         Row k of `index` and `labels` is a level: captions first, then their ancestors. The text of
-        `images[i]` is `texts[index[k, i]]`; pairs with equal `labels[k]` are positives.
+        `images[i]` is `texts[index[k, i]]`; pairs with equal `labels[k]` are positives. `numbers`
+        are the logit scale and the curvature, as losses take them.
 
         With `boxes`, as hycoclip has them, `images` holds their crops too, behind the images. The
         k-th crop has the text `texts[boxes[0, k]]` and was cut out of `images[boxes[1, k]]`.
         """
-        space = {"curv": curv, "logit_scale": scale}
         box_inputs = {}
         if boxes is not None:
             images, crops = images.tensor_split([index.shape[1]])
             box_inputs = {"box_text": texts[boxes[0]], "box_image": crops, "box_of": boxes[1]}
         total, parts = self.caption_loss(
-            text=texts[index[0]], image=images, targets=labels[0], **space, **box_inputs
+            text=texts[index[0]], image=images, targets=labels[0], **numbers, **box_inputs
         )
         level_losses = [
             self.ancestor_loss(
                 text=texts[level_index[::ANCESTOR_STRIDE]],
                 image=images[::ANCESTOR_STRIDE],
                 targets=level_labels[::ANCESTOR_STRIDE],
-                **space,
+                **numbers,
             )[0]
             for level_index, level_labels in zip(index[1:], labels[1:], strict=True)
         ]

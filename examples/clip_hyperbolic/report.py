@@ -109,7 +109,7 @@ class View:
         self.texts = {
             name: embed_texts(model, tokenizer, texts) for name, texts in self.levels.items()
         }
-        self.curv = model.curv().detach().cpu()
+        self.curv = model.model.curv().detach().cpu()
         self.shown = torch.randperm(
             len(self.samples), generator=torch.Generator().manual_seed(0)
         ).tolist()
@@ -177,7 +177,7 @@ class View:
         figure = Figure(figsize=(9, 1.25 * count), layout="constrained")
         chosen = [self.samples[i] for i in self.shown[:count]]
         queries = self.texts["captions"][[self.captions.index(s.caption) for s in chosen]]
-        ranked = ranking(self.model, self.config.objective, queries, self.images, images_ask=False)
+        ranked = ranking(self.model, queries, self.images, images_ask=False)
         panels = figure.subplots(count, 6, squeeze=False)
         for row, sample, best in zip(panels, chosen, ranked[:, :5].tolist(), strict=True):
             row[0].axis("off")

@@ -127,7 +127,7 @@ class Run:
         }
         learned = {"logit_scale": self.towers.logit_scale().item()}
         if self.towers.hyperbolic:
-            learned = {"curvature": self.towers.curv().item()} | learned
+            learned = {"curvature": self.towers.model.curv().item()} | learned
         lr = self.optimizer.param_groups[0]["lr"]
         return reduced | learned | {"gradient_norm": norm, "lr": lr, "broken": self.state.broken}
 

@@ -24,13 +24,13 @@ def train_and_measure(seed: int, steps: int, smoke: bool, **settings: Any) -> Ca
     config = configuration(smoke, objective="atmg", seed=seed, steps=steps, **settings)
     model, tokenizer, steps_taken = train(config)
     drawings = Drawings(config)
-    points, curv = drawings.points(model, tokenizer), model.curv().detach()
+    points, curv = drawings.points(model, tokenizer), model.model.curv().detach()
     with torch.no_grad():
         radii = {
             name: ops.dist0(x, curv).mean().item()
             for name, x in (("captions", points.texts), ("images", points.images))
         }
-    scores = drawings.scores(points, model, "atmg") | gap(points, curv, True) | radii
+    scores = drawings.scores(points, model) | gap(points, curv) | radii
     return scores | {"taken": steps_taken, "curvature": curv.item()}
 
 

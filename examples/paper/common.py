@@ -38,7 +38,14 @@ Case = dict[str, Any]
 # Okabe and Ito 2008: colours that the colour-blind can tell apart; in print, markers do.
 BLACK, ORANGE, GREEN = "#000000", "#E69F00", "#009E73"
 BLUE, RED, PINK = "#0072B2", "#D55E00", "#CC79A7"
-OBJECTIVES = {"clip": (BLACK, "s"), "meru": (ORANGE, "^"), "atmg": (BLUE, "o")}
+# With the angle of images at the image, as the released code takes it.
+ATMG_QUERY = "atmg, apex query"
+OBJECTIVES = {
+    "clip": (BLACK, "s"),
+    "meru": (ORANGE, "^"),
+    "atmg": (BLUE, "o"),
+    ATMG_QUERY: (PINK, "D"),
+}
 console = Console(stderr=True, soft_wrap=True)
 
 

@@ -30,12 +30,12 @@ def train_and_measure(objective: str, seed: int, steps: int, smoke: bool) -> Cas
     drawings, records = Drawings(config), []
 
     def measure(step: int, model: Towers, tokenizer: CaptionTokenizer) -> None:
-        points, curv = drawings.points(model, tokenizer), model.curv().detach()
+        points, curv = drawings.points(model, tokenizer), curvature(model)
         records.append(
             {"step": step}
-            | drawings.scores(points, model, objective)
-            | spread_within_concepts(points.images.transpose(0, 1), curv, model.hyperbolic)
-            | gap(points, curv, model.hyperbolic)
+            | drawings.scores(points, model)
+            | spread_within_concepts(points.images.transpose(0, 1), curv)
+            | gap(points, curv)
         )
 
     probe_steps = {step for step in PROBE_STEPS if step <= steps} | {steps}
@@ -43,17 +43,22 @@ def train_and_measure(objective: str, seed: int, steps: int, smoke: bool) -> Cas
     return {"taken": steps_taken, "found": records}
 
 
-def distance(x: Tensor, y: Tensor, curv: Tensor, hyperbolic: bool) -> Tensor:
+def curvature(model: Towers) -> Tensor | None:
+    """That of the model's space; None where its points are unit vectors."""
+    return model.model.curv().detach() if model.hyperbolic else None
+
+
+def distance(x: Tensor, y: Tensor, curv: Tensor | None) -> Tensor:
     """The distance of points in the geometry that their model trains in."""
-    return ops.dist(x, y, curv) if hyperbolic else (x - y).norm(dim=-1)
+    return ops.dist(x, y, curv) if curv is not None else (x - y).norm(dim=-1)
 
 
-def as_vectors(x: Tensor, curv: Tensor, hyperbolic: bool) -> Tensor:
+def as_vectors(x: Tensor, curv: Tensor | None) -> Tensor:
     """Points as vectors that have their distance and direction from the origin."""
-    return ops.logmap0(x, curv) if hyperbolic else x
+    return ops.logmap0(x, curv) if curv is not None else x
 
 
-def spread_within_concepts(images: Tensor, curv: Tensor, hyperbolic: bool) -> dict[str, float]:
+def spread_within_concepts(images: Tensor, curv: Tensor | None) -> dict[str, float]:
     """How far the drawings (concepts, vendors, D) of one concept lie apart.
 
     `distance` and `angle` (at the origin) are means over the pairs of one concept, and as shares of
@@ -63,14 +68,14 @@ def spread_within_concepts(images: Tensor, curv: Tensor, hyperbolic: bool) -> di
     first, second = torch.combinations(torch.arange(images.shape[1])).T
     x, y, other_concepts = images[:, first], images[:, second], images.roll(1, dims=0)[:, second]
     distance_within, distance_between = (
-        distance(x, z, curv, hyperbolic).mean().item() for z in (y, other_concepts)
+        distance(x, z, curv).mean().item() for z in (y, other_concepts)
     )
     unit = normalize(images, dim=-1)
     angle_within, angle_between = (
         torch.acos((unit[:, first] * z[:, second]).sum(-1).clamp(-1, 1)).mean().rad2deg().item()
         for z in (unit, unit.roll(1, dims=0))
     )
-    if hyperbolic:
+    if curv is not None:
         midpoint = ops.einstein_midpoint(images, curv=curv)[:, None]
         deviations = ops.transp0back(midpoint, ops.logmap(midpoint, images, curv), curv)
     else:
@@ -91,18 +96,18 @@ def effective_rank(vectors: Tensor) -> Tensor:
     return torch.special.entr(share).sum(-1).exp()
 
 
-def gap(points: Points, curv: Tensor, hyperbolic: bool) -> dict[str, float]:
+def gap(points: Points, curv: Tensor | None) -> dict[str, float]:
     """How far texts and images of unseen vendors lie apart, and whether a plane parts them."""
     images = torch.stack([points.images[VENDORS.index(vendor)] for vendor in UNSEEN])
     texts = points.texts.expand_as(images)
-    if hyperbolic:
+    if curv is not None:
         centres = [ops.einstein_midpoint(x.flatten(0, 1), curv=curv) for x in (texts, images)]
     else:
         centres = [x.flatten(0, 1).mean(0) for x in (texts, images)]
-    centroid_distance = distance(*centres, curv, hyperbolic).item()
-    matching = distance(texts, images, curv, hyperbolic).mean().item()
-    not_matching = distance(texts, images.roll(1, dims=1), curv, hyperbolic).mean().item()
-    vectors = [as_vectors(x[0], curv, hyperbolic) for x in (texts, images)]
+    centroid_distance = distance(*centres, curv).item()
+    matching = distance(texts, images, curv).mean().item()
+    not_matching = distance(texts, images.roll(1, dims=1), curv).mean().item()
+    vectors = [as_vectors(x[0], curv) for x in (texts, images)]
     return {
         "gap": centroid_distance,
         "gap, of pairs'": centroid_distance / matching,

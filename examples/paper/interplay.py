@@ -1,7 +1,7 @@
 """Claim: the contrast of distances works against the entailment loss; both angle terms agree.
 
 During training, on one batch of pairs, the gradients of the two terms of a loss: for meru the
-contrast and the entailment, for atmg the contrast at text apexes and at image apexes. A cosine
+contrast and the entailment, for atmg the contrasts of both directions, by both readings. A cosine
 below 0 means that a step down the one is a step up the other. At points it is that of tangent
 vectors, in the Riemannian metric, pair by pair; at the parameters it is that of the whole batch.
 """
@@ -17,10 +17,11 @@ from typing import Any
 
 import common  # noqa: F401  (first: it lets the example be found)
 import torch
+from clip_hyperbolic.config import Config
 from clip_hyperbolic.data import Batches
 from clip_hyperbolic.model import Towers
 from clip_hyperbolic.tokenizer import CaptionTokenizer
-from common import BLUE, GREEN, ORANGE, Case, options, publish, spread
+from common import ATMG_QUERY, BLUE, GREEN, ORANGE, Case, options, publish, spread
 from matplotlib.figure import Figure
 from torch import Tensor
 from training import configuration, train, trained
@@ -29,26 +30,33 @@ from lorentzkit.losses import contrastive_loss, entailment_loss
 from lorentzkit.manifolds import Lorentz
 
 PROBE_STEPS = (1, 5, 10, 20, 30, 50, 75, 100, 150, 200, 250, 300)
-TERMS = {"meru": ("contrast", "entailment"), "atmg": ("text apex", "image apex")}
+TERMS = {
+    "meru": ("contrast", "entailment"),
+    "atmg": ("text to image", "image to text"),
+    ATMG_QUERY: ("text to image", "image to text"),
+}
 COLUMNS = ["opposed", "outward, first", "outward, second", "length, second / first"]
 TOWERS = ("vision_model", "text_model", "visual_projection", "text_projection")
 PLACES = {"images": BLUE, "texts": ORANGE, "parameters": GREEN}
 
 
 def terms(
-    objective: str, texts: Tensor, images: Tensor, curv: Tensor, scale: Tensor, labels: Tensor
+    config: Config, texts: Tensor, images: Tensor, numbers: dict[str, Tensor], labels: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The two terms, weighted as in the loss."""
-    if objective == "meru":
-        contrast = contrastive_loss(
-            texts, images, curv, scale, similarity="distance", targets=labels
-        )
-        assert isinstance(contrast, Tensor)
-        return contrast, 0.2 * entailment_loss(texts, images, curv)
-    text_apex_losses, image_apex_losses = contrastive_loss(
-        texts, images, curv, scale, similarity="angle", targets=labels, reduction="none"
+    if config.objective == "meru":
+        contrast = contrastive_loss(texts, images, similarity="distance", targets=labels, **numbers)
+        return contrast, 0.2 * entailment_loss(texts, images, numbers["curv"])
+    text_losses, image_losses = contrastive_loss(
+        texts,
+        images,
+        similarity="angle",
+        apex="x" if config.apex == "text" else "query",
+        targets=labels,
+        reduction="none",
+        **numbers,
     )
-    return text_apex_losses.mean() / 2, image_apex_losses.mean() / 2
+    return text_losses.mean() / 2, image_losses.mean() / 2
 
 
 def gradient_agreement(x: Tensor, curv: Tensor, *gradients: Tensor) -> dict[str, float]:
@@ -74,17 +82,17 @@ def gradient_agreement(x: Tensor, curv: Tensor, *gradients: Tensor) -> dict[str,
     }
 
 
-def compare(objective: str, model: Towers, tokenizer: CaptionTokenizer, batch: Case) -> Case:
+def compare(config: Config, model: Towers, tokenizer: CaptionTokenizer, batch: Case) -> Case:
     labels, index = batch["labels"][0], batch["index"][0]
-    images, texts, curv, scale = model(batch["pixels"], *tokenizer(batch["texts"]))
+    images, texts, numbers = model(batch["pixels"], *tokenizer(batch["texts"]))
     texts = texts[index]
     tower_parameters = [p for name, p in model.model.named_parameters() if name.startswith(TOWERS)]
-    losses = terms(objective, texts, images, curv, scale, labels)
+    losses = terms(config, texts, images, numbers, labels)
     point_gradients = [
         torch.autograd.grad(loss, [texts, images], retain_graph=True) for loss in losses
     ]
     tower_gradients = [flat_gradient(loss, tower_parameters) for loss in losses]
-    curv, points = curv.detach(), (texts.detach(), images.detach())
+    curv, points = numbers["curv"].detach(), (texts.detach(), images.detach())
     agreement: Case = {
         name: gradient_agreement(
             x.double(), curv.double(), *(g[i].double() for g in point_gradients)
@@ -108,7 +116,7 @@ def train_and_compare(objective: str, seed: int, steps: int, smoke: bool) -> Cas
     batch, records = next(iter(Batches(replace(config, seed=seed + 1000)))), []
 
     def probe(step: int, model: Towers, tokenizer: CaptionTokenizer) -> None:
-        records.append({"step": step} | compare(objective, model, tokenizer, batch))
+        records.append({"step": step} | compare(config, model, tokenizer, batch))
 
     probe_steps = {step for step in PROBE_STEPS if step <= steps} | {steps}
     train(config, probe_steps=probe_steps, probe=probe)
@@ -121,8 +129,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     cases = trained("interplay", train_and_compare, cases, args, args.pick(3, 200, 300))
     warmup_steps = max(1, cases[0]["steps"] // 10)  # then the learning rate is at its peak
     rows = []
-    figure = Figure(figsize=(12, 8), layout="constrained")
-    for panels, (objective, term_names) in zip(figure.subplots(2, 2).T, TERMS.items(), strict=True):
+    figure = Figure(figsize=(18, 8), layout="constrained")
+    for panels, (objective, term_names) in zip(
+        figure.subplots(2, len(TERMS)).T, TERMS.items(), strict=True
+    ):
         runs = [case["found"] for case in cases if case["objective"] == objective]
         draw(panels, runs, term_names)
         spans = ((0, warmup_steps), (warmup_steps,))

@@ -23,7 +23,7 @@ from clip_hyperbolic.run import optimizer_of
 from clip_hyperbolic.schema import Sample
 from clip_hyperbolic.shards import expand, samples
 from clip_hyperbolic.tokenizer import CaptionTokenizer
-from common import Case, Options, console, measured
+from common import ATMG_QUERY, Case, Options, console, measured
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from train_clip_hyperbolic import learning_rate
@@ -43,8 +43,13 @@ def trained(
     return measured(name, function, [case | settings for case in cases], args.out)
 
 
-def configuration(smoke: bool = False, **changes: Any) -> Config:
-    """A small configuration of the example: a sweep takes minutes. `smoke` has few drawings too."""
+def configuration(smoke: bool = False, *, objective: str, **changes: Any) -> Config:
+    """A small configuration of the example: a sweep takes minutes. `smoke` has few drawings too.
+
+    `objective` is one of `common.OBJECTIVES`.
+    """
+    if objective == ATMG_QUERY:
+        objective, changes["apex"] = "atmg", "query"
     small: dict[str, Any] = {"image_size": 32, "crop": 0.6, "rotate": 12.0, "ancestor_weight": 0.3}
     small |= {"stem_width": 32, "text_width": 128, "embed_dim": 64, "steps": 300, "warmup": 30}
     if smoke:
@@ -52,7 +57,7 @@ def configuration(smoke: bool = False, **changes: Any) -> Config:
         small |= {"steps": 4, "warmup": 2, "batch_size": 32, "embed_dim": 4, "text_width": 32}
     folder, fold = emoji.default_cache(), "rare" if smoke else "*"
     shards = [f"{folder}/{vendor}-{fold}.tar" for vendor in emoji.TRAINING]
-    return Config(shards=shards, **small | changes)
+    return Config(objective=objective, shards=shards, **small | changes)
 
 
 @cache
@@ -95,11 +100,11 @@ class Drawings:
         model.train()
         return points
 
-    def scores(self, points: Points, model: Towers, objective: str) -> dict[str, float]:
+    def scores(self, points: Points, model: Towers) -> dict[str, float]:
         """Retrieval and tree-induced error on the unseen vendors, means over them."""
 
         def rank(queries: Tensor, gallery: Tensor, images_ask: bool) -> Tensor:
-            return ranking(model, objective, queries, gallery, images_ask=images_ask)
+            return ranking(model, queries, gallery, images_ask=images_ask)
 
         return self.scores_of(points, rank)
 

@@ -101,8 +101,10 @@ class UsualLoss(nn.Module):
         if self.config.objective == "meru":
             logits = -s * dist(texts, images, c)
             return contrast(logits, logits.T, labels)
-        rows, columns = exterior_angle(texts, images, c), exterior_angle(images, texts, c)
-        return contrast(-s * rows, s * columns, labels)
+        rows = -s * exterior_angle(texts, images, c)
+        if self.config.apex == "text":
+            return contrast(rows, rows.T, labels)
+        return contrast(rows, s * exterior_angle(images, texts, c), labels)
 
     def forward(
         self, *, text: Tensor, image: Tensor, curv: Tensor, logit_scale: Tensor, targets: Tensor
@@ -140,9 +142,11 @@ class UsualObjective(Objective):
 
 @torch.no_grad()
 def ranking(
-    objective: str, queries: Tensor, gallery: Tensor, c: Tensor, images_ask: bool
+    config: Config, queries: Tensor, gallery: Tensor, c: Tensor, images_ask: bool
 ) -> Tensor:
     """As the usual formulas rank: best first, all of the gallery."""
-    if objective == "meru":
+    if config.objective == "meru":
         return dist(queries, gallery, c).argsort(dim=1)
+    if images_ask and config.apex == "text":
+        return exterior_angle(gallery, queries, c).T.argsort(dim=1)
     return exterior_angle(queries, gallery, c).argsort(dim=1, descending=images_ask)

@@ -37,6 +37,9 @@ from lorentzkit._geometry.vectors import (
 
 _TINY = 1e-300  # a divisor in place of 0: squares of float32 numbers are larger
 
+ANGLES = ("angles", "exterior", "interior")
+"""The functions of two points that are angles: the first has two values, at x and at y."""
+
 
 class Measures(NamedTuple):
     """Lengths of x and y and the angle between them, ``(..., 1)``; constants to autograd."""

@@ -17,9 +17,16 @@ from lorentzkit._geometry import smooth
 from lorentzkit._geometry.arguments import norm_limit
 from lorentzkit._geometry.array_functions import Numbers, as_arrays, as_tensor, maximum, where
 from lorentzkit._geometry.compilation import earned
-from lorentzkit._geometry.invariants import Measures, measured
+from lorentzkit._geometry.invariants import ANGLES, Measures, measured
 from lorentzkit._geometry.special import TINY_LENGTH, values_at_hand
-from lorentzkit._geometry.triangle import Radial, Triangle, exact_triangle, radial, values, vjp
+from lorentzkit._geometry.triangle import (
+    Radial,
+    Triangle,
+    exact_triangle,
+    radial,
+    values,
+    vjp,
+)
 from lorentzkit._geometry.vectors import (
     eager,
     expand,
@@ -34,7 +41,7 @@ from lorentzkit._geometry.vectors import (
 
 
 def row_values(kind: str, x: Tensor, y: Tensor, c: Tensor) -> Tensor:
-    """``(..., K)`` in the points' dtype; K is 2 for "angle" (at x and at y) and else 1."""
+    """``(..., K)`` in the points' dtype; K is 2 for "angles" (at x and at y) and else 1."""
     x, y = torch.broadcast_tensors(x, y)  # type: ignore[no-untyped-call]
     if not eager(x):
         return smooth.row_values(kind, x, y, c)
@@ -194,7 +201,7 @@ def _pair(kind: str, m: Measures, x: Tensor, curvature: _Curvature, least: float
         rx, ry = (where(r > curvature.limit, curvature.limit, r) for r in (rx, ry))
         dr = where(inside[0] & inside[1], dr, rx - ry)
     root = number**0.5
-    apexes = kind in smooth.ANGLES or kind == "cosine"  # other kinds do not use them
+    apexes = kind in ANGLES or kind == "cosine"  # other kinds do not use them
     p, q = (
         radial(root * (_at_least(r, least) if least else r), 1.0 * (r != 0) if apexes else r)
         for r in (rx, ry)

@@ -20,7 +20,7 @@ from torch import Tensor
 from lorentzkit._geometry import elementary
 from lorentzkit._geometry.arguments import clamp_norm, norm_limit
 from lorentzkit._geometry.elementary import asinh, atan2
-from lorentzkit._geometry.invariants import Measures, Products, products
+from lorentzkit._geometry.invariants import ANGLES, Measures, Products, products
 from lorentzkit._geometry.special import (
     arsinh_length,
     carry,
@@ -30,8 +30,6 @@ from lorentzkit._geometry.special import (
     smallest_length,
 )
 from lorentzkit._geometry.vectors import or_one, power_of_two, wide_dtype
-
-ANGLES = ("angle", "exterior", "interior")
 
 
 class Root(NamedTuple):
@@ -236,7 +234,7 @@ def _chord_rise(m: Measures, increments: Relative) -> Tensor:
 def values(
     kind: str, p: Products, m: Measures, c: Tensor, scale: Tensor | float = 1.0
 ) -> tuple[Tensor, ...]:
-    """Two values for "angle", at x and at y. ``p`` holds products of points over ``scale``."""
+    """Two values for "angles", at x and at y. ``p`` holds products of points over ``scale``."""
     if kind == "distance":
         return (distance(p, m, c),)
     if kind == "inner":

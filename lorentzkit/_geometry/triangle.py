@@ -33,6 +33,7 @@ from lorentzkit._geometry.array_functions import (
     tiny,
     where,
 )
+from lorentzkit._geometry.invariants import ANGLES
 
 
 class Radial(NamedTuple):
@@ -150,43 +151,30 @@ class Partials(NamedTuple):
 
 
 class Legs(NamedTuple):
-    """Sine and cosine of the two exterior angles, both times ``R``."""
+    """Sine and cosine of an exterior angle, both times ``R``."""
 
-    n_x: Numbers
-    n_y: Numbers
-    m_x: Numbers
-    m_y: Numbers
+    n: Numbers
+    m: Numbers
 
 
-def legs(h: Numbers, sine: Numbers, tri: Triangle, x: Radial, y: Radial) -> Legs:
-    apexes = x.apex * y.apex  # 0 if a point is the origin: then both angles are constant
-    x_sinh, y_sinh = x.sinh * apexes, y.sinh * apexes
-    return Legs(
-        n_x=y_sinh * sine,
-        n_y=x_sinh * sine,
-        m_x=-tri.sinh_diff - x.cosh * y_sinh * h,
-        m_y=tri.sinh_diff - y.cosh * x_sinh * h,
-    )
+def legs_at_x(h: Numbers, sine: Numbers, tri: Triangle, x: Radial, y: Radial) -> Legs:
+    y_sinh = y.sinh * (x.apex * y.apex)  # 0 if a point is the origin: then the angle is constant
+    return Legs(y_sinh * sine, -tri.sinh_diff - x.cosh * y_sinh * h)
 
 
-def exterior_angle(h: Numbers, g: Numbers, tri: Triangle, x: Radial, y: Radial) -> Numbers:
-    """At x; 0 where the points coincide."""
-    leg = legs(h, sines(h, g)[0], tri, x, y)
-    return angle_of(leg.n_x, where(tri.R > 0, leg.m_x, 1.0))
+def legs_at_y(h: Numbers, sine: Numbers, tri: Triangle, x: Radial, y: Radial) -> Legs:
+    x_sinh = x.sinh * (x.apex * y.apex)
+    return Legs(x_sinh * sine, tri.sinh_diff - y.cosh * x_sinh * h)
 
 
-def interior_angle(h: Numbers, g: Numbers, tri: Triangle, x: Radial, y: Radial) -> Numbers:
-    """At x; pi where the points coincide."""
-    leg = legs(h, sines(h, g)[0], tri, x, y)
-    return angle_of(leg.n_x, where(tri.R > 0, -leg.m_x, -1.0))
+def exterior_angle(leg: Legs, tri: Triangle) -> Numbers:
+    """0 where the points coincide."""
+    return angle_of(leg.n, where(tri.R > 0, leg.m, 1.0))
 
 
-def angles(h: Numbers, g: Numbers, tri: Triangle, x: Radial, y: Radial) -> tuple[Numbers, Numbers]:
-    """Exterior angles at x and at y; 0 where the points coincide."""
-    leg = legs(h, sines(h, g)[0], tri, x, y)
-    apart = tri.R > 0
-    alpha = angle_of(leg.n_x, where(apart, leg.m_x, 1.0))
-    return alpha, angle_of(leg.n_y, where(apart, leg.m_y, 1.0))
+def interior_angle(leg: Legs, tri: Triangle) -> Numbers:
+    """pi where the points coincide."""
+    return angle_of(leg.n, where(tri.R > 0, -leg.m, -1.0))
 
 
 # atan(t)/t in t**2 on [0, 1], highest order first: Chebyshev, off by 1.8e-8.
@@ -240,7 +228,8 @@ def angle_vjp(
     sine, inverse_sine = sines(h, g)
     inverse = _inverse(tri.R)
     # The sines' common factor is left out: in the derivative by h it is in the denominator.
-    n_x, n_y, m_x, m_y = (leg * inverse for leg in legs(h, 1.0, tri, x, y))
+    at_x, at_y = legs_at_x(h, 1.0, tri, x, y), legs_at_y(h, 1.0, tri, x, y)
+    n_x, n_y, m_y = at_x.n * inverse, at_y.n * inverse, at_y.m * inverse
     # Each product in an order in which none is far below its result: it would underflow.
     sine_x, sine_y = n_x * sine, n_y * sine
     coth_d = (1 + 2 * tri.T) * inverse
@@ -254,7 +243,7 @@ def angle_vjp(
     if grad_beta is None:
         return partials
     return Partials(
-        h=partials.h - grad_beta * n_y * m_x * inverse_sine,
+        h=partials.h - grad_beta * n_y * (at_x.m * inverse) * inverse_sine,
         a=partials.a - grad_beta * sine_x * inverse,
         b=partials.b + grad_beta * sine_y * coth_d,
         c=partials.c + grad_beta * sine_y * y.tanh * (product + tilt * x.tanh),
@@ -302,13 +291,15 @@ def inner_vjp(h: Numbers, tri: Triangle, x: Radial, y: Radial, grad_output: Numb
 def values(
     kind: str, h: Numbers, g: Numbers, tri: Triangle, x: Radial, y: Radial, c: Numbers
 ) -> tuple[Numbers, ...]:
-    """The value of a pair: of "angle" two, that at x and that at y."""
-    if kind == "angle":
-        return angles(h, g, tri, x, y)
-    if kind == "exterior":
-        return (exterior_angle(h, g, tri, x, y),)
-    if kind == "interior":
-        return (interior_angle(h, g, tri, x, y),)
+    """The value of a pair: of "angles" two, the exterior angles at x and at y."""
+    if kind in ANGLES:
+        sine = sines(h, g)[0]
+        at_x = legs_at_x(h, sine, tri, x, y)
+        if kind == "interior":
+            return (interior_angle(at_x, tri),)
+        if kind == "exterior":
+            return (exterior_angle(at_x, tri),)
+        return exterior_angle(at_x, tri), exterior_angle(legs_at_y(h, sine, tri, x, y), tri)
     if kind == "distance":
         return (distance(tri) / c**0.5,)
     if kind == "inner":
@@ -335,14 +326,11 @@ def vjp(
 
     ``wide``: whether the numbers are of a wider type than the points.
     """
-    if kind == "angle":
-        return angle_vjp(
-            h, g, tri, x, y, grad_outputs[0], grad_outputs[1] if len(grad_outputs) > 1 else None
-        )
+    if kind == "angles":
+        return angle_vjp(h, g, tri, x, y, *grad_outputs)
     if kind in ("exterior", "interior"):
-        return angle_vjp(
-            h, g, tri, x, y, grad_outputs[0] if kind == "exterior" else -grad_outputs[0], None
-        )
+        grad_alpha = grad_outputs[0] if kind == "exterior" else -grad_outputs[0]
+        return angle_vjp(h, g, tri, x, y, grad_alpha, None)
     if kind == "distance":
         return distance_vjp(h, tri, x, y, grad_outputs[0] / c**0.5, by_c, wide)
     if kind == "inner":

@@ -9,6 +9,9 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 Objective = Literal["clip", "meru", "hycoclip", "atmg", "phyclip"]
 OBJECTIVES: tuple[str, ...] = get_args(Objective)
 
+Apex = Literal["text", "query"]
+APEXES: tuple[str, ...] = get_args(Apex)
+
 Pooling = Literal["eos", "mean"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
 
@@ -39,7 +42,10 @@ class HyperbolicCLIPConfig(PreTrainedConfig):
             "mean"; by default "eos" of a ``CLIPTextConfig`` and "mean" of others.
         initializer_factor: of the standard deviation that projections start with.
         entailment_weight: of `losses.MERULoss` and `losses.HyCoCLIPLoss`; None: their own.
-        text_radius, image_radius, centroid_weight: of `losses.ATMGLoss`.
+        apex, centroid_weight: of `losses.ATMGLoss`.
+        text_radius, image_radius: of `losses.ATMGLoss`, too.
+        text_start, image_start: about as far from the origin texts and images start (`nn.Lift`).
+            None: for "atmg" at those radii, for others at 1.
 
     >>> config = HyperbolicCLIPConfig({"hidden_size": 384}, objective="atmg")
     >>> config.vision_config.hidden_size, config.text_config.hidden_size
@@ -61,9 +67,12 @@ class HyperbolicCLIPConfig(PreTrainedConfig):
         text_pooling: Pooling | None = None,
         initializer_factor: float = 1.0,
         entailment_weight: float | None = None,
+        apex: Apex = "text",
         text_radius: float = 0.5,
         image_radius: float = 1.0,
         centroid_weight: float = 0.1,
+        text_start: float | None = None,
+        image_start: float | None = None,
         **kwargs: Any,
     ) -> None:
         if objective not in OBJECTIVES:
@@ -84,8 +93,12 @@ class HyperbolicCLIPConfig(PreTrainedConfig):
         self.curv_init, self.learn_curv = curv_init, learn_curv
         self.initializer_factor = initializer_factor
         self.entailment_weight = entailment_weight
+        if apex not in APEXES:
+            raise ValueError(f"apex: expected one of {APEXES}, got {apex!r}")
+        self.apex = apex
         self.text_radius, self.image_radius = text_radius, image_radius
         self.centroid_weight = centroid_weight
+        self.text_start, self.image_start = text_start, image_start
         super().__init__(**kwargs)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorentzkit.clip.configuration import HyperbolicCLIPConfig, Objective
+from lorentzkit.clip.configuration import Apex, HyperbolicCLIPConfig, Objective
 
 # Not in a checkpoint, but for its width: the small ViT is MoCo-v3's, with 12 heads and not 6.
 VISION_HEADS = {384: 12, 768: 12, 1024: 16}
@@ -159,7 +159,9 @@ def config_of(
     }
     factors = len(state["curvs"]) if "curvs" in state else 1
     curvature = _curvature(state.get("curvs", state.get("curv")), objective)
-    return HyperbolicCLIPConfig(vision, text, dim, objective, factors, **curvature)
+    # What ATMG's code minimised and ranks by.
+    apex: Apex = "query" if objective == "atmg" else "text"
+    return HyperbolicCLIPConfig(vision, text, dim, objective, factors, apex=apex, **curvature)
 
 
 def _heads(tower: str, width: int, known: int | None) -> int:

@@ -117,7 +117,8 @@ class HyperbolicCLIPModel(PreTrainedModel):
         self.logit_scale = LogitScale()
         if config.objective != "clip":
             dim //= config.factors
-            self.visual_lift, self.text_lift = Lift(dim), Lift(dim)
+            self.visual_lift = Lift(dim, _start(config, config.image_start, config.image_radius))
+            self.text_lift = Lift(dim, _start(config, config.text_start, config.text_radius))
             self.curvature = Curvature(config.curv_init, learnable=config.learn_curv)
             for number in (self.curvature, self.visual_lift.scale, self.text_lift.scale):
                 log = number.get_parameter(number.log_name).detach()
@@ -200,7 +201,7 @@ class HyperbolicCLIPModel(PreTrainedModel):
         scale = self.logit_scale()
         output = HyperbolicCLIPOutput(text_embeds=text, image_embeds=image)
         output.logits_per_image, output.logits_per_text = logits(
-            self.config.objective, text, image, curv, scale
+            self.config, text, image, curv, scale
         )
         if return_loss:
             boxes = self._boxes(box_input_ids, box_pixel_values, box_attention_mask, box_of)
@@ -300,6 +301,13 @@ class HyperbolicCLIPModel(PreTrainedModel):
         super().save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
             write_card(save_directory, self.config)
+
+
+def _start(config: HyperbolicCLIPConfig, start: float | None, radius: float) -> float:
+    """How far from the origin images or texts start."""
+    if start is not None:
+        return start
+    return radius if config.objective == "atmg" else 1.0
 
 
 __all__ = ["HyperbolicCLIPModel", "HyperbolicCLIPOutput"]

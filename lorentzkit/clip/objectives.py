@@ -13,21 +13,23 @@ from lorentzkit.distributed import Group
 
 
 def logits(
-    objective: str, text: Tensor, image: Tensor, curv: Tensor | None, scale: Tensor
+    config: HyperbolicCLIPConfig, text: Tensor, image: Tensor, curv: Tensor | None, scale: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Logits of images ``(M, N)`` over texts and of texts ``(N, M)`` over images.
 
-    Those of `losses.contrastive_loss`: for "atmg" each direction has its own, by the angle at the
-    image and by the angle at the text.
+    Those of `losses.contrastive_loss`: for "atmg" by the angle at the text; with ``apex="query"``
+    those of images by the angle at the image.
     """
     if curv is None:
         with torch.autocast(text.device.type, enabled=False):
             per_image = scale * image @ text.T
         return per_image, per_image.T
-    if objective == "atmg":
-        per_image = scale * ops.pairwise_exterior_angle(image, text, curv)
-        return per_image, -scale * ops.pairwise_exterior_angle(text, image, curv)
-    if objective == "phyclip":
+    if config.objective == "atmg":
+        per_text = -scale * ops.pairwise_exterior_angle(text, image, curv)
+        if config.apex == "text":
+            return per_text.T, per_text
+        return scale * ops.pairwise_exterior_angle(image, text, curv), per_text
+    if config.objective == "phyclip":
         spaces = zip(image.unbind(1), text.unbind(1), curv, strict=True)
         dist = torch.stack([ops.pairwise_dist(*space) for space in spaces]).mean(0)
     else:
@@ -50,6 +52,7 @@ def loss_of(config: HyperbolicCLIPConfig, group: Group) -> Any:
             text_radius=config.text_radius,
             image_radius=config.image_radius,
             centroid_weight=config.centroid_weight,
+            apex=config.apex,
             group=group,
         )
     raise NotImplementedError(

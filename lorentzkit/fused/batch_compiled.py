@@ -17,6 +17,7 @@ from torch.fx.experimental import _config
 
 from lorentzkit._geometry import compilation, pairs
 from lorentzkit._geometry.arguments import norm_limit
+from lorentzkit._geometry.invariants import ANGLES
 from lorentzkit._geometry.precision import full_precision
 from lorentzkit._geometry.special import TINY_LENGTH, dot
 from lorentzkit._geometry.vectors import cpu_op, stored
@@ -124,7 +125,7 @@ def _folded(similarity: str, x: _Side, y: _Side, mean: Tensor) -> Tensor:
     halves = [0.5 * dot(z.spread, z.spread) for z in (x, y)]
     h = x.spread @ y.spread.mT + halves[0] + halves[1].mT
     most = halves[0].amax() * halves[1].amax()
-    torch.ops.lorentzkit.recompute(h, x.spread, y.spread, mean, most, similarity == "angle")
+    torch.ops.lorentzkit.recompute(h, x.spread, y.spread, mean, most, similarity in ANGLES)
     return h
 
 

@@ -77,7 +77,7 @@ class _Pairs(NamedTuple):
     numbers: tuple[Any, Any, Any, Any, Any, Any]
     """Arguments of `triangle.values` and `triangle.vjp`"""
     values: tuple[np.ndarray, ...]
-    """``(N, N)``: two for "angle", at x and at y, and else one"""
+    """``(N, N)``: two for "angles", at x and at y, and else one"""
 
     @classmethod
     def from_batch(cls, batch: Batch) -> _Pairs | None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lorentzkit._geometry.compilation import row_chunks
+from lorentzkit._geometry.invariants import ANGLES
 from lorentzkit._geometry.special import dot
 from lorentzkit.fused.operands import FEW_DIMENSIONS
 
@@ -18,10 +19,10 @@ _ALIGNED = 1e-36  # `triangle.sines` takes it for 0, but it has a sign
 def fold(kind: str, out: Tensor, x: Tensor, y: Tensor, mean: Tensor, threshold: float) -> None:
     """Fills `out` ``(n, m)`` for rows of two `Operand.basis`.
 
-    For "angle" h has to be as exact near 2 as near 0: there it is folded, and negative. The mean
+    For angles h has to be as exact near 2 as near 0: there it is folded, and negative. The mean
     and the threshold are those of `Operands`.
     """
-    opposites = kind == "angle"
+    opposites = kind in ANGLES
     if x.shape[-1] - 2 <= FEW_DIMENSIONS:
         x, y = x[:, :-2], y[:, :-2]
         h = _half_square(x, -y)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lorentzkit._geometry.arguments import norm_limit
 from lorentzkit._geometry.compilation import by_rows
+from lorentzkit._geometry.invariants import ANGLES
 from lorentzkit._geometry.special import TINY_LENGTH, dot
 from lorentzkit._geometry.triangle import Radial, exponentials, radial
 
@@ -91,7 +92,7 @@ class Operands(NamedTuple):
         """The middle of the range of values, and how far from it a value can be."""
         if similarity == "cosine":
             return self.c.new_tensor(0.0), self.c.new_tensor(1.0)
-        if similarity == "angle":
+        if similarity in ANGLES:
             largest = self.c.new_tensor(math.pi)
         elif similarity == "distance":
             # asinh(s) <= log1p(2 s)

@@ -17,12 +17,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lorentzkit._geometry.invariants import ANGLES
 from lorentzkit._geometry.triangle import (
     Exponentials,
     Partials,
     Radial,
     Triangle,
-    legs,
+    legs_at_x,
+    legs_at_y,
     sines,
     triangle,
     unfold,
@@ -31,7 +33,7 @@ from lorentzkit._geometry.triangle import (
 )
 
 # The sign that turns a value into a logit: in the pair's row, and in its column.
-SIGNS = {"angle": (-1, 1), "distance": (-1, -1), "cosine": (1, 1)}
+SIGNS = {"angles": (-1, 1), "exterior": (-1, -1), "distance": (-1, -1), "cosine": (1, 1)}
 Scalars = Tensor | Sequence[Tensor]
 
 
@@ -60,7 +62,7 @@ class _Unfolded(NamedTuple):
 
 
 def _unfolded(kind: str, folded: Tensor, x: Scalars, y: Scalars) -> _Unfolded:
-    h, g = unfold(folded) if kind == "angle" else (folded, folded)
+    h, g = unfold(folded) if kind in ANGLES else (folded, folded)
     (*p, a, b, c), (*q, d, e, f) = x, y
     x_radial, y_radial = Radial(*p), Radial(*q)
     tri = triangle(h, x_radial, y_radial, Exponentials(a, b, c), Exponentials(d, e, f))
@@ -68,7 +70,7 @@ def _unfolded(kind: str, folded: Tensor, x: Scalars, y: Scalars) -> _Unfolded:
 
 
 def all_values(kind: str, folded: Tensor, x: Scalars, y: Scalars, c: Tensor) -> tuple[Tensor, ...]:
-    """The values of all pairs: two for "angle", else one."""
+    """The values of all pairs: two for "angles", else one."""
     return values(kind, *_unfolded(kind, folded, x, y), c)
 
 
@@ -106,18 +108,19 @@ def matrix_vjp(
     return _sums(vjp(kind, *unfolded, c, (grad_output,)), torch.zeros_like(grad_output), out)
 
 
-def score(kind: str, folded: Tensor, x: Tensor, y: Tensor) -> Tensor:
+def score(kind: str, apex: str, folded: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """A number that orders pairs as the distance does, or the exterior angle, and costs less.
 
     That of the angle goes from 0 to 2.
     """
     h, g, tri, x_radial, y_radial = _unfolded(kind, folded, x, y)
-    if kind != "angle":
+    if kind != "exterior":
         T: Tensor = tri.T
         return T
-    leg = legs(h, sines(h, g)[0], tri, x_radial, y_radial)
-    share = leg.n_x / (leg.n_x + leg.m_x.abs())
-    return torch.where(tri.T > 0, torch.where(leg.m_x < 0, 2 - share, share), 0.0)
+    legs = legs_at_x if apex == "x" else legs_at_y
+    n, m = legs(h, sines(h, g)[0], tri, x_radial, y_radial)
+    share = n / (n + m.abs())
+    return torch.where(tri.T > 0, torch.where(m < 0, 2 - share, share), 0.0)
 
 
 # --- Log-sum-exps -------------------------------------------------------------------------------
@@ -126,7 +129,7 @@ def score(kind: str, folded: Tensor, x: Tensor, y: Tensor) -> Tensor:
 def write_values(
     similarity: str, buffers: tuple[Tensor, Tensor], x: Tensor, y: Tensor, c: Tensor
 ) -> None:
-    """Writes the values over the folded h; for "angle" the second ones into the next buffer.
+    """Writes the values over the folded h; for "angles" the second ones into the next buffer.
 
     A loop of its own: exponentials in the same loop would wait for the values, one by one.
     """
@@ -179,7 +182,7 @@ def exponential_sums(
 
 def _row_and_column_values(similarity: str, values: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """The values that make the logits of rows, and those of columns."""
-    return values if similarity == "angle" else (values[0], values[0])
+    return values if similarity == "angles" else (values[0], values[0])
 
 
 def log_sums_vjp(

@@ -30,7 +30,8 @@ class PairwiseProblem:
     c: Tensor
     """The curvature, ``(1,)``"""
     kind: str
-    """"inner", "distance", "angle", or of a loss "cosine" """
+    """"inner", "distance", "exterior" (the angle at x); of a loss also "angles" (at x and at y),
+    "cosine" """
     precision: str
     """"highest", "high" or "medium" """
 
@@ -91,7 +92,7 @@ class LossProblem:
     j: Tensor
     """``(P,)``, int64: their columns"""
     similarity: str
-    """"angle", "distance" or "cosine" """
+    """"exterior", "angles", "distance" or "cosine": see `PairwiseProblem.kind` """
     precision: str
     """"highest", "high" or "medium" """
     prepared: Prepared | None = None
@@ -132,6 +133,8 @@ class Search(NamedTuple):
 
     k: int
     largest: bool
+    apex: str
+    """"x" or "y", of an exterior angle"""
     chunk: int
     """Columns in a block; 0 for the fastest number"""
 
@@ -155,7 +158,7 @@ class LossTerms(NamedTuple):
     """`LogSums`"""
     columns: Tensor
     values: Tensor
-    """Of the positive pairs, ``(P, K)``: K is 2 for "angle", at x and at y, and else 1"""
+    """Of the positive pairs, ``(P, K)``: K is 2 for "angles", at x and at y, and else 1"""
 
     @property
     def sums(self) -> LogSums:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lorentzkit._geometry import smooth
 from lorentzkit._geometry.arguments import clamp_norm, norm_limit
-from lorentzkit._geometry.invariants import Measures, Products
+from lorentzkit._geometry.invariants import ANGLES, Measures, Products
 from lorentzkit._geometry.precision import product
 from lorentzkit._geometry.single_points import length
 from lorentzkit._geometry.special import dot, values_known
@@ -36,8 +36,7 @@ from lorentzkit.fused.problems import (
 
 def matrix(problem: PairwiseProblem) -> Tensor:
     """``(..., N, D), (..., M, D) -> (..., N, M)``; c is ``(..., 1)``."""
-    kind = "exterior" if problem.kind == "angle" else problem.kind
-    return _values(kind, problem.x, problem.y, problem.c.unsqueeze(-1))[0]
+    return _values(problem.kind, problem.x, problem.y, problem.c.unsqueeze(-1))[0]
 
 
 def matrix_gradients(problem: PairwiseProblem, grad_output: Tensor) -> Gradients:
@@ -48,7 +47,10 @@ def matrix_gradients(problem: PairwiseProblem, grad_output: Tensor) -> Gradients
 
 
 def topk(problem: PairwiseProblem, search: Search) -> Tensor:
-    return matrix(problem).topk(search.k, largest=search.largest).indices
+    values = matrix(problem)
+    if search.apex == "y":
+        values = matrix(replace(problem, x=problem.y, y=problem.x)).mT
+    return values.topk(search.k, largest=search.largest).indices
 
 
 def log_sums(problem: LossProblem) -> LogSums:
@@ -121,7 +123,7 @@ def _values(kind: str, x: Tensor, y: Tensor, c: Tensor) -> tuple[Tensor, ...]:
     x, y = (clamp_norm(z, norm_limit(c.detach())) for z in (x, y))
     scale: Tensor | float = 1.0
     m = _measures(x.detach(), y.detach())  # not by no_grad, which forward mode ignores
-    if kind in smooth.ANGLES and m.rx.dtype == x.dtype:
+    if kind in ANGLES and m.rx.dtype == x.dtype:
         scale = smooth.middle(*(r.amax((-2, -1), keepdim=True) for r in (m.rx, m.ry)))
     p = _products(x / scale, y / scale, m)
     return tuple(v.to(x.dtype) for v in smooth.values(kind, p, m, c.to(p.xx.dtype), scale))

@@ -163,7 +163,7 @@ def _prepared(problem: LossProblem, impl: Implementation) -> LossProblem:
 
 
 def selected(problem: SelectedPairs) -> Tensor:
-    """Values of the pairs, ``(P, K)``: K = 2 for "angle", at x and at y, and else 1."""
+    """Values of the pairs, ``(P, K)``: K = 2 for "angles", at x and at y, and else 1."""
     return _differentiable_selected(problem)
 
 
@@ -254,7 +254,7 @@ def _terms_like(problem: LossProblem) -> LossTerms:
 
 
 def _values_like(problem: SelectedPairs) -> Tensor:
-    return problem.x.new_empty(problem.i.shape[0], 2 if problem.kind == "angle" else 1)
+    return problem.x.new_empty(problem.i.shape[0], 2 if problem.kind == "angles" else 1)
 
 
 def _each(batch: PairwiseProblem) -> Iterator[PairwiseProblem]:

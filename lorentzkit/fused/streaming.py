@@ -84,7 +84,7 @@ def topk(problem: PairwiseProblem, search: Search) -> Tensor:
     indices = torch.zeros(len(x), k, dtype=torch.int64, device=x.device)
     for block in pairs:
         rows, first = block.rows, block.columns.start
-        scores = sign * score(kind, block.folded, block.x, block.y)
+        scores = sign * score(kind, search.apex, block.folded, block.x, block.y)
         values, columns = scores.topk(min(k, scores.shape[1]), sorted=False)
         values = torch.cat([best[rows], values], 1)
         columns = torch.cat([indices[rows], columns + first], 1)

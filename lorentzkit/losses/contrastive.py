@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, get_args, overload
 
 import torch
 from torch import Tensor
@@ -13,7 +13,6 @@ from lorentzkit._geometry.arguments import number
 from lorentzkit._geometry.special import values_at_hand
 from lorentzkit.distributed import Group, Ring, described
 from lorentzkit.fused import registry
-from lorentzkit.fused.pointwise import SIGNS
 from lorentzkit.fused.problems import Batch, LossProblem
 from lorentzkit.losses import sharded
 from lorentzkit.losses.anchors import (
@@ -24,9 +23,16 @@ from lorentzkit.losses.anchors import (
     reduced,
 )
 from lorentzkit.losses.paired import kernel_loss, paired_loss
-from lorentzkit.ops.pairwise import Implementation, Precision, check_similarity, operands
+from lorentzkit.ops.pairwise import (
+    Implementation,
+    Precision,
+    check_apex,
+    check_similarity,
+    operands,
+)
 
 Similarity = Literal["angle", "distance", "cosine"]
+Apex = Literal["x", "query"]
 Targets = int | Tensor | tuple[Tensor, Tensor] | None
 
 
@@ -38,6 +44,7 @@ def contrastive_loss(
     logit_scale: float | Tensor = 1.0,
     *,
     similarity: Similarity = "angle",
+    apex: Apex = "x",
     targets: Targets = None,
     reduction: Literal["mean", "sum"] = "mean",
     impl: Implementation = "auto",
@@ -54,6 +61,7 @@ def contrastive_loss(
     logit_scale: float | Tensor = 1.0,
     *,
     similarity: Similarity = "angle",
+    apex: Apex = "x",
     targets: Targets = None,
     reduction: Literal["none"],
     impl: Implementation = "auto",
@@ -69,6 +77,7 @@ def contrastive_loss(
     logit_scale: float | Tensor = 1.0,
     *,
     similarity: Similarity = "angle",
+    apex: Apex = "x",
     targets: Targets = None,
     reduction: Literal["mean", "sum", "none"] = "mean",
     impl: Implementation = "auto",
@@ -79,15 +88,22 @@ def contrastive_loss(
 
     For ``targets=None`` the same as, with s the scale and ``ext`` the exterior angle,
 
-        rows, columns = -s * pairwise_exterior_angle(x, y), s * pairwise_exterior_angle(y, x)
-        rows, columns = -s * pairwise_dist(x, y), -s * pairwise_dist(y, x)  # for "distance"
-        rows, columns = s * cosine(x, y), s * cosine(y, x)                  # for "cosine"
-        (cross_entropy(rows, arange(N)) + cross_entropy(columns, arange(N))) / 2
+        logits = -s * pairwise_exterior_angle(x, y)  # for "angle"
+        logits = -s * pairwise_dist(x, y)            # for "distance"
+        logits = s * cosine(x, y)                    # for "cosine"
+        (cross_entropy(logits, arange(N)) + cross_entropy(logits.T, arange(N))) / 2
 
     from one product of unit vectors forward and three backward. Positives are computed by the exact
     elementwise forms, and each loss as ``log(1 + sum of the others / positive)``: it keeps its
-    relative accuracy when it is small. For "angle", x are the general concepts (texts): ``ext`` at
-    the apex x is to be small, ``ext`` at the apex y large.
+    relative accuracy when it is small.
+
+    For "angle", x are the general concepts (texts): ``ext`` at the apex x is to be small, so that y
+    lies behind x, seen from the origin. Each y, too, looks for the x that it lies behind, by
+    ``apex="x"``, the paper's definition. ``apex="query"`` is what the paper's released code
+    computes: each point is the apex of its own search, and for each y ``ext`` at y is to be large:
+    the second line is ``cross_entropy(s * pairwise_exterior_angle(y, x), arange(N))``. While x and
+    y are about as far from the origin, ``ext`` at y is *smallest* for aligned pairs, and that term
+    pushes them apart.
 
     Args:
         x: points, space components, ``(N, D)``.
@@ -95,6 +111,7 @@ def contrastive_loss(
         curv: positive, one number; "cosine" does not depend on it.
         logit_scale: s > 0, a number or a tensor with one element: the inverse temperature.
         similarity: "angle" (ATMG), "distance" (MERU) or "cosine" of space components (CLIP).
+        apex: of "angle": "x" or "query".
         targets: which pairs are positive. None: (i, i), for N = M. An int, the offset of a shard:
             (i, i + offset), for N + offset <= M. Integer labels ``(N,)`` of x and of y, or two such
             tensors ``(N,), (M,)``: pairs of equal labels, as many as there are; a point's loss then
@@ -136,7 +153,7 @@ def contrastive_loss(
     >>> contrastive_loss(x, 2 * x, logit_scale=10.0, targets=torch.tensor([0, 0]))
     tensor(6.2649)
     """
-    given = (x, y, curv, logit_scale, similarity, impl, precision, reduction)
+    given = (x, y, curv, logit_scale, similarity, apex, impl, precision, reduction)
     anchors: Sequence[Anchors]
     counts = None
     if group is None:
@@ -180,16 +197,21 @@ def _checked(
     curv: object,
     logit_scale: object,
     similarity: str,
+    apex: str,
     impl: str,
     precision: str,
     reduction: str,
 ) -> _Checked:
-    check_similarity(similarity, SIGNS)
+    check_similarity(similarity, get_args(Similarity))
+    check_apex(apex, get_args(Apex), similarity)
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
     x, y, c = operands(x, y, curv)
     chosen = registry.choose(impl, x, precision)
-    return _Checked(x, y, c, _scale(logit_scale, x), similarity, precision, chosen)
+    kind = similarity
+    if similarity == "angle":
+        kind = "exterior" if apex == "x" else "angles"
+    return _Checked(x, y, c, _scale(logit_scale, x), kind, precision, chosen)
 
 
 def _checked_share(
@@ -335,4 +357,4 @@ def _ids(x_labels: Tensor, y_labels: Tensor) -> tuple[Tensor, Tensor]:
     return ids[: x_labels.shape[0]], ids[x_labels.shape[0] :]
 
 
-__all__ = ["Similarity", "Targets", "contrastive_loss"]
+__all__ = ["Apex", "Similarity", "Targets", "contrastive_loss"]

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from lorentzkit.distributed import Group
 from lorentzkit.fused import registry
-from lorentzkit.losses.contrastive import Similarity, Targets, contrastive_loss
+from lorentzkit.losses.contrastive import Apex, Similarity, Targets, contrastive_loss
 from lorentzkit.losses.terms import centroid_loss, check_radii, entailment_loss
 from lorentzkit.ops.angles import check_cones
 from lorentzkit.ops.pairwise import Implementation, Precision
@@ -41,9 +41,11 @@ class Objective(nn.Module):
         copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return copied
 
-    def _contrastive(self, *points: Any, similarity: Similarity, targets: Targets) -> Tensor:
+    def _contrastive(
+        self, *points: Any, similarity: Similarity, targets: Targets, **options: Any
+    ) -> Tensor:
         loss: Tensor = contrastive_loss(
-            *points, similarity=similarity, targets=targets, **self.options
+            *points, similarity=similarity, targets=targets, **(self.options | options)
         )
         return loss
 
@@ -67,7 +69,7 @@ class CLIPLoss(Objective):
         *,
         text: Tensor,
         image: Tensor,
-        curv: float | Tensor,
+        curv: float | Tensor | None = None,
         logit_scale: float | Tensor,
         targets: Targets = None,
     ) -> tuple[Tensor, Parts]:
@@ -147,6 +149,9 @@ class ATMGLoss(Objective):
     Args:
         text_radius, image_radius: see `centroid_loss`.
         centroid_weight: at least 0; the paper's lambda.
+        apex: where the angles are taken. "text": at the text for both directions, as the paper
+            defines them. "query": at the text that looks for its image, and at the image that looks
+            for its text, as in the paper's released code. See `contrastive_loss`.
         group, impl, precision: see `contrastive_loss`.
 
     Source: Ramasinghe et al. 2024, "Accept the Modality Gap", sec. 4.
@@ -164,11 +169,15 @@ class ATMGLoss(Objective):
         text_radius: float,
         image_radius: float,
         centroid_weight: float,
+        apex: Literal["text", "query"] = "text",
         group: Group = None,
         impl: Implementation = "auto",
         precision: Precision = "highest",
     ) -> None:
         super().__init__(group=group, impl=impl, precision=precision)
+        if apex not in ("text", "query"):
+            raise ValueError(f"apex: expected text, query, got {apex!r}")
+        self.apex: Apex = "x" if apex == "text" else "query"
         self.centroid_weight = check_weight("centroid_weight", centroid_weight)
         check_radii(text_radius, image_radius)
         self.radii = {"text_radius": text_radius, "image_radius": image_radius}
@@ -184,7 +193,7 @@ class ATMGLoss(Objective):
     ) -> tuple[Tensor, Parts]:
         """The loss of points text ``(N, D)`` and image ``(N, D)``; and its parts by name."""
         contrastive = self._contrastive(
-            text, image, curv, logit_scale, similarity="angle", targets=targets
+            text, image, curv, logit_scale, similarity="angle", apex=self.apex, targets=targets
         )
         centroid = centroid_loss(text=text, image=image, curv=curv, group=self.group, **self.radii)
         return contrastive + self.centroid_weight * centroid, {

@@ -17,7 +17,7 @@ from lorentzkit.fused.problems import PairwiseProblem, Search, SelectedPairs
 Implementation = Literal["auto", "reference", "streaming", "triton"]
 Precision = Literal["highest", "high", "medium"]
 
-_SIMILARITIES = ("distance", "angle", "inner")
+_KINDS = {"distance": "distance", "angle": "exterior", "inner": "inner"}
 
 
 def pairwise_inner(
@@ -123,7 +123,7 @@ def pairwise_exterior_angle(
     >>> pairwise_exterior_angle(x, torch.tensor([[2.0, 0.0], [0.5, 0.0]]))
     tensor([[0.0000, 3.1416]])
     """
-    return _matrix("angle", x, y, curv, impl, precision)
+    return _matrix("exterior", x, y, curv, impl, precision)
 
 
 def pairwise_topk(
@@ -133,6 +133,7 @@ def pairwise_topk(
     *,
     k: int,
     similarity: Literal["distance", "angle", "inner"] = "distance",
+    apex: Literal["x", "y"] = "x",
     largest: bool = False,
     chunk: int | None = None,
     impl: Literal["auto", "streaming", "triton"] = "auto",
@@ -151,8 +152,10 @@ def pairwise_topk(
             graph: then every different number is a search of its own, of its queries. Sixteen take
             little longer than one; many take a pass over the gallery each.
         k: how many, 1 <= k <= M.
-        similarity: what is compared, "distance" (`dist`),
-            "angle" (`exterior_angle` at the apex x) or "inner" (`inner`).
+        similarity: what is compared, "distance" (`dist`), "angle" (`exterior_angle`) or "inner"
+            (`inner`).
+        apex: of "angle": "x" compares ``exterior_angle(x, y)``, "y" ``exterior_angle(y, x)``: then
+            every x finds the y that it lies behind, such as an image its texts.
         largest: whether the largest values are wanted.
         chunk: how many points of the gallery are compared at a time; by default what is fast.
         impl, precision: see `pairwise_dist`; there is no "reference" (it is the line above).
@@ -168,7 +171,8 @@ def pairwise_topk(
     >>> indices
     tensor([[2, 1]])
     """
-    check_similarity(similarity, _SIMILARITIES)
+    check_similarity(similarity, _KINDS)
+    check_apex(apex, ("x", "y"), similarity)
     if impl not in ("auto", "streaming", "triton"):
         raise ValueError(f"impl: expected 'auto', 'streaming' or 'triton', got {impl!r}")
     x, y, c = operands(x, y, curv, queries=True)
@@ -177,16 +181,18 @@ def pairwise_topk(
     if chunk is not None and not (isinstance(chunk, int) and chunk >= 1):
         raise ValueError(f"chunk: expected a positive int or None, got {chunk!r}")
     chosen = registry.choose(impl, x, precision, k)
-    search = Search(k, largest, chunk or 0)
+    kind, search = _KINDS[similarity], Search(k, largest, apex, chunk or 0)
     if x.shape[0] == 0:  # no queries, as a function of the arguments: their gradients are 0
         indices = torch.empty(0, k, dtype=torch.int64, device=x.device)
         return x.sum(1, keepdim=True).expand(0, k) + y.sum() + c.sum(), indices
     if len(c) > 1:
-        return _topk_by_curvature(PairwiseProblem(x, y, c, similarity, precision), search, chosen)
-    problem = PairwiseProblem(x.detach(), y.detach(), c.detach(), similarity, precision)
+        return _topk_by_curvature(PairwiseProblem(x, y, c, kind, precision), search, chosen)
+    problem = PairwiseProblem(x.detach(), y.detach(), c.detach(), kind, precision)
     indices = registry.topk(problem, search, chosen)
     rows = torch.arange(x.shape[0], device=x.device).repeat_interleave(k)
-    winners = SelectedPairs(x, y, c, rows, indices.flatten(), similarity)
+    winners = SelectedPairs(x, y, c, rows, indices.flatten(), kind)
+    if apex == "y":
+        winners = SelectedPairs(y, x, c, winners.j, winners.i, kind)
     values = registry.selected(winners)[:, 0].view(-1, k)
     values, order = values.sort(dim=1, descending=largest, stable=True)
     return values, indices.gather(1, order)
@@ -229,7 +235,10 @@ def _topk_by_curvature(
         rows = curvature_index == n
         part = replace(problem, x=x.detach()[rows], y=y.detach(), c=c_n.view(1))
         indices[rows] = registry.topk(part, search, impl)
-    values = pairs.row_values(problem.kind, x.unsqueeze(1), y[indices], c.view(-1, 1, 1))[..., 0]
+    points = x.unsqueeze(1), y[indices]
+    if search.apex == "y":
+        points = points[::-1]
+    values = pairs.row_values(problem.kind, *points, c.view(-1, 1, 1))[..., 0]
     values, order = values.sort(dim=1, descending=search.largest, stable=True)
     return values, indices.gather(1, order)
 
@@ -238,6 +247,17 @@ def check_similarity(similarity: str, known: Collection[str]) -> None:
     """One of the names that an op or a loss knows."""
     if similarity not in known:
         raise ValueError(f"similarity: expected one of {', '.join(known)}, got {similarity!r}")
+
+
+def check_apex(apex: str, known: Collection[str], similarity: str) -> None:
+    """One of the names that an op or a loss knows; of angles alone another than the first."""
+    first, *_ = known
+    if apex not in known:
+        raise ValueError(f"apex: expected one of {', '.join(known)}, got {apex!r}")
+    if apex != first and similarity != "angle":
+        raise ValueError(
+            f"apex: {apex!r} is for similarity='angle', got similarity={similarity!r}; leave it out"
+        )
 
 
 def operands(

@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
+from contrastive_calls import OPTIONS, SIMILARITIES
 from processes import spawn
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -20,7 +21,6 @@ from lorentzkit.distributed import Ring, gather
 from lorentzkit.losses import ATMGLoss, CLIPLoss, MERULoss, centroid_loss, contrastive_loss
 from lorentzkit.nn import Curvature, Lift, LogitScale, LorentzMLR
 
-SIMILARITIES = ["angle", "distance", "cosine"]
 SHARE, D = 5, 20
 EACH = {"reduction": "none"}
 
@@ -53,7 +53,7 @@ def compare(rank, size, dtype, similarity, labelled, reduction):
     (x, y, curv, scale), labels = batch(size, dtype)
     rows = slice(rank * SHARE, (rank + 1) * SHARE)
     # By blocks, as the group's: of few pairs alone, NumPy's float64 is the more exact.
-    how = {"similarity": similarity, "reduction": reduction, "impl": "streaming"}
+    how = {**OPTIONS[similarity], "reduction": reduction, "impl": "streaming"}
     whole = contrastive_loss(x, y, curv, scale, targets=labels if labelled else None, **how)
     expected = torch.autograd.grad(whole, [x, y, curv, scale], materialize_grads=True)
 

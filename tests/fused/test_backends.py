@@ -4,6 +4,7 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from contrastive_calls import SIMILARITIES
 from pairwise_calls import points
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -20,8 +21,7 @@ from lorentzkit.fused.problems import (
     layout,
 )
 
-KINDS = ["inner", "distance", "angle"]
-SIMILARITIES = ["angle", "distance", "cosine"]
+KINDS = ["inner", "distance", "exterior"]
 
 
 def pairwise(kind):
@@ -55,8 +55,9 @@ def test_matrices_and_their_gradients(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("largest", [False, True])
-def test_searches(kind, largest):
-    problem, search = pairwise(kind), Search(3, largest, chunk=2)
+@pytest.mark.parametrize("apex", ["x", "y"])
+def test_searches(kind, largest, apex):
+    problem, search = pairwise(kind), Search(3, largest, apex, chunk=2)
     assert torch.equal(streaming.topk(problem, search), reference.topk(problem, search))
 
 
@@ -103,7 +104,7 @@ class Largest(TorchDispatchMode):
 def test_positives_gradients_are_added_without_memory_of_their_own():
     x, y = points(2000, 512, torch.float32), points(2000, 512, torch.float32, seed=1)
     each = torch.arange(2000)
-    problem = SelectedPairs(x, y, torch.ones(1), each, each, "angle")
+    problem = SelectedPairs(x, y, torch.ones(1), each, each, "angles")
     by_x, by_y = torch.zeros_like(x), torch.zeros_like(y)
     with Largest(x, y, by_x, by_y) as largest:
         selected_pairs.add_gradients(problem, torch.ones(2000, 2), by_x, by_y)
@@ -112,14 +113,14 @@ def test_positives_gradients_are_added_without_memory_of_their_own():
 
 
 def test_problems_are_built_again_from_flat_lists():
-    problem = replace(loss("angle"), prepared=streaming.prepare(pairwise("angle")))
-    leaves = flat(problem, Search(3, True, chunk=0), "streaming")
+    problem = replace(loss("angles"), prepared=streaming.prepare(pairwise("angles")))
+    leaves = flat(problem, Search(3, True, "y", chunk=0), "streaming")
     kinds = {"problem": LossProblem, "search": Search, "impl": str}
     names = [name for name, _ in layout(kinds)]
     assert len(names) == len(set(names)) == len(leaves)
     assert names[:2] == ["problem_x", "problem_y"]
-    assert leaves[-6:] == ["angle", "highest", 3, True, 0, "streaming"]
+    assert leaves[-7:] == ["angles", "highest", 3, True, "y", 0, "streaming"]
     again, search, impl = built(kinds.values(), leaves)
-    assert (search, impl) == (Search(3, True, 0), "streaming")
+    assert (search, impl) == (Search(3, True, "y", 0), "streaming")
     assert all(getattr(again, f.name) is getattr(problem, f.name) for f in fields(problem)[:-1])
     assert all(a is b for a, b in zip(again.prepared, problem.prepared, strict=True))

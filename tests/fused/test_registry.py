@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from contrastive_calls import OPTIONS, SIMILARITIES
 from pairwise_calls import custom_ops, points
 from torch.func import grad, jacrev, jvp, vmap
 
@@ -10,7 +11,6 @@ from lorentzkit._geometry import compilation
 from lorentzkit.fused import streaming
 from lorentzkit.losses import contrastive_loss
 
-SIMILARITIES = ["angle", "distance", "cosine"]
 MATRICES = ["pairwise_inner", "pairwise_dist", "pairwise_exterior_angle"]
 
 
@@ -21,7 +21,7 @@ def leaves(N=4, M=5, D=20):
 
 def loss_of(similarity):
     def function(x, y, curv, scale):
-        return contrastive_loss(x, y, curv, scale, similarity=similarity)
+        return contrastive_loss(x, y, curv, scale, **OPTIONS[similarity])
 
     return function
 
@@ -53,7 +53,7 @@ def close(got, expected):
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.few(name=["pairwise_exterior_angle", "angle"])
+@pytest.mark.few(name=["pairwise_exterior_angle", "angles"])
 @every_function
 def test_first_and_second_derivatives(name):
     function, inputs = call(name)
@@ -121,7 +121,7 @@ def test_compile_fullgraph(name):
     close(gradients(compiled, inputs), gradients(function, inputs))
 
 
-@pytest.mark.few(name=["pairwise_dist", "angle"])
+@pytest.mark.few(name=["pairwise_dist", "exterior"])
 @every_function
 def test_export(name):
     function, inputs = call(name)
@@ -152,10 +152,10 @@ def test_cotangents_without_strides():
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_autocast_does_not_reach_the_products(similarity):
     x, y = (points(6, 40, torch.float32, seed=s).requires_grad_() for s in (0, 1))
-    plain = contrastive_loss(x, y, 0.7, 5.0, similarity=similarity)
+    plain = contrastive_loss(x, y, 0.7, 5.0, **OPTIONS[similarity])
     expected = torch.autograd.grad(plain, (x, y))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = contrastive_loss(x, y, 0.7, 5.0, similarity=similarity)
+        cast = contrastive_loss(x, y, 0.7, 5.0, **OPTIONS[similarity])
         got = torch.autograd.grad(cast, (x, y))
     assert torch.equal(cast, plain)
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
@@ -208,5 +208,5 @@ def test_all_kinds_and_shapes_of_blocks_compile(monkeypatch):
         for similarity in SIMILARITIES:
             x, y = (points(33, 20, dtype, seed=s).requires_grad_() for s in (0, 1))
             for scale in (5.0, 100.0):
-                contrastive_loss(x, y, 1.0, scale, similarity=similarity).backward()
+                contrastive_loss(x, y, 1.0, scale, **OPTIONS[similarity]).backward()
     compilation.compiled.cache_clear()

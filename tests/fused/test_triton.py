@@ -40,10 +40,10 @@ def spilled(kernels):
 )
 def test_angle_kernels_compile_and_spill_no_register(capability, precision, function):
     """Those of the angle have the most numbers per pair."""
-    kernels = compiled.launched(capability, function, precision)
-    of_pairs = [kernel for kernel in kernels if "DEPTH" in kernel.constants]
-    assert len(of_pairs) == 1 + function.endswith("gradients")
-    assert not spilled(kernels)
+    of_pairs = compiled.of_pairs(capability, function, precision)
+    kinds = len(compiled.KINDS[function])
+    assert len(of_pairs) == kinds + function.endswith("gradients")
+    assert not spilled(of_pairs)
 
 
 @pytest.mark.thorough
@@ -75,7 +75,7 @@ def test_kernels_of_a_single_point_compile(sizes, function):
 @pytest.mark.parametrize("capability", compiled.CAPABILITIES)
 @pytest.mark.parametrize("labelled", [False, True], ids=["pairs", "labels"])
 def test_kernels_of_anchors_compile_and_spill_no_register(capability, labelled, monkeypatch):
-    N, kinds = 300, ("angle",) if labelled else ("angle", "distance")
+    N, kinds = 300, ("angles",) if labelled else ("angles", "distance")
     labels = torch.arange(N)
     # Nothing runs, so nothing is counted, nor found; and those of all pairs have their own test.
     monkeypatch.setattr(torch.Tensor, "cumsum", lambda z, dim: torch.arange(1, len(z) + 1))
@@ -108,9 +108,10 @@ def known():
     return json.loads(compiled.FILE.read_text("utf-8"))
 
 
-def test_the_step_is_as_short_as_was_asked_for():
+@pytest.mark.parametrize("kind", ["exterior", "angles"])
+def test_the_step_is_as_short_as_was_asked_for(kind):
     """Milliseconds of an H100, derived: of 32,768 pairs, at most."""
-    assert sum(compiled.serial(known()["rows"], "highest").values()) <= 45
+    assert sum(compiled.serial(known()["rows"], "highest", kind).values()) <= 45
 
 
 def test_a_kernel_that_became_worse_is_noticed():
@@ -122,7 +123,7 @@ def test_a_kernel_that_became_worse_is_noticed():
 
 @pytest.mark.few(capability=90, function="log_sums")
 @pytest.mark.parametrize("capability", compiled.CAPABILITIES)
-@pytest.mark.parametrize("function", compiled.FUNCTIONS)
+@pytest.mark.parametrize("function", compiled.REPORTED)
 def test_no_kernel_has_become_worse(capability, function):
     """Than docs/kernels.md says: none spills, or takes more instructions a pair."""
     of_pairs = compiled.of_pairs(capability, function, "highest")

@@ -15,7 +15,7 @@ from test_triton import compiled as harness  # noqa: E402
 from lorentzkit.fused.triton import rows  # noqa: E402
 from lorentzkit.fused.triton.rows import OPS  # noqa: E402
 
-MOST_SCALARS = ("dist", "angle", "entailment_residual", "expmap", "logmap")
+MOST_SCALARS = ("dist", "angles", "entailment_residual", "expmap", "logmap")
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_kernels_of_entries_that_are_not_aligned_spill_no_register(compiled, op,
 
 @pytest.mark.thorough
 @pytest.mark.parametrize(
-    "op", ["dist", "angle", "expmap", "tangent_inner", "to_klein", "from_halfspace", "add_time"]
+    "op", ["dist", "angles", "expmap", "tangent_inner", "to_klein", "from_halfspace", "add_time"]
 )
 def test_kernels_of_other_arguments_compile_and_spill_no_register(compiled, op):
     for how in (

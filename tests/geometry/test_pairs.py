@@ -28,7 +28,7 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"
 
 def chosen(op):
     """As a loss takes its positives, and a search its winners."""
-    kind = {"exterior_angle": "angle"}.get(op, KINDS[op])
+    kind = {"exterior_angle": "angles"}.get(op, KINDS[op])
 
     def function(x, y, curv):
         points, gallery = torch.stack([0 * x, x]), torch.stack([y, 0 * y, 2 * y])

@@ -12,7 +12,7 @@ from lorentzkit.fused.triton import chosen
 from lorentzkit.fused.triton import rows as kernels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-KINDS = ("angle", "exterior", "interior", "distance", "inner", "cosine")
+KINDS = ("angles", "exterior", "interior", "distance", "inner", "cosine")
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -56,15 +56,15 @@ def exactly(kind, x, y, c, i, j, at):
     return totals, sizes
 
 
-@pytest.mark.few(D=17, kind=["angle", "distance"])
+@pytest.mark.few(D=17, kind=["angles", "distance"])
 @pytest.mark.parametrize(
-    ("kind", "D"), [(kind, D) for kind in KINDS for D in (1, 3, 17)] + [("angle", 512)]
+    ("kind", "D"), [(kind, D) for kind in KINDS for D in (1, 3, 17)] + [("angles", 512)]
 )
 def test_values_and_gradients(kind, D):
     x, y, c, i, j = chosen_of(D, farthest=1.0 if D == 1 else 15.0)
     if D > 64:
         i, j = i[::15], j[::15]
-    at = torch.randn(len(i), 2 if kind == "angle" else 1)
+    at = torch.randn(len(i), 2 if kind == "angles" else 1)
     value = registry.selected(SelectedPairs(x, y, c, i, j, kind))
     got = value, *registry.selected_gradients(SelectedPairs(x, y, c, i, j, kind), at)
     for ours, exact, size in zip(got, *exactly(kind, x, y, c, i, j, at), strict=True):
@@ -85,8 +85,8 @@ def test_gradients_of_pairs_with_a_point_in_common(dtype, deterministic):
     i = torch.randint(3, (300,), generator=draw.generator)
     j = torch.randint(30, (300,), generator=draw.generator) // 2 * 2
     at = torch.randn(300, 2, generator=draw.generator)
-    found = chosen.selected_gradients("angle", x, y, c, i, j, at)
-    terms = kernels.gradients("angle", (x[i], y[j]), c, at, (True, True, False, False)).vectors
+    found = chosen.selected_gradients("angles", x, y, c, i, j, at)
+    terms = kernels.gradients("angles", (x[i], y[j]), c, at, (True, True, False, False)).vectors
     for index, by, term in zip((i, j), found, terms, strict=False):
         none = torch.zeros(by.shape, dtype=torch.float64)
         total = none.index_add(0, index, term.double())
@@ -96,7 +96,7 @@ def test_gradients_of_pairs_with_a_point_in_common(dtype, deterministic):
         assert (count == 0).any()
         assert ((by.double() - total).abs() <= count * torch.finfo(dtype).eps * size).all()
     for _ in range(10 if DEVICE == "cuda" else 1):
-        again = chosen.selected_gradients("angle", x, y, c, i, j, at)
+        again = chosen.selected_gradients("angles", x, y, c, i, j, at)
         assert all(torch.equal(a, b) for a, b in zip(again, found, strict=True))
 
 
@@ -118,8 +118,8 @@ def test_rows_of_any_strides():
     at = torch.ones(()).expand(len(i), 2)
     for turned in (x.mT.contiguous().mT, x.repeat_interleave(2, dim=1)[:, ::2]):
         found, expected = (
-            (chosen.selected("angle", v, y, c, i, j),
-             *chosen.selected_gradients("angle", v, y, c, i, j, at)) for v in (turned, x)
+            (chosen.selected("angles", v, y, c, i, j),
+             *chosen.selected_gradients("angles", v, y, c, i, j, at)) for v in (turned, x)
         )  # fmt: skip
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
@@ -133,11 +133,11 @@ def test_others_take_the_torch_function(change, launches):  # noqa: F811
         i, j = i[:0], j[:0]
     at = x.new_ones(len(i), 2)
     of_points = torch.zeros_like(x), torch.zeros_like(y)
-    by_c = of_torch.add_selected_gradients("angle", x, y, c, i, j, at, *of_points)
+    by_c = of_torch.add_selected_gradients("angles", x, y, c, i, j, at, *of_points)
     expected = *of_points, by_c
-    found = registry.selected_gradients(SelectedPairs(x, y, c, i, j, "angle"), at)
+    found = registry.selected_gradients(SelectedPairs(x, y, c, i, j, "angles"), at)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    assert registry.selected(SelectedPairs(x, y, c, i, j, "angle")).shape == (len(i), 2)
+    assert registry.selected(SelectedPairs(x, y, c, i, j, "angles")).shape == (len(i), 2)
     assert not launches
 
 
@@ -146,7 +146,7 @@ def test_launches(kind, launches):  # noqa: F811
     """Besides gathering points and adding up their gradients: a kernel, and the sum for c."""
     torch.use_deterministic_algorithms(False)  # which fills what is allocated
     x, y, c, i, j = chosen_of(3)
-    at = torch.ones(len(i), 2 if kind == "angle" else 1)
+    at = torch.ones(len(i), 2 if kind == "angles" else 1)
     _, others = launched_by_torch(lambda: registry.selected(SelectedPairs(x, y, c, i, j, kind)))
     assert (launches, others) == (["rows_kernel"], ["aten::index"] * 2)
     launches.clear()
@@ -162,5 +162,5 @@ def test_launches(kind, launches):  # noqa: F811
 def test_opcheck():
     x, y, c, i, j = chosen_of(3)
     library, at = torch.ops.lorentzkit, torch.ones(len(i), 2)
-    torch.library.opcheck(library.selected.default, (x, y, c, i, j, "angle"))
-    torch.library.opcheck(library.selected_gradients.default, (x, y, c, i, j, at, "angle"))
+    torch.library.opcheck(library.selected.default, (x, y, c, i, j, "angles"))
+    torch.library.opcheck(library.selected_gradients.default, (x, y, c, i, j, at, "angles"))

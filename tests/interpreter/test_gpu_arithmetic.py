@@ -6,6 +6,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from contrastive_calls import OPTIONS, SIMILARITIES
 from pairwise_calls import PAIRWISE, points
 from test_kernels import clouds, results
 from test_rows import launches  # noqa: F401
@@ -95,8 +96,8 @@ def test_distances_down_to_the_smallest():
     assert ((found - exact).abs() < 0.5 * exact).all()
 
 
-@pytest.mark.few(similarity="angle")
-@pytest.mark.parametrize("similarity", ["angle", "distance", "cosine"])
+@pytest.mark.few(similarity="angles")
+@pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_losses(similarity):
     x, y = points(70, 130, torch.float32), points(70, 130, torch.float32, seed=1)
     found = []
@@ -104,7 +105,7 @@ def test_losses(similarity):
         leaves = [
             z.to(dtype).requires_grad_() for z in (x, y, torch.tensor(1.0), torch.tensor(20.0))
         ]
-        loss = contrastive_loss(*leaves, similarity=similarity, impl=impl)
+        loss = contrastive_loss(*leaves, **OPTIONS[similarity], impl=impl)
         found.append([loss, *torch.autograd.grad(loss, leaves, materialize_grads=True)])
     for got, exact in zip(*found, strict=True):
         assert (got - exact).abs().max() <= 3e-5 * exact.abs().max() + 1e-7

@@ -5,10 +5,10 @@ import pytest
 import strategies
 import torch
 from condition import gradient_errors, value_error
-from contrastive_calls import SIMILARITIES, compare
+from contrastive_calls import OPTIONS, SIMILARITIES, compare
 from hypothesis import assume, given, note
 from hypothesis import strategies as st
-from pairwise_calls import BOUND, OP_OF, PAIRWISE, custom_ops, in_a_crowd, measurable, points
+from pairwise_calls import BOUND, PAIRWISE, SEARCHES, custom_ops, in_a_crowd, measurable, points
 from strategies import CASES
 
 from lorentzkit import ops
@@ -149,19 +149,20 @@ def test_half_precision_is_computed_in_float32(dtype):
 # --- Top-k ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.few(similarity="distance", k=1)
-@pytest.mark.parametrize("similarity", OP_OF)
+@pytest.mark.few(search="distance", k=1)
+@pytest.mark.parametrize("search", SEARCHES)
 @pytest.mark.parametrize(("k", "largest", "N"), [(1, False, 9), (10, True, 37)])
-def test_topk_is_that_of_the_matrix(similarity, k, largest, N, monkeypatch):
+def test_topk_is_that_of_the_matrix(search, k, largest, N, monkeypatch):
     """Of the two programs of a row of tiles, one goes through two tiles and merges them."""
     monkeypatch.setattr(launch, "programs", lambda _: 1 if config("topk").rows >= N else 2)
     x, y = (points(n, 40, torch.float32, seed=s).to(DEVICE) for n, s in ((N, 0), (150, 1)))
     y[100] = y[7]
-    expected = PAIRWISE[OP_OF[similarity]](x.double(), y.double(), 0.5).topk(k, largest=largest)
-    how = {"k": k, "similarity": similarity, "largest": largest}
+    options, matrix = SEARCHES[search]
+    expected = matrix(x.double(), y.double(), 0.5).topk(k, largest=largest)
+    how = options | {"k": k, "largest": largest}
     values, indices = ops.pairwise_topk(x, y, 0.5, **how, impl="triton")
     torch.testing.assert_close(values.double(), expected.values, rtol=1e-6, atol=1e-6)
-    chosen = PAIRWISE[OP_OF[similarity]](x.double(), y.double(), 0.5).gather(1, indices)
+    chosen = matrix(x.double(), y.double(), 0.5).gather(1, indices)
     torch.testing.assert_close(chosen, expected.values, rtol=1e-6, atol=1e-6)
     assert all(len(set(row)) == k for row in indices.tolist())
 
@@ -191,7 +192,7 @@ def test_loss_and_gradients(similarity, N, M, D, scale):
     compare(x, y, similarity, positive, 0, scale=scale, impl="triton", **limits)
 
 
-@pytest.mark.few(similarity="angle")
+@pytest.mark.few(similarity="angles")
 @every_similarity
 def test_the_mean_of_pairs(similarity):
     x, y = clouds(70, 70, 40, origin=similarity != "cosine")
@@ -203,7 +204,7 @@ def test_the_mean_of_pairs(similarity):
 LABELS = (torch.tensor([3, 3, -7, 5, 3, 8, 8, 99, 3]), torch.tensor([5, 3, 3, 9, 9, 8, -7, 3, 1]))
 
 
-@pytest.mark.few(similarity="angle")
+@pytest.mark.few(similarity="angles")
 @every_similarity
 @pytest.mark.parametrize("reduction", ["sum", "none"])
 @pytest.mark.parametrize("targets", [None, LABELS], ids=["pairs", "labels"])
@@ -215,7 +216,7 @@ def test_reductions(similarity, reduction, targets):
     for dtype, impl in ((torch.float32, "triton"), (torch.float64, "streaming")):
         leaves = [z.to(dtype).requires_grad_() for z in (x, y, torch.tensor([0.7, 5.0]))]
         loss = contrastive_loss(
-            *leaves[:2], *leaves[2], similarity=similarity, targets=targets,
+            *leaves[:2], *leaves[2], **OPTIONS[similarity], targets=targets,
             reduction=reduction, impl=impl,
         )  # fmt: skip
         if reduction == "none":
@@ -276,7 +277,7 @@ def test_sizes_of_other_devices(monkeypatch, capability):
     monkeypatch.setitem(CONFIGS, max(CONFIGS), CONFIGS[capability])
     x, y = clouds(130, 150, 70)
     limits = {"rtol": 2e-5, "atol": 5e-6}
-    compare(x, y, "angle", torch.eye(130, 150, dtype=torch.bool), 0, impl="triton", **limits)
+    compare(x, y, "angles", torch.eye(130, 150, dtype=torch.bool), 0, impl="triton", **limits)
     found = ops.pairwise_dist(x, y, impl="triton")
     exact = ops.pairwise_dist(x.double(), y.double())
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-6)
@@ -302,7 +303,7 @@ def test_gradients_at_every_radius(similarity, radius):
     wide = [t.detach().double().requires_grad_() for t in inputs]
     got, expected = (
         torch.autograd.grad(
-            contrastive_loss(*z, similarity=similarity, impl=impl), z, materialize_grads=True
+            contrastive_loss(*z, **OPTIONS[similarity], impl=impl), z, materialize_grads=True
         )
         for z, impl in ((inputs, "triton"), (wide, "streaming"))
     )
@@ -326,7 +327,7 @@ def test_workspace_in_parts(monkeypatch):
     monkeypatch.setattr(launch, "CHUNK", 70 * 130)
     labels = torch.arange(200), torch.arange(130)
     positive = labels[0][:, None] == labels[1]
-    compare(x, y, "angle", positive, labels, impl="triton", rtol=2e-5, atol=1e-5)
+    compare(x, y, "angles", positive, labels, impl="triton", rtol=2e-5, atol=1e-5)
 
 
 @pytest.mark.thorough

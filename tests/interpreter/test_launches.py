@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from contrastive_calls import OPTIONS, SIMILARITIES
 from test_rows import count_launches, launched_by_torch
 
-from lorentzkit.fused.triton import anchors, launch, positives, prepare, products, rows
+from lorentzkit.fused.triton import anchors, launch, positives, prepare, products, rows, shares
 from lorentzkit.losses import contrastive_loss
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="counts calls of the interpreter")
@@ -12,6 +13,7 @@ KERNELS = {
     launch: ["log_sums_kernel", "join_kernel", "log_sums_vjp_kernel"],
     anchors: ["anchors_kernel", "anchors_vjp_kernel"],
     positives: ["ranges_kernel", "pairs_kernel"],
+    shares: ["merge_kernel", "merge_vjp_kernel"],
     prepare: ["lengths_kernel", "split_kernel", "gradient_kernel"],
     products: ["product_kernel"],
     rows: ["rows_kernel", "rows_vjp_kernel"],
@@ -81,9 +83,9 @@ def counts_of(launches, N, targets, **how):
 
 @pytest.mark.parametrize("targets", TARGETS)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("similarity", ["angle", "distance", "cosine"])
+@pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_launches_of_every_loss(launches, targets, reduction, similarity):
-    how = {"similarity": similarity, "reduction": reduction}
+    how = OPTIONS[similarity] | {"reduction": reduction}
     forward, backward = counts_of(launches, 64, targets, **how)
     assert 0 < forward <= FORWARD
     assert 0 < backward <= BACKWARD

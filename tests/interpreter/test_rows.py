@@ -26,7 +26,7 @@ KEYWORDS = {
     "entailment_residual": {"min_radius": 0.15, "aperture_scale": 0.75},
 }
 # What a loss or a search takes of its pairs, and no op gives alone
-KINDS = {"angle": "angle", "cosine": "cosine"}
+KINDS = {"angles": "angles", "cosine": "cosine"}
 SIGNATURES = PUBLIC | {kind: ["x", "y"] for kind in KINDS}
 BALLS = ("to_klein", "to_poincare")
 every_op = pytest.mark.parametrize("op", OPS)
@@ -159,7 +159,7 @@ def exact_value(op, tensors, c):
     tensors = [moved(v, limit) if first <= i < last else v for i, v in enumerate(tensors)]
     if op in KINDS:
         of = of_pairs.row_values(KINDS[op], *tensors, c.unsqueeze(-1))
-        return of if op == "angle" else of.squeeze(-1)
+        return of if op == "angles" else of.squeeze(-1)
     return getattr(ops, op)(*tensors, c, **KEYWORDS.get(op, {}))
 
 
@@ -224,7 +224,7 @@ SIZES += [(op, *size) for op, of in OPS.items() if of.apart or op in KINDS
 SIZES += [("dist", 1, 2), ("dist", 7, 31), ("logmap", 3, 64), ("tangent_inner", 1, 2)]
 
 
-@pytest.mark.few(op=["dist", "expmap", "geodesic", "angle"], D=130)
+@pytest.mark.few(op=["dist", "expmap", "geodesic", "angles"], D=130)
 @pytest.mark.parametrize(("op", "N", "D"), SIZES)
 def test_sizes(op, N, D):
     """One curvature for all."""
@@ -407,7 +407,7 @@ def test_broadcasting():
 
 
 @pytest.mark.few(op=["dist", "expmap"])
-@pytest.mark.parametrize("op", ["dist", "expmap", "angle", *(op for op in OPS if OPS[op].apart)])
+@pytest.mark.parametrize("op", ["dist", "expmap", "angles", *(op for op in OPS if OPS[op].apart)])
 def test_rows_of_any_strides(op):
     draw = Draw(8)
     x, y = draw.normal(5).float(), draw.normal(5).abs().float()
@@ -425,7 +425,7 @@ def test_rows_of_any_strides(op):
 @pytest.mark.few(dtype=torch.bfloat16)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(
-    "op", ["dist", "logmap", "tangent_inner", "angle", *(op for op in OPS if OPS[op].apart)]
+    "op", ["dist", "logmap", "tangent_inner", "angles", *(op for op in OPS if OPS[op].apart)]
 )
 def test_half_precision_is_computed_in_float32(op, dtype):
     vectors = {name: v[:9].to(dtype) for name, v in arguments(op, Draw(5), farthest=1.0).items()}

@@ -13,7 +13,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from contrastive_calls import NAMES, SIMILARITIES, compare, leaves, logits
+from contrastive_calls import NAMES, OPTIONS, SIMILARITIES, compare, leaves, logits
 from pairwise_calls import Largest, points
 
 from lorentzkit._geometry import compilation, pairs, smooth, triangle
@@ -39,7 +39,8 @@ def test_loss_and_gradients(similarity, N, D, impl):
 
 def test_every_place_knows_every_similarity():
     """And none takes an unknown one for another: it would be a wrong loss, in silence."""
-    assert [*SIGNS] == [*get_args(Similarity)] == SIMILARITIES
+    assert [*SIGNS] == SIMILARITIES
+    assert {how["similarity"] for how in OPTIONS.values()} == {*get_args(Similarity)}
     x, y, c = torch.rand(3, 2), torch.rand(3, 2), torch.ones(1)
     h, g = torch.tensor(0.5), torch.tensor(1.5)
     side = triangle.radial(torch.tensor(1.0), torch.tensor(1.0))
@@ -58,7 +59,7 @@ def test_every_place_knows_every_similarity():
             place("chordal")
 
 
-@pytest.mark.parametrize("similarity", ["angle", "distance"])
+@pytest.mark.parametrize("similarity", ["angles", "exterior", "distance"])
 @pytest.mark.parametrize("impl", ["streaming", "reference"])
 def test_a_positive_pair_at_the_origin(similarity, impl):
     """It coincides: its angles are 0, as those of other coinciding points."""
@@ -119,7 +120,7 @@ def test_logits_far_apart_keep_small_losses(similarity):
     """A loss of 1e-20 is not rounded to 0: others and positives are not subtracted."""
     x = 2 * torch.eye(4, 20, dtype=torch.float64)
     inputs = leaves(x, 1.1 * x, scale=60.0)
-    loss = contrastive_loss(*inputs, similarity=similarity)
+    loss = contrastive_loss(*inputs, **OPTIONS[similarity])
     row, column = logits(*inputs, similarity)
     expected = sum(
         torch.log1p(torch.exp(line - line[i, i])[i, torch.arange(4) != i].sum())
@@ -130,7 +131,8 @@ def test_logits_far_apart_keep_small_losses(similarity):
     torch.testing.assert_close(loss, expected / 8, rtol=1e-10, atol=0)
 
 
-def test_the_known_value_of_a_small_case(device):
+@pytest.mark.parametrize("apex", ["x", "query"])
+def test_the_known_value_of_a_small_case(apex, device):
     """By mpmath, from the oracle's textbook definitions."""
     x, y, c, s = [[0.3, 0.1], [-0.2, 0.5]], [[0.9, 0.2], [-0.1, 1.5]], 0.7, 3.0
     with mpmath.workdps(50):
@@ -138,20 +140,23 @@ def test_the_known_value_of_a_small_case(device):
         total = mpmath.mpf(0)
         for i in range(2):
             row = [-s * oracle.exterior_angle(points_x[i], q, mpmath.mpf(c)) for q in points_y]
-            column = [s * oracle.exterior_angle(points_y[i], p, mpmath.mpf(c)) for p in points_x]
+            column = [-s * oracle.exterior_angle(p, points_y[i], mpmath.mpf(c)) for p in points_x]
+            if apex == "query":
+                q = points_y[i]
+                column = [s * oracle.exterior_angle(q, p, mpmath.mpf(c)) for p in points_x]
             for line in (row, column):
                 total += mpmath.log(sum(mpmath.exp(v - line[i]) for v in line))
     tensors = (torch.tensor(z, dtype=torch.float64, device=device) for z in (x, y))
-    loss = contrastive_loss(*tensors, c, s)
+    loss = contrastive_loss(*tensors, c, s, apex=apex)
     assert loss.item() == pytest.approx(float(total / 4), rel=1e-14)
 
 
 @every_similarity
 def test_reductions(similarity):
     x, y = points(6, 20), points(6, 20, seed=1)
-    rows, columns = contrastive_loss(x, y, 0.7, 5.0, similarity=similarity, reduction="none")
-    total = contrastive_loss(x, y, 0.7, 5.0, similarity=similarity, reduction="sum")
-    mean = contrastive_loss(x, y, 0.7, 5.0, similarity=similarity)
+    rows, columns = contrastive_loss(x, y, 0.7, 5.0, **OPTIONS[similarity], reduction="none")
+    total = contrastive_loss(x, y, 0.7, 5.0, **OPTIONS[similarity], reduction="sum")
+    mean = contrastive_loss(x, y, 0.7, 5.0, **OPTIONS[similarity])
     assert rows.shape == columns.shape == (6,)
     torch.testing.assert_close((rows.sum() + columns.sum()) / 2, total)
     torch.testing.assert_close(total / 6, mean)
@@ -169,7 +174,7 @@ def test_float32_gradients_are_finite_and_near_float64s(similarity, radius):
     wide = leaves(x, y, curv=1.0)
     narrow = [t.detach().float().requires_grad_() for t in wide]
     expected, got = (
-        torch.autograd.grad(contrastive_loss(*z, similarity=similarity), z, materialize_grads=True)
+        torch.autograd.grad(contrastive_loss(*z, **OPTIONS[similarity]), z, materialize_grads=True)
         for z in (wide, narrow)
     )
     for name, a, b in zip(NAMES, got, expected, strict=True):
@@ -183,7 +188,7 @@ def test_gradients_of_points_next_to_the_origin_are_finite(similarity, size):
     """True ones of angles are of size 1/|x|, beyond the dtype: docs/kernels.md."""
     x, y = (size * points(6, 20, torch.float32, seed=k) for k in range(2))
     inputs = leaves(x, y, torch.float32, scale=100.0)
-    loss = contrastive_loss(*inputs, similarity=similarity)
+    loss = contrastive_loss(*inputs, **OPTIONS[similarity])
     for by in torch.autograd.grad(loss, inputs, materialize_grads=True):
         assert by.isfinite().all()
 
@@ -193,11 +198,11 @@ def test_frozen_inputs(similarity):
     x, y = points(6, 20), points(6, 20, seed=1)
     every = leaves(x, y)
     full = torch.autograd.grad(
-        contrastive_loss(*every, similarity=similarity), every, materialize_grads=True
+        contrastive_loss(*every, **OPTIONS[similarity]), every, materialize_grads=True
     )
     for k in range(4):
         some = [t.detach().requires_grad_(i == k) for i, t in enumerate(leaves(x, y))]
-        loss = contrastive_loss(*some, similarity=similarity)
+        loss = contrastive_loss(*some, **OPTIONS[similarity])
         if loss.requires_grad and not (similarity == "cosine" and k == 2):
             (only,) = torch.autograd.grad(loss, some[k])
             assert torch.equal(only, full[k])
@@ -306,7 +311,7 @@ def test_positives_are_pairs_side_by_side(similarity, dtype):
     x[150:160] *= 1e20
     i = torch.randint(600, (1500,), generator=torch.Generator().manual_seed(0))
     c = torch.tensor([0.7], dtype=dtype)
-    at = torch.randn(1500, 2 if similarity == "angle" else 1).to(dtype)
+    at = torch.randn(1500, 2 if similarity == "angles" else 1).to(dtype)
     leaves = [t.clone().requires_grad_() for t in (x, y, c)]
     value = pairs.row_values(similarity, leaves[0][i], leaves[1][i], leaves[2])
     expected = value, *torch.autograd.grad(value, leaves, at)

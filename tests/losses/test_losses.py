@@ -4,7 +4,7 @@ import mpmath
 import oracle
 import pytest
 import torch
-from contrastive_calls import SIMILARITIES, logits, naive
+from contrastive_calls import OPTIONS, SIMILARITIES, logits, naive
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from pairwise_calls import points
@@ -36,7 +36,7 @@ def called(objective, x, y, curv=0.7, scale=5.0, targets=None):
 # Every loss as a function of two clouds, and whether boosts, too, leave it alone.
 LOSSES = {
     **{
-        s: (lambda x, y, s=s: contrastive_loss(x, y, 0.7, 5.0, similarity=s), s == "distance")
+        s: (lambda x, y, s=s: contrastive_loss(x, y, 0.7, 5.0, **OPTIONS[s]), s == "distance")
         for s in SIMILARITIES
     },
     "entailment": (lambda x, y: entailment_loss(x, y, 0.7), False),
@@ -98,7 +98,7 @@ def test_the_order_of_the_pairs_does_not_matter(loss, boosts):
 def test_losses_of_anchors_move_with_their_points(similarity):
     x, y = points(9, 20), points(9, 20, seed=1)
     rows, columns = torch.randperm(9), torch.randperm(9)
-    how = {"similarity": similarity, "reduction": "none"}
+    how = {**OPTIONS[similarity], "reduction": "none"}
     of_x, of_y = contrastive_loss(x, y, 0.7, 5.0, targets=torch.arange(9) % 4, **how)
     labels = rows % 4, columns % 4
     moved = contrastive_loss(x[rows], y[columns], 0.7, 5.0, targets=labels, **how)
@@ -166,8 +166,8 @@ def test_the_objectives_are_the_sums_of_their_papers():
     x, y, labels = points(6, 20), points(6, 20, seed=1), torch.tensor([0, 1, 0, 2, 1, 1])
     how = {"targets": labels}
     cosine, distance, angle = (
-        contrastive_loss(x, y, 0.7, 5.0, similarity=s, **how)
-        for s in ("cosine", "distance", "angle")
+        contrastive_loss(x, y, 0.7, 5.0, **OPTIONS[s], **how)
+        for s in ("cosine", "distance", "exterior")
     )
     inside = entailment_loss(x, y, 0.7, min_radius=0.2, aperture_scale=0.9)
     placed = centroid_loss(text=x, image=y, curv=0.7, **RADII)
@@ -197,7 +197,7 @@ def test_several_positives_are_the_double_loop(similarity):
             for z in pair
         ]
         of[1][0] = of[0][0]  # at least one
-        loss = contrastive_loss(x, y, 0.7, 5.0, similarity=similarity, targets=tuple(of))
+        loss = contrastive_loss(x, y, 0.7, 5.0, **OPTIONS[similarity], targets=tuple(of))
         expected = naive(x, y, 0.7, 5.0, similarity, of[0][:, None] == of[1])
         torch.testing.assert_close(loss, expected)
 
@@ -208,9 +208,9 @@ def test_several_positives_are_the_double_loop(similarity):
 def test_the_limits_of_the_scale(similarity):
     """Of a small one the uniform distribution; of a large one the distance to the best rival."""
     x, y = points(7, 20), points(7, 20, seed=1)
-    flat = contrastive_loss(x, y, 0.7, 1e-9, similarity=similarity)
+    flat = contrastive_loss(x, y, 0.7, 1e-9, **OPTIONS[similarity])
     torch.testing.assert_close(flat, torch.tensor(7.0, dtype=torch.float64).log())
-    steep = contrastive_loss(x, y, 0.7, 1e6, similarity=similarity) / 1e6
+    steep = contrastive_loss(x, y, 0.7, 1e6, **OPTIONS[similarity]) / 1e6
     behind = [
         (line.amax(1) - line.diagonal()).mean()
         for line in (z if k == 0 else z.mT for k, z in enumerate(logits(x, y, 0.7, 1, similarity)))

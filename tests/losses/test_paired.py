@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from contrastive_calls import NAMES, SIMILARITIES, compare, leaves, logits, naive
+from contrastive_calls import NAMES, OPTIONS, SIMILARITIES, compare, leaves, logits, naive
 from pairwise_calls import points
 
 from lorentzkit._geometry import compilation
@@ -60,9 +60,9 @@ def test_special_points(way, similarity):
     """The truth is float64's own loss: the naive expression loses pairs that nearly coincide."""
     inputs = leaves(*special(), torch.float32)
     exact = [t.detach().double().requires_grad_() for t in inputs]
-    loss = contrastive_loss(*inputs, similarity=similarity)
+    loss = contrastive_loss(*inputs, **OPTIONS[similarity])
     got = torch.autograd.grad(loss, inputs, materialize_grads=True)
-    truth = contrastive_loss(*exact, similarity=similarity, impl="reference")
+    truth = contrastive_loss(*exact, **OPTIONS[similarity], impl="reference")
     expected = torch.autograd.grad(truth, exact, materialize_grads=True)
     torch.testing.assert_close(loss.double(), truth, rtol=3e-7, atol=0)
     for name, a, b in zip(NAMES, got, expected, strict=True):
@@ -81,8 +81,8 @@ def test_few_pairs(way, similarity):
 @every_similarity
 def test_reductions_and_second_use(way, similarity):
     inputs = leaves(*batch(), torch.float32)
-    mean = contrastive_loss(*inputs, similarity=similarity)
-    total = contrastive_loss(*inputs, similarity=similarity, reduction="sum")
+    mean = contrastive_loss(*inputs, **OPTIONS[similarity])
+    total = contrastive_loss(*inputs, **OPTIONS[similarity], reduction="sum")
     torch.testing.assert_close(total, 40 * mean)
     first, again = (torch.autograd.grad(2 * mean, inputs[:2], retain_graph=True) for _ in range(2))
     assert all(map(torch.equal, first, again))
@@ -93,8 +93,8 @@ def test_reductions_and_second_use(way, similarity):
 @every_similarity
 def test_one_operand_only(way, similarity):
     x, y, c, s = leaves(*batch(), torch.float32)
-    loss = contrastive_loss(x, y.detach(), c.detach(), s.detach(), similarity=similarity)
-    both = contrastive_loss(x, y, c, s, similarity=similarity)
+    loss = contrastive_loss(x, y.detach(), c.detach(), s.detach(), **OPTIONS[similarity])
+    both = contrastive_loss(x, y, c, s, **OPTIONS[similarity])
     assert torch.equal(*(torch.autograd.grad(z, x)[0] for z in (loss, both)))
 
 
@@ -103,7 +103,7 @@ def test_autocast_and_the_global_precision_change_nothing(way, similarity):
     inputs = leaves(*batch(64, 48), torch.float32)
 
     def results():
-        loss = contrastive_loss(*inputs, similarity=similarity)
+        loss = contrastive_loss(*inputs, **OPTIONS[similarity])
         return [loss, *torch.autograd.grad(loss, inputs, materialize_grads=True)]
 
     expected = results()
@@ -126,7 +126,7 @@ def test_second_derivatives(similarity):
     exact = [t.detach().double().requires_grad_() for t in inputs]
     found = []
     for given in (inputs, exact):
-        loss = contrastive_loss(*given, similarity=similarity)
+        loss = contrastive_loss(*given, **OPTIONS[similarity])
         first = torch.autograd.grad(loss, given[:2], create_graph=True)
         square = sum(g.square().sum() for g in first)
         found.append(torch.autograd.grad(square, given[:2]))
@@ -148,7 +148,7 @@ def test_points_far_out_are_left_to_the_blocks(similarity):
     x, y = 1e4 * x, 1e4 * y
     inputs = leaves(x, y, torch.float32)
     for impl in ("auto", "streaming"):
-        loss = contrastive_loss(*inputs, similarity=similarity, impl=impl)
+        loss = contrastive_loss(*inputs, **OPTIONS[similarity], impl=impl)
         assert torch.isfinite(loss)
         gradients = torch.autograd.grad(loss, inputs, materialize_grads=True)
         assert all(torch.isfinite(g).all() for g in gradients)
@@ -168,9 +168,10 @@ def test_the_gradient_of_a_tiny_loss(similarity, impl, labels):
     x = 2 * torch.eye(4, 20, dtype=torch.float32)
     y = 1.1 * x
     y[:, 7] = 0.01
-    inputs = leaves(x, y, torch.float32, scale=10.0 if similarity == "distance" else 60.0)
+    scale = {"distance": 10.0, "exterior": 15.0}.get(similarity, 60.0)  # float32 holds the loss
+    inputs = leaves(x, y, torch.float32, scale=scale)
     targets = torch.arange(4) if labels else None
-    loss = contrastive_loss(*inputs, similarity=similarity, impl=impl, targets=targets)
+    loss = contrastive_loss(*inputs, **OPTIONS[similarity], impl=impl, targets=targets)
     exact = [t.detach().double().requires_grad_() for t in inputs]
     others = ~torch.eye(4, dtype=torch.bool)
     rows, columns = logits(*exact, similarity)
@@ -191,6 +192,6 @@ def test_the_gradient_of_a_tiny_loss(similarity, impl, labels):
 def test_without_a_gradient(similarity):
     x, y = batch()
     truth = naive(x.double(), y.double(), 1.0, 1.0, similarity, torch.eye(len(x), dtype=torch.bool))
-    loss = contrastive_loss(x, y, similarity=similarity)
+    loss = contrastive_loss(x, y, **OPTIONS[similarity])
     assert not loss.requires_grad
     torch.testing.assert_close(loss.double(), truth, rtol=1e-6, atol=0)

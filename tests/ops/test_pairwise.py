@@ -7,7 +7,7 @@ import torch
 from condition import gradient_errors, value_error
 from hypothesis import assume, given, note
 from hypothesis import strategies as st
-from pairwise_calls import BOUND, OP_OF, PAIRWISE, Largest, in_a_crowd, measurable, points
+from pairwise_calls import BOUND, PAIRWISE, SEARCHES, Largest, in_a_crowd, measurable, points
 from strategies import CASES
 
 from lorentzkit import ops
@@ -86,7 +86,7 @@ def test_what_is_not_recomputed_need_not_be(D, opposite):
     x, y = axes[0], axes[0] * angles.cos() + axes[1] * angles.sin()
     prepared = directions(x, -y if opposite else y, "highest")
     h = torch.empty(size, size)
-    fold("angle", h, prepared.x, prepared.y, prepared.mean, prepared.threshold())
+    fold("exterior", h, prepared.x, prepared.y, prepared.mean, prepared.threshold())
     h = h.diagonal().double()
     u, v = (z.double() / z.double().norm(dim=-1, keepdim=True) for z in (x, y))
     near, far = ((u - sign * v).square().sum(-1) / 2 for sign in (1, -1))
@@ -154,19 +154,23 @@ def test_lower_precision_is_that_of_points_moved_by_as_much(precision, bound):
 
 
 @pytest.mark.few(D=40)
-@pytest.mark.parametrize("similarity", OP_OF)
+@pytest.mark.parametrize("search", SEARCHES)
 @pytest.mark.parametrize("largest", [False, True])
 @pytest.mark.parametrize("D", [3, 40])
-def test_topk_is_that_of_the_matrix(similarity, largest, D):
-    x, y = points(37, D), points(1500, D, seed=1)
-    matrix = PAIRWISE[OP_OF[similarity]](x, y, 0.5)
-    expected = matrix.topk(10, largest=largest)
+def test_topk_is_that_of_the_matrix(search, largest, D):
+    options, matrix = SEARCHES[search]
+    every = [z.requires_grad_() for z in (points(37, D), points(1500, D, seed=1))]
+    expected = matrix(*every, 0.5).topk(10, largest=largest)
+    grad_output = torch.randn(37, 10, generator=torch.Generator().manual_seed(0)).double()
+    grads = torch.autograd.grad(expected.values, every, grad_output)
     for chunk in (None, 1, 7, 5000):
         values, indices = ops.pairwise_topk(
-            x, y, 0.5, k=10, similarity=similarity, largest=largest, chunk=chunk
+            *every, 0.5, k=10, largest=largest, chunk=chunk, **options
         )
         torch.testing.assert_close(values, expected.values, rtol=1e-12, atol=1e-13)
         assert torch.equal(indices, expected.indices)
+    found = torch.autograd.grad(values, every, grad_output)
+    torch.testing.assert_close(found, grads, rtol=1e-10, atol=1e-11)
 
 
 def test_topk_of_all_and_of_ties():
@@ -176,13 +180,13 @@ def test_topk_of_all_and_of_ties():
     assert all(row.sort().values.tolist() == [0, 1, 2, 3] for row in indices)
 
 
-@pytest.mark.parametrize("similarity", OP_OF)
+@pytest.mark.parametrize("search", SEARCHES)
 @pytest.mark.parametrize("largest", [False, True])
-def test_topk_with_a_curvature_for_each_query(similarity, largest):
+def test_topk_with_a_curvature_for_each_query(search, largest):
     """Each row is that of its own curvature alone, gradients by equal curvatures apart."""
     x, y = points(12, 20), points(50, 20, seed=1)
     curv = torch.tensor([0.3, 1.0, 4.0], dtype=x.dtype)[torch.arange(12) % 3]
-    options = {"k": 4, "similarity": similarity, "largest": largest}
+    options = SEARCHES[search][0] | {"k": 4, "largest": largest}
     every = [t.clone().requires_grad_() for t in (x, y, curv)]
     values, indices = ops.pairwise_topk(*every, **options)
     rows = [z.clone().requires_grad_() for z in (x, y, curv)]
@@ -226,7 +230,7 @@ def test_topk_makes_no_matrix(monkeypatch):
     x, y, c = points(1100, 20), points(2500, 20, seed=1), torch.ones(1, dtype=torch.float64)
     problem = PairwiseProblem(x, y, c, "distance", "highest")
     with Largest() as largest:
-        streaming.topk(problem, Search(5, largest=False, chunk=0))
+        streaming.topk(problem, Search(5, largest=False, apex="x", chunk=0))
     assert largest.numel <= streaming.ROWS * streaming.COLUMNS
     with Largest() as largest:
         streaming.matrix(problem)

@@ -34,7 +34,7 @@ class Losses(NamedTuple):
     """Log-sum-exps of the negatives, ``(N,)``"""
     column_sums: Tensor
     values: Tensor
-    """Of the positives, ``(P,)``; of "angle" ``(P, 2)``"""
+    """Of the positives, ``(P,)``; of "angles" ``(P, 2)``"""
     log_positives: Tensor
     """``(N + M,)``, float64: log-sum-exps of the positives"""
 
@@ -49,24 +49,24 @@ def anchors_kernel(
     k = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     of_row, within = k < N, k < N + M
     by_value = tl.where(of_row, ROW_SIGN, COLUMN_SIGN) * tl.load(scale).to(tl.float64)
-    start, count = _range(ends, offset, k, N, M, P, LISTED)
+    start, count = anchor_range(ends, offset, k, N, M, P, LISTED)
     most = tl.max(count, 0)
     largest = tl.full((BLOCK,), -float("inf"), tl.float64)
     total, powers = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64)
     for step in range(0, most):
-        logit = by_value * _value(
-            values, by_column, start + step, of_row, step < count, COUNT, LISTED
-        )
+        place = place_of(by_column, start + step, of_row, step < count, COUNT, LISTED)
+        value = tl.load(values + place, mask=step < count, other=0.0)
+        logit = by_value * value.to(tl.float64)
         largest = tl.where((step < count) & (logit > largest), logit, largest)
         total += tl.where(step < count, logit, 0.0)
     for step in range(0, most):
-        logit = by_value * _value(
-            values, by_column, start + step, of_row, step < count, COUNT, LISTED
-        )
+        place = place_of(by_column, start + step, of_row, step < count, COUNT, LISTED)
+        value = tl.load(values + place, mask=step < count, other=0.0)
+        logit = by_value * value.to(tl.float64)
         powers += tl.where(step < count, tl.exp(logit - largest), 0.0)
     some = count > 0
     log_positive = tl.where(some, largest + tl.log(tl.where(some, powers, 1.0)), 0.0)
-    excess = _others(row_sums, column_sums, k, N, M) - log_positive
+    excess = others(row_sums, column_sums, k, N, M) - log_positive
     rest = log_positive - total / tl.where(some, count, 1).to(tl.float64)
     loss = tl.where(some, _softplus(excess) + rest, 0.0)
     tl.store(losses + k, loss.to(tl.float32), mask=within)
@@ -79,7 +79,7 @@ def anchors_kernel(
 
 
 @triton.jit
-def _range(ends, offset, k, N, M, P, LISTED: tl.constexpr):
+def anchor_range(ends, offset, k, N, M, P, LISTED: tl.constexpr):
     """Where the positives of row k, or of column k - N, begin in their order, and how many."""
     of_row, within = k < N, k < N + M
     if LISTED:
@@ -91,20 +91,18 @@ def _range(ends, offset, k, N, M, P, LISTED: tl.constexpr):
 
 
 @triton.jit
-def _value(
-    values, by_column, place, of_row, known, COUNT: tl.constexpr, LISTED: tl.constexpr
+def place_of(
+    by_column, place, of_row, known, COUNT: tl.constexpr, LISTED: tl.constexpr
 ):  # fmt: skip
-    """Of an anchor's positive at this place in its order."""
+    """Where the value is of an anchor's positive at this place in its order."""
     if LISTED:
-        place = tl.where(
-            of_row, place, tl.load(by_column + place, mask=known & (of_row == 0), other=0)
-        )
-    side = tl.where(of_row, 0, COUNT - 1)
-    return tl.load(values + COUNT * place + side, mask=known, other=0.0).to(tl.float64)
+        of_column = tl.load(by_column + place, mask=known & (of_row == 0), other=0)
+        place = tl.where(of_row, place, of_column)
+    return COUNT * place + tl.where(of_row, 0, COUNT - 1)
 
 
 @triton.jit
-def _others(row_sums, column_sums, k, N, M):
+def others(row_sums, column_sums, k, N, M):
     of_row = tl.load(row_sums + k, mask=k < N, other=0.0)
     of_column = tl.load(column_sums + (k - N), mask=(k >= N) & (k < N + M), other=0.0)
     return (of_row + of_column).to(tl.float64)
@@ -129,8 +127,8 @@ def anchors_vjp_kernel(
     k = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     s = tl.load(scale).to(tl.float64)
     log_positive = tl.load(log_positives + k, mask=k < N + M, other=0.0)
-    share = _share(_others(row_sums, column_sums, k, N, M) - log_positive)
-    count = _range(ends, offset, k, N, M, P, LISTED)[1]
+    share = _share(others(row_sums, column_sums, k, N, M) - log_positive)
+    count = anchor_range(ends, offset, k, N, M, P, LISTED)[1]
     grad = _grad(grad_rows, grad_columns, row_stride, column_stride, sums, k, N, M, REDUCTION)
     by_sum = tl.where(count > 0, grad * share, 0.0)
     tl.store(by_sums + k, by_sum.to(tl.float32), mask=k < N + M)
@@ -190,8 +188,8 @@ def _by_logit(
     """By that of a positive of anchor k: a small share keeps its digits if there is no other."""
     k = tl.where(within, k, 0)
     log_positive = tl.load(log_positives + k)
-    negatives = _share(_others(row_sums, column_sums, k, N, M) - log_positive)
-    count = _range(ends, offset, k, N, M, P, LISTED)[1]
+    negatives = _share(others(row_sums, column_sums, k, N, M) - log_positive)
+    count = anchor_range(ends, offset, k, N, M, P, LISTED)[1]
     share = tl.exp(logit - log_positive)
     rest = share - 1 / tl.where(count > 0, count, 1).to(tl.float64)
     grad = _grad(grad_rows, grad_columns, row_stride, column_stride, sums, k, N, M, REDUCTION)
@@ -204,7 +202,7 @@ def _by_logit(
 def losses(problem: LossProblem, positives: Positives) -> Losses:
     x, N, M = problem.x, len(problem.x), len(problem.y)
     row_sums, column_sums = launch.log_sums(problem)
-    values = _values(problem, positives)
+    values = values_of(problem, positives)
     out, log_positives = x.new_empty(N + M), x.new_empty(N + M, dtype=torch.float64)
     programs = triton.cdiv(N + M, _BLOCK)
     partials = x.new_empty(programs, 2, 2, dtype=torch.float64)
@@ -212,7 +210,7 @@ def losses(problem: LossProblem, positives: Positives) -> Losses:
         anchors_kernel[(programs,)](
             row_sums, column_sums, values, problem.scale, positives.by_column, positives.ends,
             positives.offset, out, log_positives, partials, N, M, len(values),
-            BLOCK=_BLOCK, **_settings(problem, positives),
+            BLOCK=_BLOCK, **settings(problem, positives),
         )  # fmt: skip
     return Losses(out, partials.sum(0), row_sums, column_sums, values, log_positives)
 
@@ -245,33 +243,35 @@ def gradients(
             positives.ends, positives.offset, positives.i, positives.j,
             found.log_positives, found.sums, grad_rows, grad_columns, *strides,
             by_sums, by_values, by_scale, N, M, len(values),
-            REDUCTION=reduction, BLOCK=_BLOCK, **_settings(problem, positives),
+            REDUCTION=reduction, BLOCK=_BLOCK, **settings(problem, positives),
         )  # fmt: skip
     sums, grad_sums = (LogSums(found.row_sums, found.column_sums),
                        LogSums(by_sums[:N], by_sums[N:]))  # fmt: skip
     by = launch.log_sums_gradients(problem, sums, grad_sums)
-    by_c = _add_gradients(problem, positives, by_values, by.x, by.y)
+    by_c = add_gradients(problem, positives, by_values, by.x, by.y)
     return by._replace(c=by.c + by_c, scale=by.scale + by_scale.sum(dtype=torch.float32))
 
 
-def _settings(problem: LossProblem, positives: Positives) -> dict[str, object]:
+def settings(problem: LossProblem, positives: Positives) -> dict[str, object]:
     row_sign, column_sign = SIGNS[problem.similarity]
     return {
         "ROW_SIGN": row_sign,
         "COLUMN_SIGN": column_sign,
-        "COUNT": 2 if problem.similarity == "angle" else 1,
+        "COUNT": 2 if problem.similarity == "angles" else 1,
         "LISTED": positives.i is not None,
     }
 
 
-def _values(problem: LossProblem, positives: Positives) -> Tensor:
+def values_of(problem: LossProblem, positives: Positives) -> Tensor:
     x, y, c, kind = problem.x, problem.y, problem.c, problem.similarity
     if positives.i is not None and positives.j is not None:
+        if not len(positives.i):
+            return x.new_empty(0, 2 if kind == "angles" else 1)
         return chosen.selected(kind, x, y, c, positives.i, positives.j)
     return rows.values(chosen.OPS[kind], (x, y[positives.offset :][: len(x)]), c)
 
 
-def _add_gradients(
+def add_gradients(
     problem: LossProblem, positives: Positives, grad_values: Tensor, grad_x: Tensor, grad_y: Tensor
 ) -> Tensor:
     """Adds those of the positives by x and y; returns that by c."""
@@ -288,4 +288,15 @@ def _add_gradients(
     return by.c
 
 
-__all__ = ["Losses", "gradients", "losses", "reduced"]
+__all__ = [
+    "Losses",
+    "add_gradients",
+    "anchor_range",
+    "gradients",
+    "losses",
+    "others",
+    "place_of",
+    "reduced",
+    "settings",
+    "values_of",
+]

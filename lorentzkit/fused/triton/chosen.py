@@ -8,7 +8,7 @@ from torch import Tensor
 from lorentzkit.fused.triton import rows
 
 OPS = {
-    "angle": "angle",
+    "angles": "angles",
     "exterior": "exterior_angle",
     "interior": "interior_angle",
     "distance": "dist",
@@ -47,7 +47,7 @@ def add_gradients(
     run, where `index_add_` has atomics. The indices are not looked at again, for `x[i]` has been;
     the host would wait for that.
     """
-    grad_output = grad_output if kind == "angle" else grad_output[:, 0]
+    grad_output = grad_output if kind == "angles" else grad_output[:, 0]
     gradients = rows.gradients(OPS[kind], (x[i], y[j]), c, grad_output, (True, True, True, False))
     for total, index, by in zip((grad_x, grad_y), (i, j), gradients.vectors, strict=True):
         assert by is not None

@@ -34,7 +34,7 @@ _LN_2 = tl.constexpr(0.6931471805599453)
 @triton.jit
 def matrix_kernel(
     XH, XL, YH, YL, x_scalars, y_scalars, mean, C, scratch, out, N, M, D, width, count,
-    KIND: tl.constexpr, PARTS: tl.constexpr,
+    KIND: tl.constexpr, OPPOSITES: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     row_tiles, column_tiles = tl.cdiv(N, ROWS), tl.cdiv(M, COLUMNS)
@@ -45,7 +45,7 @@ def matrix_kernel(
         parts = strips(
             folded_cosines(
                 XH, XL, YH, YL, x_scalars, y_scalars, mean, scratch, row_tile, column_tile,
-                N, M, D, width, count, KIND == "angle", PARTS, ROWS, COLUMNS, DEPTH,
+                N, M, D, width, count, OPPOSITES, PARTS, ROWS, COLUMNS, DEPTH,
             )
         )  # fmt: skip
         i = indices(row_tile, ROWS)
@@ -53,8 +53,8 @@ def matrix_kernel(
         for strip in tl.static_range(STRIPS):
             j = indices(column_tile * STRIPS + strip, COLUMNS // STRIPS)
             y = columns_of(load_radial(y_scalars, j, M, count))
-            h, g = unfold(parts[strip], KIND == "angle")
-            value = values(KIND, False, h, g, triangle(h, x, y), x, y, c, root)[0]
+            h, g = unfold(parts[strip], OPPOSITES)
+            value = values(KIND, h, g, triangle(h, x, y), x, y, c, root)[0]
             within = (i < N)[:, None] & (j < M)[None, :]
             tl.store(out + i[:, None] * M + j[None, :], value, mask=within)
 
@@ -63,7 +63,7 @@ def matrix_kernel(
 def matrix_vjp_kernel(
     XH, XL, YH, YL, x_scalars, y_scalars, mean, C, scratch,
     grad_output, grad_row, grad_column, weights, by_rows, by_columns, N, M, D, width, count,
-    KIND: tl.constexpr, PARTS: tl.constexpr,
+    KIND: tl.constexpr, OPPOSITES: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     row_tiles, column_tiles = tl.cdiv(N, ROWS), tl.cdiv(M, COLUMNS)
@@ -74,7 +74,7 @@ def matrix_vjp_kernel(
         parts = strips(
             folded_cosines(
                 XH, XL, YH, YL, x_scalars, y_scalars, mean, scratch, row_tile, column_tile,
-                N, M, D, width, count, KIND == "angle", PARTS, ROWS, COLUMNS, DEPTH,
+                N, M, D, width, count, OPPOSITES, PARTS, ROWS, COLUMNS, DEPTH,
             )
         )  # fmt: skip
         i = indices(row_tile, ROWS)
@@ -84,13 +84,13 @@ def matrix_vjp_kernel(
         for strip in tl.static_range(STRIPS):
             j = indices(column_tile * STRIPS + strip, COLUMNS // STRIPS)
             y = columns_of(load_radial(y_scalars, j, M, count))
-            h, g = unfold(parts[strip], KIND == "angle")
+            h, g = unfold(parts[strip], OPPOSITES)
             of_pair = tl.load(
                 grad_output + i[:, None] * grad_row + j[None, :] * grad_column,
                 mask=(i < N)[:, None] & (j < M)[None, :],
                 other=0.0,
             )
-            partials = vjp(KIND, False, h, g, triangle(h, x, y), x, y, c, root, of_pair, of_pair)
+            partials = vjp(KIND, h, g, triangle(h, x, y), x, y, c, root, of_pair, of_pair)
             of_h, of_a, of_c = _store_strip(
                 partials, x_scalars, y_scalars, weights, by_columns, row_tile, row_tiles, i, j,
                 N, M, count, PARTS,
@@ -168,7 +168,8 @@ def _left_out(row_id, column_ids, i, j, N, M):
 def log_sums_kernel(
     XH, XL, YH, YL, x_scalars, y_scalars, mean, C, scale, scratch, row_ids, column_ids,
     by_rows, by_columns, row_share, column_share, column_blocks, N, M, D, width, count,
-    KIND: tl.constexpr, ROW_SIGN: tl.constexpr, COLUMN_SIGN: tl.constexpr, PARTS: tl.constexpr,
+    KIND: tl.constexpr, ROW_SIGN: tl.constexpr, COLUMN_SIGN: tl.constexpr,
+    OPPOSITES: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """A program has a block of tiles: so many rows of so many each.
@@ -194,14 +195,14 @@ def log_sums_kernel(
             parts = strips(
                 folded_cosines(
                     XH, XL, YH, YL, x_scalars, y_scalars, mean, scratch, row_tile, column_tile,
-                    N, M, D, width, count, KIND == "angle", PARTS, ROWS, COLUMNS, DEPTH,
+                    N, M, D, width, count, OPPOSITES, PARTS, ROWS, COLUMNS, DEPTH,
                 )
             )  # fmt: skip
             for strip in tl.static_range(STRIPS):
                 j = indices(column_tile * STRIPS + strip, COLUMNS // STRIPS)
                 y = columns_of(load_radial(y_scalars, j, M, count))
-                h, g = unfold(parts[strip], KIND == "angle")
-                value_x, value_y = values(KIND, True, h, g, triangle(h, x, y), x, y, c, root)
+                h, g = unfold(parts[strip], OPPOSITES)
+                value_x, value_y = values(KIND, h, g, triangle(h, x, y), x, y, c, root)
                 out = _left_out(row_id, column_ids, i, j, N, M)
                 logit = tl.where(out, -float("inf"), (ROW_SIGN * by_value) * value_x)
                 largest, total = _joined(largest, total, logit, 1)
@@ -255,7 +256,8 @@ def log_sums_vjp_kernel(
     XH, XL, YH, YL, x_scalars, y_scalars, mean, C, scale, scratch, row_ids, column_ids,
     row_sums, column_sums, grad_rows, grad_columns, weights, by_rows, by_columns,
     N, M, D, width, count,
-    KIND: tl.constexpr, ROW_SIGN: tl.constexpr, COLUMN_SIGN: tl.constexpr, PARTS: tl.constexpr,
+    KIND: tl.constexpr, ROW_SIGN: tl.constexpr, COLUMN_SIGN: tl.constexpr,
+    OPPOSITES: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     row_tiles, column_tiles = tl.cdiv(N, ROWS), tl.cdiv(M, COLUMNS)
@@ -266,7 +268,7 @@ def log_sums_vjp_kernel(
         parts = strips(
             folded_cosines(
                 XH, XL, YH, YL, x_scalars, y_scalars, mean, scratch, row_tile, column_tile,
-                N, M, D, width, count, KIND == "angle", PARTS, ROWS, COLUMNS, DEPTH,
+                N, M, D, width, count, OPPOSITES, PARTS, ROWS, COLUMNS, DEPTH,
             )
         )  # fmt: skip
         i = indices(row_tile, ROWS)
@@ -279,9 +281,9 @@ def log_sums_vjp_kernel(
         for strip in tl.static_range(STRIPS):
             j = indices(column_tile * STRIPS + strip, COLUMNS // STRIPS)
             y = columns_of(load_radial(y_scalars, j, M, count))
-            h, g = unfold(parts[strip], KIND == "angle")
+            h, g = unfold(parts[strip], OPPOSITES)
             tri = triangle(h, x, y)
-            value_x, value_y = values(KIND, True, h, g, tri, x, y, c, root)
+            value_x, value_y = values(KIND, h, g, tri, x, y, c, root)
             column_sum = tl.load(column_sums + j, mask=j < M, other=0.0)[None, :] * _LOG2_E
             column_grad = COLUMN_SIGN * tl.load(grad_columns + j, mask=j < M, other=0.0)[None, :]
             of_row = row_grad * tl.exp2((ROW_SIGN * by_value) * value_x - row_sum)
@@ -289,9 +291,10 @@ def log_sums_vjp_kernel(
             out = _left_out(row_id, column_ids, i, j, N, M)
             of_row, of_column = tl.where(out, 0.0, of_row), tl.where(out, 0.0, of_column)
             sums_scale += tl.sum(tl.where(out, 0.0, of_row * value_x + of_column * value_y), 1)
-            partials = vjp(
-                KIND, True, h, g, tri, x, y, c, root, by_scale * of_row, by_scale * of_column
-            )
+            grad_alpha, grad_beta = by_scale * of_row, by_scale * of_column
+            if KIND != "angles":  # one value is in both logits
+                grad_alpha += grad_beta
+            partials = vjp(KIND, h, g, tri, x, y, c, root, grad_alpha, grad_beta)
             of_h, of_a, of_c = _store_strip(
                 partials, x_scalars, y_scalars, weights, by_columns, row_tile, row_tiles, i, j,
                 N, M, count, PARTS,

@@ -9,6 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
+from lorentzkit._geometry.invariants import ANGLES
 from lorentzkit.fused.pointwise import SIGNS
 from lorentzkit.fused.problems import (
     Gradients,
@@ -43,7 +44,7 @@ def matrix(problem: PairwiseProblem) -> Tensor:
         matrix_kernel[(grid,)](
             *_operands(operands), operands.c, _scratch(operands, grid, use), out,
             *_sizes(operands, slice(0, N)),
-            KIND=problem.kind, PARTS=operands.parts, **_meta(use),
+            **_meta(problem.kind, operands, use),
         )  # fmt: skip
         return out
 
@@ -51,7 +52,7 @@ def matrix(problem: PairwiseProblem) -> Tensor:
 def matrix_gradients(problem: PairwiseProblem, grad_output: Tensor) -> Gradients:
     """Derivatives of ``(grad_output * matrix).sum()``."""
     if problem.kind == "cosine":
-        raise ValueError("kind: expected 'inner', 'distance' or 'angle', got 'cosine'")
+        raise ValueError("kind: expected 'inner', 'distance' or 'exterior', got 'cosine'")
     with on_device(problem.x):
         operands = prepared_operands(problem)
 
@@ -60,7 +61,7 @@ def matrix_gradients(problem: PairwiseProblem, grad_output: Tensor) -> Gradients
             matrix_vjp_kernel[(grid,)](
                 *_operands(operands, rows), operands.c, scratch, grad_block, *grad_block.stride(),
                 *outputs,
-                *_sizes(operands, rows), KIND=problem.kind, PARTS=operands.parts, **_meta(use),
+                *_sizes(operands, rows), **_meta(problem.kind, operands, use),
             )  # fmt: skip
 
         return Gradients(*_gradients(operands, launch)[:3])
@@ -85,9 +86,8 @@ def log_sums(problem: LossProblem) -> LogSums:
             *_operands(operands), operands.c, operands.scale, _scratch(operands, grid, use),
             *_dense(problem.ids),
             by_rows, by_columns, *shares, column_blocks, *_sizes(operands, slice(0, N)),
-            KIND=problem.similarity, ROW_SIGN=row_sign, COLUMN_SIGN=column_sign,
-            PARTS=operands.parts,
-            **_meta(use),
+            ROW_SIGN=row_sign, COLUMN_SIGN=column_sign,
+            **_meta(problem.similarity, operands, use),
         )  # fmt: skip
         sums = LogSums(operands.scalars.new_empty(N), operands.scalars.new_empty(M))
         join_kernel[(triton.cdiv(N + M, 256),)](
@@ -109,8 +109,8 @@ def log_sums_gradients(problem: LossProblem, sums: LogSums, grad_sums: LogSums) 
             log_sums_vjp_kernel[(grid,)](
                 *_operands(operands, rows), operands.c, operands.scale, scratch, *both, *outputs,
                 *_sizes(operands, rows),
-                KIND=problem.similarity, ROW_SIGN=row_sign, COLUMN_SIGN=column_sign,
-                PARTS=operands.parts, **_meta(use),
+                ROW_SIGN=row_sign, COLUMN_SIGN=column_sign,
+                **_meta(problem.similarity, operands, use),
             )  # fmt: skip
 
         return _gradients(operands, launch)
@@ -134,8 +134,8 @@ def topk(problem: PairwiseProblem, search: Search) -> Tensor:
         grid = _programs(operands, row_tiles * splits)
         topk_kernel[(grid,)](
             *_operands(operands), _scratch(operands, grid, use), keys, sign, share, splits,
-            *_sizes(operands, slice(0, N)), KIND=kind, BEST=best, PARTS=operands.parts,
-            **_meta(use),
+            *_sizes(operands, slice(0, N)), APEX=search.apex, BEST=best,
+            **_meta(kind, operands, use),
         )  # fmt: skip
     merged = keys.transpose(0, 1).flatten(1).topk(k).values
     return 0xFFFFFFFF - (merged & 0xFFFFFFFF)
@@ -156,8 +156,11 @@ def _sizes(operands: Operands, rows: slice) -> tuple[int, ...]:
     return rows.stop - rows.start, count - operands.N, len(operands.mean), width, count
 
 
-def _meta(use: Config) -> dict[str, Any]:
+def _meta(kind: str, operands: Operands, use: Config) -> dict[str, Any]:
     return {
+        "KIND": kind,
+        "OPPOSITES": kind in ANGLES,
+        "PARTS": operands.parts,
         "ROWS": use.rows,
         "COLUMNS": use.columns,
         "DEPTH": use.depth,

@@ -162,16 +162,16 @@ def distance(tri):
 
 
 @triton.jit
-def values(KIND: tl.constexpr, BOTH: tl.constexpr, h, g, tri, x, y, c, root):
-    """The value of a pair: of angles that at x and, if BOTH, that at y; else the same twice."""
-    if KIND == "angle":
+def values(KIND: tl.constexpr, h, g, tri, x, y, c, root):
+    """The value of a pair: of "angles" that at x and that at y; else the same twice."""
+    if KIND == "exterior" or KIND == "angles":
         sine, apart = sine_of(h, g), tri.R > 0
         n, m = legs_at_x(h, sine, tri, x, y)
         angle_x = angle_of(n, tl.where(apart, m, 1.0))
-        if BOTH:
-            n, m = legs_at_y(h, sine, tri, x, y)
-            return angle_x, angle_of(n, tl.where(apart, m, 1.0))
-        return angle_x, angle_x
+        if KIND == "exterior":
+            return angle_x, angle_x
+        n, m = legs_at_y(h, sine, tri, x, y)
+        return angle_x, angle_of(n, tl.where(apart, m, 1.0))
     if KIND == "distance":
         value = distance(tri) * (1 / root)
     elif KIND == "inner":
@@ -182,10 +182,13 @@ def values(KIND: tl.constexpr, BOTH: tl.constexpr, h, g, tri, x, y, c, root):
 
 
 @triton.jit
-def score(KIND: tl.constexpr, h, g, tri, x, y):
+def score(KIND: tl.constexpr, APEX: tl.constexpr, h, g, tri, x, y):
     """See `pointwise.score`."""
-    if KIND == "angle":
-        n, m = legs_at_x(h, sine_of(h, g), tri, x, y)
+    if KIND == "exterior":
+        if APEX == "x":
+            n, m = legs_at_x(h, sine_of(h, g), tri, x, y)
+        else:
+            n, m = legs_at_y(h, sine_of(h, g), tri, x, y)
         share = n * reciprocal(n + tl.abs(m))
         return tl.where(tri.R > 0, tl.where(m < 0, 2 - share, share), 0.0)
     return tri.T
@@ -201,7 +204,7 @@ def half_excess(tri):
 
 
 @triton.jit
-def angle_vjp(BOTH: tl.constexpr, h, g, tri, x, y, grad_alpha, grad_beta):
+def angle_vjp(KIND: tl.constexpr, h, g, tri, x, y, grad_alpha, grad_beta):
     square = h * g
     apart = square > _SQUARE_OF_0
     inverse_sine = tl.where(apart, tl.rsqrt(tl.where(apart, square, 1.0)), 0.0)
@@ -217,7 +220,7 @@ def angle_vjp(BOTH: tl.constexpr, h, g, tri, x, y, grad_alpha, grad_beta):
     by_a = grad_alpha * sine_x * coth
     by_b = -grad_alpha * sine_y * inverse
     by_c = grad_alpha * sine_x * x_tanh * (product - tilt * y_tanh)
-    if BOTH:
+    if KIND == "angles":
         by_h -= grad_beta * n_y * m_x * inverse_sine
         by_a -= grad_beta * sine_x * inverse
         by_b += grad_beta * sine_y * coth
@@ -248,12 +251,10 @@ def inner_vjp(h, tri, x, y, grad_output):
 
 
 @triton.jit
-def vjp(KIND: tl.constexpr, BOTH: tl.constexpr, h, g, tri, x, y, c, root, grad_alpha, grad_beta):
-    """The derivative of ``grad_alpha * values[0]``, and if BOTH plus ``grad_beta * values[1]``."""
-    if KIND == "angle":
-        return angle_vjp(BOTH, h, g, tri, x, y, grad_alpha, grad_beta)
-    if BOTH:
-        grad_alpha += grad_beta
+def vjp(KIND: tl.constexpr, h, g, tri, x, y, c, root, grad_alpha, grad_beta):
+    """The derivative of ``grad_alpha * values[0]``, and of "angles" ``+ grad_beta * values[1]``."""
+    if KIND == "exterior" or KIND == "angles":
+        return angle_vjp(KIND, h, g, tri, x, y, grad_alpha, grad_beta)
     if KIND == "distance":
         return distance_vjp(h, tri, x, y, grad_alpha * (1 / root))
     elif KIND == "inner":

@@ -312,7 +312,7 @@ def pair_vjp(OP: tl.constexpr, m, c, k, scale, grad_output, grad_beta):
         by_h, by_a, by_b, by_c = inner_vjp(tri, h, -grad_output / c)
     elif OP == "cosine":
         by_h, by_a, by_b, by_c = -grad_output * apex(m), none, none, none
-    elif OP == "angle":
+    elif OP == "angles":
         by_h, by_a, by_b, by_c = angles_vjp(m, tri, grad_output, grad_beta)
     elif OP == "interior_angle":
         by_h, by_a, by_b, by_c = angle_vjp(m, tri, -grad_output)

@@ -172,7 +172,7 @@ def rows_kernel(
             VECTORS, ROWS, BLOCK,
         )  # fmt: skip
     m, inside = _measured(products, ww, uw, c, POINTS)
-    if OP == "angle":
+    if OP == "angles":
         angle_x, angle_y = exterior_angles(m, c)
         tl.store(out + 2 * i, angle_x.to(tl.float32), mask=i < N)
         tl.store(out + 2 * i + 1, angle_y.to(tl.float32), mask=i < N)
@@ -227,7 +227,7 @@ def rows_vjp_kernel(
     grad_output, grad_beta = tl.zeros_like(c), tl.zeros_like(c)
     if SCALAR:
         grad_output = tl.load(G + i * g_row, mask=i < N, other=0.0).to(tl.float64)
-    if OP == "angle":
+    if OP == "angles":
         grad_beta = tl.load(G + i * g_row + g_column, mask=i < N, other=0.0).to(tl.float64)
     t = _parameter(T, t_row, i, N, c)
     by, of_t = slopes(OP, VECTORS, POINTS, SCALAR, m, c, k, scale, t, grad_output, grad_beta, along)

@@ -20,7 +20,7 @@ class Op(NamedTuple):
     points: int
     """How many of the vectors are points, the first ones: these are kept to the largest radius"""
     scalar: bool
-    """Whether the result is one number a row, of "angle" two: at x and at y"""
+    """Whether the result is one number a row, of "angles" two: at x and at y"""
     angle: bool = True
     """Whether it takes more than the products of the vectors"""
     apart: bool = False
@@ -32,7 +32,7 @@ OPS = {
     "inner": Op(2, 2, True),
     "exterior_angle": Op(2, 2, True),
     "interior_angle": Op(2, 2, True),
-    "angle": Op(2, 2, True),
+    "angles": Op(2, 2, True),
     "cosine": Op(2, 2, True),
     "entailment_residual": Op(2, 2, True),
     "dist0": Op(1, 1, True, False),
@@ -89,7 +89,7 @@ def values(
 def width(op: str, D: int) -> int:
     """How many numbers a row of the result has; 0 where it is but a number."""
     if OPS[op].scalar:
-        return 2 if op == "angle" else 0
+        return 2 if op == "angles" else 0
     return D + 1 if op == "add_time" else D
 
 

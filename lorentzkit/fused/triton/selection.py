@@ -5,7 +5,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lorentzkit.fused.triton.points import columns_of, load_radial, rows_of, score, triangle
+from lorentzkit.fused.triton.points import (
+    columns_of,
+    load_radial,
+    rows_of,
+    score,
+    triangle,
+)
 from lorentzkit.fused.triton.tiles import folded_cosines, indices, unfold
 
 _LEAST = tl.constexpr(-(2**63))
@@ -23,7 +29,8 @@ def _key(value, j):
 def topk_kernel(
     XH, XL, YH, YL, x_scalars, y_scalars, mean, scratch, out, sign, share, splits,
     N, M, D, width, count,
-    KIND: tl.constexpr, BEST: tl.constexpr, PARTS: tl.constexpr,
+    KIND: tl.constexpr, APEX: tl.constexpr, BEST: tl.constexpr,
+    OPPOSITES: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """``out (splits, N, BEST)``: keys of each row's largest ``sign * score`` in ``share`` tiles."""
@@ -36,12 +43,12 @@ def topk_kernel(
         for tile in range(split * share, last):
             folded = folded_cosines(
                 XH, XL, YH, YL, x_scalars, y_scalars, mean, scratch, row_tile, tile,
-                N, M, D, width, count, KIND == "angle", PARTS, ROWS, COLUMNS, DEPTH,
+                N, M, D, width, count, OPPOSITES, PARTS, ROWS, COLUMNS, DEPTH,
             )  # fmt: skip
             j = indices(tile, COLUMNS)
             y = columns_of(load_radial(y_scalars, j, M, count))
-            h, g = unfold(folded, KIND == "angle")
-            key = _key(sign * score(KIND, h, g, triangle(h, x, y), x, y), j[None, :])
+            h, g = unfold(folded, OPPOSITES)
+            key = _key(sign * score(KIND, APEX, h, g, triangle(h, x, y), x, y), j[None, :])
             key = tl.where((j < M)[None, :], key, _LEAST)
             # Of the later tiles, few have anything to add.
             if tl.max((tl.max(key, 1) > tl.min(best, 1)).to(tl.int32), 0) > 0:
