@@ -73,6 +73,8 @@ OPS = {
     "frechet_mean": "points weights -> vector",
 }
 
+DEVICE = "cpu"  # where what is measured is computed; the fixture `device` changes it
+
 STEP_DIGITS = 40
 FRAME_DIGITS = 1500  # no Gram matrix of float64 vectors, subnormals included, needs more
 
@@ -84,7 +86,7 @@ def value_error(
 
     `function` takes the op's place: to measure another library's formula, say.
     """
-    got = (function or getattr(ops, op))(*args, curv, **kw)
+    got = _computed(function or getattr(ops, op), (*args, curv), kw)
     problem = Problem(op, args, curv, None, kw)
     with mp.workdps(problem.digits):
         inputs = range(len(problem.blocks))
@@ -106,7 +108,7 @@ def gradient_errors(
     `cotangent` is what the gradient of a vector-valued op is pulled back from.
     """
     inputs = [a.detach().clone().requires_grad_() for a in (*args, curv)]
-    out = (function or getattr(ops, op))(*inputs, **kw)
+    out = _computed(function or getattr(ops, op), inputs, kw)
     got = torch.autograd.grad(out, inputs, cotangent, materialize_grads=True)
 
     problem = Problem(op, args, curv, cotangent, kw)
@@ -116,6 +118,12 @@ def gradient_errors(
         for j, (name, gradient) in enumerate(zip(problem.names, gradients, strict=True)):
             errors[name] = max(errors[name], _gradient_error(problem, j, gradient))
     return errors
+
+
+def _computed(function: Callable, args: Sequence[Tensor], kw: Mapping[str, float]) -> Tensor:
+    """The function's value on `DEVICE`, for arguments of the CPU and back there."""
+    with torch.device(DEVICE):
+        return function(*(a.to(DEVICE) for a in args), **kw).cpu()
 
 
 def _gradient_error(problem: Problem, j: int, got: Tensor) -> float:

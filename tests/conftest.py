@@ -5,6 +5,7 @@
 
 import os
 
+import condition
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
@@ -36,6 +37,15 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The test that takes minutes comes first: last, all workers but one would wait for it."""
     items.sort(key=lambda item: item.name != "test_kernels_in_the_interpreter")
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where the measures of `condition.py` compute what they measure."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU: torch finds no CUDA device")
+    monkeypatch.setattr(condition, "DEVICE", request.param)
+    return request.param
 
 
 @pytest.hookimpl(optionalhook=True)

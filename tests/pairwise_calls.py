@@ -42,8 +42,9 @@ def in_a_crowd(op: str, **how: str) -> Callable[[Tensor, Tensor, Tensor], Tensor
     """Entry (0, 0) of the pairwise op; the crowd keeps the directions' mean away from the pair."""
 
     def function(x: Tensor, y: Tensor, curv: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed(x.shape[-1])
-        crowd = torch.randn(3, x.shape[-1], generator=generator, dtype=torch.float64).to(x.dtype)
+        generator = torch.Generator("cpu").manual_seed(x.shape[-1])
+        shape = 3, x.shape[-1]
+        crowd = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(x)
         xs, ys = torch.cat([x[None], crowd]), torch.cat([y[None], -crowd])
         return PAIRWISE[op](xs, ys, curv, **how)[0, 0]
 

@@ -5,8 +5,9 @@
 
 It takes torch 2.8, triton 3.4, NumPy and Python 3.10 or newer, and nothing that a package index
 would have to give: no installation of lorentzkit itself, either. Its parts: is what the kernels
-compute right (`check.py`), do they touch only memory that is theirs (compute-sanitizer, where it
-is), how fast are they (`times.py`). Ends with status 1 if something is wrong.
+compute right (`check.py`); is it exact, by the tests against multi-precision arithmetic (where
+pytest, hypothesis and mpmath are); do kernels touch only memory that is theirs (compute-sanitizer,
+where it is); how fast are they (`times.py`). Ends with status 1 if something is wrong.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,21 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SECONDS = 9 * 60
 # Of the whole time: until when each part has to end.
-ENDS = {"check": 0.3, "memcheck": 0.4, "racecheck": 0.5, "initcheck": 0.55, "times": 1.0}
+ENDS = {
+    "check": 0.25,
+    "exactness": 0.45,
+    "memcheck": 0.55,
+    "racecheck": 0.62,
+    "initcheck": 0.65,
+    "times": 1.0,
+}
+TESTS = (
+    "interpreter/test_exactness.py",
+    "interpreter/test_kernels.py",
+    "ops/test_exactness.py",
+    "ops/test_pairwise.py",
+    "geometry/test_pairs.py",
+)
 KERNELS = "regex=.*(kernel).*"
 
 
@@ -41,8 +57,8 @@ def main() -> None:
     for part, share in ENDS.items():
         left = share * args.seconds - (time.monotonic() - started)
         command = _command(part, args.rehearse, left)
-        if command is None:
-            print(f"{part}: there is no compute-sanitizer")
+        if isinstance(command, str):
+            print(f"=== {part}: {command}")
             continue
         log = args.results / f"gpu-{part}.log"
         statuses[part] = _run(command, log, left, args.rehearse)
@@ -57,20 +73,33 @@ def main() -> None:
     sys.exit(any(status != 0 for status in statuses.values()))
 
 
-def _command(part: str, rehearse: bool, left: float) -> list[str] | None:
+def _command(part: str, rehearse: bool, left: float) -> list[str] | str:
+    """Or why there is none."""
     small = ["--small"] if rehearse else []
     if part == "check":
         return [sys.executable, str(HERE / "check.py"), *small]
+    if part == "exactness":
+        return _exactness(rehearse)
     if part == "times":
         return [sys.executable, str(HERE / "times.py"), *small, "--seconds", f"{left:.0f}"]
     tool = shutil.which("compute-sanitizer")
     step = [sys.executable, str(HERE / "check.py"), "step", "--small"]
     if rehearse:
-        return step if part == "memcheck" else None
+        return step if part == "memcheck" else "as memcheck; not rehearsed"
     if tool is None:
-        return None
+        return "there is no compute-sanitizer"
     options = ["--tool", part, "--error-exitcode", "9", "--print-limit", "5"]
     return [tool, *options, "--kernel-name", KERNELS, *step]
+
+
+def _exactness(rehearse: bool) -> list[str] | str:
+    absent = [z for z in ("pytest", "hypothesis", "mpmath") if find_spec(z) is None]
+    if absent:
+        return f"there is no {' and no '.join(absent)}"
+    chosen = "exact and dist" if rehearse else "exact and not cpu"
+    paths = [str(ROOT / "tests" / path) for path in (TESTS[:2] if rehearse else TESTS)]
+    parallel = ["-n", "8"] if find_spec("xdist") and not rehearse else []
+    return [sys.executable, "-m", "pytest", "-q", "-rs", *parallel, "-k", chosen, *paths]
 
 
 def _run(command: list[str], log: Path, left: float, rehearse: bool) -> int:

@@ -38,10 +38,8 @@ def add_gradients(
 ) -> Tensor:
     """Adds the gradients by x and y to these, a block at a time; returns that by c."""
     if _has_kernel(problem):  # which takes all pairs at once
-        grads = selected_gradients(problem, grad_output)
-        grad_x += grads.x
-        grad_y += grads.y
-        return grads.c
+        by_c: Tensor = _kernels().add_gradients(*_fields(problem), grad_output, grad_x, grad_y)
+        return by_c
     return pairs.add_selected_gradients(*_fields(problem), grad_output, grad_x, grad_y)
 
 

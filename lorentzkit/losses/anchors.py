@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -70,6 +71,40 @@ class Anchors(NamedTuple):
         )
 
 
+def of_pairs(problem: LossProblem, terms: LossTerms) -> list[Anchors]:
+    """Of x and of y, with any pairs (i, j) positive."""
+    logits = problem.logits(terms.values)
+    return [
+        Anchors.empty(sums).with_pairs(sums, positives, index)
+        for sums, positives, index in zip(terms.sums, logits, (problem.i, problem.j), strict=True)
+    ]
+
+
+def reduced(
+    anchors: Sequence[Anchors], reduction: str, counts: Sequence[Tensor] | None = None
+) -> tuple[Tensor, ...]:
+    """The losses of x and of y; or, of another reduction than "none", one number.
+
+    Args:
+        counts: by what the sums are divided for a mean; of x and y, those that have a positive.
+    """
+    losses = [side.losses() for side in anchors]
+    if reduction == "none":
+        return tuple(losses)
+    if reduction == "sum":
+        return ((losses[0].sum() + losses[1].sum()) / 2,)
+    if counts is None:
+        counts = [(side.positive_count > 0).sum() for side in anchors]
+    return ((losses[0].sum() / counts[0] + losses[1].sum() / counts[1]) / 2,)
+
+
+def check_positives(any_positive: bool) -> None:
+    if not any_positive:
+        raise ValueError(
+            "targets: no label of x occurs among those of y; there is no positive pair"
+        )
+
+
 def equal_pairs(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     """The places (i, j) of equal ids ``(N,)``, ``(M,)``, ordered by i."""
     order = columns.argsort(stable=True)
@@ -82,4 +117,4 @@ def equal_pairs(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     return i, order[first[i] + place]
 
 
-__all__ = ["Anchors", "equal_pairs"]
+__all__ = ["Anchors", "check_positives", "equal_pairs", "of_pairs", "reduced"]

@@ -15,7 +15,13 @@ from lorentzkit.distributed import Group, Ring, described
 from lorentzkit.fused import registry
 from lorentzkit.fused.problems import Batch, LossProblem
 from lorentzkit.losses import sharded
-from lorentzkit.losses.anchors import Anchors, equal_pairs
+from lorentzkit.losses.anchors import (
+    Anchors,
+    check_positives,
+    equal_pairs,
+    of_pairs,
+    reduced,
+)
 from lorentzkit.losses.paired import kernel_loss, paired_loss
 from lorentzkit.ops.pairwise import (
     Implementation,
@@ -149,14 +155,13 @@ def contrastive_loss(
     """
     given = (x, y, curv, logit_scale, similarity, apex, impl, precision, reduction)
     anchors: Sequence[Anchors]
+    counts = None
     if group is None:
         loss = _checked(*given)
-        if targets is None and reduction != "none":
-            mean = _paired(loss, impl)
-            if mean is not None:
-                return mean if reduction == "mean" else mean * len(loss.x)
+        found = _at_once(loss, targets, reduction, impl)
+        if found is not None:
+            return (found[0], found[1]) if reduction == "none" else found[0]
         anchors = _anchors(loss, targets)
-        counts = [(side.positive_count > 0).sum() for side in anchors]
     else:
         ring = Ring(group)
         loss, labels = ring.check("x, y", partial(_checked_share, targets, *given))
@@ -165,14 +170,9 @@ def contrastive_loss(
         # Of a mean over processes: as if the anchors that count were spread evenly.
         own = torch.stack([(side.positive_count > 0).sum() for side in anchors])
         counts = list(torch.stack(ring.all_of(own)).sum(0).to(loss.scale.dtype) / ring.size)
-        _check_positives(bool(counts[0] > 0))
-
-    losses = [side.losses() for side in anchors]
-    if reduction == "none":
-        return losses[0], losses[1]
-    if reduction == "sum":
-        return (losses[0].sum() + losses[1].sum()) / 2
-    return (losses[0].sum() / counts[0] + losses[1].sum() / counts[1]) / 2
+        check_positives(bool(counts[0] > 0))
+    losses = reduced(anchors, reduction, counts)
+    return (losses[0], losses[1]) if reduction == "none" else losses[0]
 
 
 class _Checked(NamedTuple):
@@ -236,13 +236,21 @@ def _checked_share(
     return [share.similarity, kind, *described(x, y)], (share, labels)
 
 
-def _paired(loss: _Checked, impl: str) -> Tensor | None:
-    """The mean of the losses, where that is one operation: of a small batch, or on a GPU."""
-    if loss.x.shape[0] != loss.y.shape[0]:
-        return None
+def _at_once(
+    loss: _Checked, targets: object, reduction: str, impl: str
+) -> tuple[Tensor, ...] | None:
+    """As one operation, if it is that: on a GPU, or of a small batch of pairs."""
+    N, M = loss.x.shape[0], loss.y.shape[0]
     if loss.impl.name == "triton":
-        return kernel_loss(Batch(*loss[:6]))
-    return paired_loss(Batch(*loss[:5])) if (impl, loss.precision) == ("auto", "highest") else None
+        labelled = isinstance(targets, (Tensor, tuple))
+        which = _labels(targets, N, M, loss.x.device) if labelled else _offset(targets, N, M)
+        return kernel_loss(Batch(*loss[:6]), which, reduction)
+    if targets is not None or reduction == "none" or N != M:
+        return None
+    if (impl, loss.precision) != ("auto", "highest"):
+        return None
+    mean = paired_loss(Batch(*loss[:5]))
+    return None if mean is None else (mean if reduction == "mean" else mean * N,)
 
 
 def _anchors(loss: _Checked, targets: object) -> list[Anchors]:
@@ -253,11 +261,7 @@ def _anchors(loss: _Checked, targets: object) -> list[Anchors]:
     terms = registry.loss_terms(problem, loss.impl)
     if targets is None:  # one positive for each point, in order
         return Anchors.paired(problem, terms)
-    logits = problem.logits(terms.values)
-    return [
-        Anchors.empty(sums).with_pairs(sums, positives, index)
-        for sums, positives, index in zip(terms.sums, logits, pairs, strict=True)
-    ]
+    return of_pairs(problem, terms)
 
 
 def _scale(logit_scale: object, x: Tensor) -> Tensor:
@@ -293,7 +297,7 @@ def _targets(
         x_labels, y_labels = _labels(targets, N, M, device)
         rows, columns = _ids(x_labels, y_labels)
         pairs = equal_pairs(rows, columns)
-        _check_positives(len(pairs[0]) > 0)
+        check_positives(len(pairs[0]) > 0)
         return rows, columns, pairs
     offset = _offset(targets, N, M)
     i = torch.arange(N, device=device)
@@ -351,13 +355,6 @@ def _ids(x_labels: Tensor, y_labels: Tensor) -> tuple[Tensor, Tensor]:
     _, ids = torch.unique(torch.cat([x_labels, y_labels]), return_inverse=True)
     ids = ids.int()
     return ids[: x_labels.shape[0]], ids[x_labels.shape[0] :]
-
-
-def _check_positives(any_positive: bool) -> None:
-    if not any_positive:
-        raise ValueError(
-            "targets: no label of x occurs among those of y; there is no positive pair"
-        )
 
 
 __all__ = ["Apex", "Similarity", "Targets", "contrastive_loss"]

@@ -1,9 +1,10 @@
-"""The mean loss of a batch of pairs (x[i], y[i]) as one operation for autograd.
+"""The loss of a batch as one operation for autograd.
 
-On a CPU, with its gradient and all pairs at once; on a GPU, by kernels.
+On a GPU, by kernels; on a CPU, of few pairs (x[i], y[i]), with its gradient and all pairs at once.
 
 | ``contrastive_loss`` of | runs |
 | --- | --- |
+| a batch on a GPU, whatever the targets and the reduction | `fused.triton.anchors` |
 | pairs (x[i], y[i]), mean, "auto", float32, on a CPU, after enough work | `fused.batch_compiled` |
 | the same before that, if the batch is very small | `fused.batch_numpy` |
 | all else, in blocks | the backend that `registry.choose` names |
@@ -17,6 +18,7 @@ small, in NumPy (`fused.batch_numpy`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from types import ModuleType
@@ -30,8 +32,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from lorentzkit._geometry.special import values_known
 from lorentzkit._geometry.vectors import eager, wide_dtype
 from lorentzkit.fused import batch_compiled, batch_numpy, reference
-from lorentzkit.fused.problems import Batch, LossTerms
-from lorentzkit.losses.anchors import Anchors
+from lorentzkit.fused.problems import Batch, LossProblem, LossTerms
+from lorentzkit.losses.anchors import Anchors, check_positives, of_pairs, reduced
 
 
 def paired_loss(batch: Batch) -> Tensor | None:
@@ -47,13 +49,31 @@ def paired_loss(batch: Batch) -> Tensor | None:
     return loss
 
 
-def kernel_loss(batch: Batch) -> Tensor | None:
-    """The same by the kernels for GPUs; None if that is not done here."""
+def kernel_loss(
+    batch: Batch, targets: int | tuple[Tensor, Tensor], reduction: str
+) -> tuple[Tensor, ...] | None:
+    """By the kernels for GPUs; None if that is not done here.
+
+    Args:
+        targets: the offset of each x's pair, or labels of x and of y.
+        reduction: "none": the losses of x and of y; else one number.
+    """
     inputs = batch[:4]
     if not _plain(*inputs):
         return None
-    loss: Tensor = _KernelLoss.apply(batch[4:], *inputs)  # type: ignore[no-untyped-call]
+    settings = batch.similarity, batch.precision, reduction
+    positives = _positives(batch, targets)
+    loss: tuple[Tensor, ...] = _KernelLoss.apply(settings, positives, *inputs)  # type: ignore[no-untyped-call]
     return loss
+
+
+def _positives(batch: Batch, targets: int | tuple[Tensor, Tensor]) -> Any:
+    of = _kernels("positives")
+    if isinstance(targets, int):
+        return of.of_offset(len(batch.x), len(batch.y), targets, batch.x.device)
+    positives = of.of_labels(*(labels.long() for labels in targets))
+    check_positives(len(positives.i) > 0)
+    return positives
 
 
 def _serves(x: Tensor, *others: Tensor) -> bool:
@@ -81,7 +101,7 @@ class _PairedLoss(Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         inputs, gradients = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
         if torch.is_grad_enabled():  # to be differentiated again
-            function = partial(_by_reference, ctx.similarity)
+            function = partial(_mean_by_reference, ctx.similarity)
             return None, None, *reference.vjp(function, inputs, (grad_output,))
         if values_known(grad_output):
             return None, None, *torch._foreach_mul(gradients, grad_output)
@@ -90,38 +110,59 @@ class _PairedLoss(Function):
 
 class _KernelLoss(Function):
     @staticmethod
-    def forward(ctx: Any, settings: tuple[str, str], *inputs: Tensor) -> Tensor:
-        mean: Tensor
-        mean, *saved = _kernels().loss(_batch(inputs, settings).problem())
+    def forward(
+        ctx: Any, settings: tuple[str, str, str], positives: Any, *inputs: Tensor
+    ) -> tuple[Tensor, ...]:
+        kernels, (similarity, precision, reduction) = _kernels("anchors"), settings
+        found = kernels.losses(_problem(inputs, positives, similarity, precision), positives)
+        out: tuple[Tensor, ...] = kernels.reduced(found, reduction, len(inputs[0]))
         ctx.settings = settings
-        ctx.save_for_backward(*inputs, *saved)
-        return mean
+        ctx.positives = positives  # integers, of which no one takes a derivative
+        ctx.found = found._replace(losses=None)
+        ctx.save_for_backward(*inputs)
+        return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, saved = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, (similarity, precision, reduction) = ctx.saved_tensors, ctx.settings
         if torch.is_grad_enabled():  # to be differentiated again
-            function = partial(_by_reference, ctx.settings[0])
-            return None, *reference.vjp(function, inputs, (grad,))
-        problem = _batch(inputs, ctx.settings).problem()
-        return None, *_kernels().gradients(problem, saved, grad)
+            function = partial(_by_reference, similarity, ctx.positives, reduction)
+            return None, None, *reference.vjp(function, inputs, grad_outputs)
+        problem = _problem(inputs, ctx.positives, similarity, precision)
+        arguments = problem, ctx.positives, ctx.found, grad_outputs, reduction
+        return None, None, *_kernels("anchors").gradients(*arguments)
 
 
-def _batch(inputs: Sequence[Tensor], settings: tuple[str, str]) -> Batch:
-    x, y, c, scale = inputs
-    return Batch(x, y, c, scale, *settings)
-
-
-def _kernels() -> ModuleType:
-    # Triton is slow to import, and absent on many machines.
-    return import_module("lorentzkit.fused.triton.paired")
-
-
-def _by_reference(similarity: str, x: Tensor, y: Tensor, c: Tensor, scale: Tensor) -> tuple[Tensor]:
+def _mean_by_reference(
+    similarity: str, x: Tensor, y: Tensor, c: Tensor, scale: Tensor
+) -> tuple[Tensor, ...]:
     problem = Batch(x, y, c, scale, similarity).problem()
     terms = LossTerms(*reference.log_sums(problem), reference.selected(problem.positives))
-    x_mean, y_mean = (side.losses().mean() for side in Anchors.paired(problem, terms))
-    return ((x_mean + y_mean) / 2,)
+    return reduced(Anchors.paired(problem, terms), "mean")
+
+
+def _problem(
+    inputs: Sequence[Tensor], positives: Any, similarity: str, precision: str
+) -> LossProblem:
+    """The list of its pairs is empty: kernels have it from `positives`."""
+    x, y, c, scale = inputs
+    none = positives.row_ids[:0]
+    ids = positives.row_ids, positives.column_ids
+    return LossProblem(x, y, c, scale, *ids, none, none, similarity, precision)
+
+
+def _kernels(name: str) -> ModuleType:
+    # Triton is slow to import, and absent on many machines.
+    return import_module(f"lorentzkit.fused.triton.{name}")
+
+
+def _by_reference(
+    similarity: str, positives: Any, reduction: str, *inputs: Tensor
+) -> tuple[Tensor, ...]:
+    i, j = positives.pairs()
+    problem = replace(_problem(inputs, positives, similarity, "highest"), i=i, j=j)
+    terms = LossTerms(*reference.log_sums(problem), reference.selected(problem.positives))
+    return reduced(of_pairs(problem, terms), reduction)
 
 
 __all__ = ["kernel_loss", "paired_loss"]

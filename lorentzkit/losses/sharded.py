@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -25,6 +27,9 @@ def anchors(
     """Of this process's x and of its y; `problem` has its shares, and ids of the whole batch."""
     if torch.compiler.is_compiling():  # breaks the graph; the loss then runs eagerly
         raise RuntimeError("group: exchanges between processes are not compiled")
+    if impl.name == "triton":
+        sides = _KernelAnchors.apply(ring, *flat(problem))  # type: ignore[no-untyped-call]
+        return Anchors(*sides[0].unbind()), Anchors(*sides[1].unbind())
     out = _Anchors.apply(impl, ring, *flat(problem))  # type: ignore[no-untyped-call]
     return Anchors(*out[:_ANCHORS]), Anchors(*out[_ANCHORS:])
 
@@ -86,6 +91,52 @@ class _Anchors(Function):
                 dscale += (grad_logit * logit).sum() / part.scale
             (dy,) = ring.hand_on(dy + gradients.y)()
         return None, None, dx, dy, dc, dscale, *[None] * (len(tensors) - 4), None, None, None
+
+
+class _KernelAnchors(Function):
+    """The same in few launches, of rows ``(4, n)`` and of columns."""
+
+    @staticmethod
+    def forward(ctx: Any, ring: Ring, *fields: Any) -> tuple[Tensor, Tensor]:
+        problem = LossProblem(*fields)
+        shares, of_labels = _kernels("shares"), _kernels("positives").of_labels
+        rows, columns = shares.empty(problem.x), shares.empty(problem.y)
+        ctx.met = []
+        for y, ids in ring.round(problem.y, problem.column_ids):
+            positives = of_labels(problem.row_ids, ids)
+            part = replace(problem, y=y, column_ids=ids)
+            ctx.met.append((positives, shares.merge(part, positives, rows, columns)))
+            (columns,) = ring.hand_on(columns)()
+        ctx.ring, ctx.settings = ring, (problem.similarity, problem.precision)
+        tensors = problem.x, problem.y, problem.c, problem.scale, *problem.ids
+        ctx.save_for_backward(*tensors, problem.i, problem.j, rows, columns)
+        return rows, columns
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_rows: Tensor, grad_columns: Tensor) -> tuple[Tensor | None, ...]:
+        *tensors, rows, columns = ctx.saved_tensors
+        problem, ring = LossProblem(*tensors, *ctx.settings), ctx.ring
+        dx, dy, dc, dscale = (torch.zeros_like(t) for t in tensors[:4])
+        share = problem.y, problem.column_ids, columns, grad_columns.contiguous()
+        grad_rows = grad_rows.contiguous()
+        for (y, ids, of_columns, grads), (positives, values) in zip(
+            ring.round(*share), ctx.met, strict=True
+        ):
+            part = replace(problem, y=y, column_ids=ids)
+            by = _kernels("shares").gradients(
+                part, positives, values, (rows, of_columns), (grad_rows, grads)
+            )
+            dx += by.x
+            dc += by.c
+            dscale += by.scale
+            (dy,) = ring.hand_on(by.y.add_(dy))()
+        return None, dx, dy, dc, dscale, *[None] * (len(tensors) - 4), None, None, None
+
+
+def _kernels(name: str) -> ModuleType:
+    # Triton is slow to import, and absent on many machines.
+    return import_module(f"lorentzkit.fused.triton.{name}")
 
 
 def _part(problem: LossProblem, y: Tensor, ids: Tensor) -> LossProblem:

@@ -18,7 +18,10 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import compiled  # noqa: E402
 
+from lorentzkit.fused.problems import LogSums, LossGradients, LossProblem  # noqa: E402
+from lorentzkit.fused.triton import anchors, launch  # noqa: E402
 from lorentzkit.fused.triton.config import CHUNK, config  # noqa: E402
+from lorentzkit.fused.triton.positives import of_labels, of_offset  # noqa: E402
 
 INTERPRETER = Path(__file__).parents[1] / "interpreter"
 PRECISIONS = ["highest", "high"]  # "medium" is compiled as "high"
@@ -66,6 +69,33 @@ def test_kernels_of_other_sizes_compile_and_spill_no_register(sizes):
 def test_kernels_of_a_single_point_compile(sizes, function):
     """Triton makes constants of sizes that are 1, and those have no methods."""
     assert compiled.launched(90, function, "highest", sizes=sizes, k=1)
+
+
+@pytest.mark.few(capability=90)
+@pytest.mark.parametrize("capability", compiled.CAPABILITIES)
+@pytest.mark.parametrize("labelled", [False, True], ids=["pairs", "labels"])
+def test_kernels_of_anchors_compile_and_spill_no_register(capability, labelled, monkeypatch):
+    N, kinds = 300, ("angles",) if labelled else ("angles", "distance")
+    labels = torch.arange(N)
+    # Nothing runs, so nothing is counted, nor found; and those of all pairs have their own test.
+    monkeypatch.setattr(torch.Tensor, "cumsum", lambda z, dim: torch.arange(1, len(z) + 1))
+    monkeypatch.setattr(torch, "empty", torch.zeros)
+    zeros = torch.zeros(N, 20), torch.zeros(N, 20), torch.zeros(1), torch.zeros(())
+    monkeypatch.setattr(launch, "log_sums", lambda *_: LogSums(*torch.zeros(2, N)))
+    monkeypatch.setattr(launch, "log_sums_gradients", lambda *_: LossGradients(*zeros))
+    with compiled.compiling(capability) as kernels:
+        for kind in kinds:
+            positives = of_labels(labels, labels) if labelled else of_offset(N, N, 0, labels.device)
+            x, c, scale, ids = torch.ones(N, 20), torch.ones(1), torch.ones(()), labels.int()
+            problem = LossProblem(x, x, c, scale, ids, ids, labels, labels, kind, "highest")
+            found = anchors.losses(problem, positives)
+            for reduction in ("mean", "none"):
+                grads = anchors.reduced(found, reduction, N)
+                anchors.gradients(problem, positives, found, grads, reduction)
+    expected = {"anchors_kernel", "anchors_vjp_kernel"}
+    expected |= {"ranges_kernel", "pairs_kernel"} if labelled else set()
+    assert expected < kernels.keys()
+    assert not spilled(kernels[name] for name in expected)
 
 
 @pytest.mark.thorough
@@ -126,7 +156,7 @@ def test_workspace_of_a_large_loss(function):
         height = CHUNK // M // config("vjp").rows * config("vjp").rows
     with Allocated() as allocated:
         compiled.launched(90, function, "highest", sizes=(height, M, D))
-    of_points = (height + M) * D * (2 * 2 + 4)
+    of_points = (height + M) * D * (2 * 2 + 4 * function.endswith("gradients"))
     assert 0 < allocated.bytes - of_points < 300e6
 
 

@@ -58,12 +58,14 @@ def check_exact(op, dtype, function):
 
 
 @every_dtype
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("op", ["dist", "inner", "exterior_angle"])
 def test_chosen_pairs_are_exact(op, dtype):
     check_exact(op, dtype, chosen(op))
 
 
 @every_dtype
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("op", KINDS)
 def test_the_forms_of_every_order_are_exact(op, dtype):
     check_exact(op, dtype, of_every_order(op))

@@ -1,16 +1,17 @@
-"""The interpreter takes as long for one row as for a thousand: few programs, large steps."""
+"""Where there is no GPU, Triton's interpreter runs the kernels, in large steps."""
 
-import gpu_arithmetic
+import sys
+from pathlib import Path
+
 import pytest
 import torch
-from triton.runtime.interpreter import InterpreterBuilder
 
-from lorentzkit.fused.triton import prepare
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "gpu"))
 
 
 @pytest.fixture(autouse=True)
 def _quick_interpreter(monkeypatch):
     if not torch.cuda.is_available():
-        monkeypatch.setattr(prepare, "_ROWS", 512)
-        monkeypatch.setattr(prepare, "_BLOCK", 256)
-        monkeypatch.setattr(InterpreterBuilder, "create_dot", gpu_arithmetic.fast_product)
+        from interpreter import quicken
+
+        quicken(monkeypatch.setattr)

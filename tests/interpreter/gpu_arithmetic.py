@@ -76,11 +76,3 @@ def cut_off(exact: Any) -> Any:
     with np.errstate(all="ignore"):
         away = np.abs(nearest.astype(np.float64)) > np.abs(exact)
         return np.where(away, np.nextafter(nearest, np.float32(0)), nearest)
-
-
-def fast_product(
-    self: Any, a: TensorHandle, b: TensorHandle, total: TensorHandle, *_: Any
-) -> TensorHandle:
-    """As the interpreter's, which multiplies float16 numbers one by one."""
-    product = a.data.astype(np.float32) @ b.data.astype(np.float32)
-    return TensorHandle(product + total.data, total.dtype.scalar)

@@ -1,5 +1,6 @@
 """The Triton kernels' results: on a GPU where there is one, else in Triton's interpreter."""
 
+import condition
 import pytest
 import strategies
 import torch
@@ -57,38 +58,37 @@ def test_uninitialised_memory_shows():
 # --- Matrices -------------------------------------------------------------------------------------
 
 
-def on_cpu(op):
-    """The op on the device, for measures that compute on the CPU."""
-    function = in_a_crowd(op, impl="triton")
-
-    def call(*args):
-        with torch.device("cpu"):
-            return function(*args)
-
-    return call
+@pytest.fixture
+def _exactly(monkeypatch):
+    """The measure computes on the CPU, and what it measures on the device."""
+    monkeypatch.setattr(condition, "DEVICE", DEVICE)
+    with torch.device("cpu"):
+        yield
 
 
 @every_op
-@pytest.mark.skipif(DEVICE != "cpu", reason="the measure computes on the CPU")
+@pytest.mark.usefixtures("_exactly")
 def test_values_are_exact(op):
     @given(st.data())
     def check(data):
         case = data.draw(CASES[op](torch.float32, smooth=False))
         assume(measurable(*case.args, case.curv))
-        assert value_error(op, case.args, case.curv, function=on_cpu(op)) <= BOUND
+        assert (
+            value_error(op, case.args, case.curv, function=in_a_crowd(op, impl="triton")) <= BOUND
+        )
 
     check()
 
 
 @pytest.mark.few(op="exterior_angle")
 @every_op
-@pytest.mark.skipif(DEVICE != "cpu", reason="the measure computes on the CPU")
+@pytest.mark.usefixtures("_exactly")
 def test_gradients_are_exact(op):
     @given(st.data())
     def check(data):
         case = data.draw(CASES[op](torch.float32, smooth=True))
         assume(measurable(*case.args, case.curv))
-        errors = gradient_errors(op, case.args, case.curv, function=on_cpu(op))
+        errors = gradient_errors(op, case.args, case.curv, function=in_a_crowd(op, impl="triton"))
         note(f"errors: {errors}")
         assert max(errors.values()) <= BOUND
 
@@ -195,14 +195,37 @@ def test_loss_and_gradients(similarity, N, M, D, scale):
 @pytest.mark.few(similarity="angles")
 @every_similarity
 def test_the_mean_of_pairs(similarity):
-    """In few launches; the same as of labels, which take more of them."""
     x, y = clouds(70, 70, 40, origin=similarity != "cosine")
     positive = torch.eye(70, dtype=torch.bool)
     how = {"impl": "triton", "rtol": 2e-5, "atol": 5e-6}
     compare(x, y, similarity, positive, None, **how)
-    total = contrastive_loss(x, y, **OPTIONS[similarity], reduction="sum", impl="triton")
-    each = contrastive_loss(x, y, **OPTIONS[similarity], reduction="none", impl="triton")
-    torch.testing.assert_close(total, (each[0].sum() + each[1].sum()) / 2)
+
+
+LABELS = (torch.tensor([3, 3, -7, 5, 3, 8, 8, 99, 3]), torch.tensor([5, 3, 3, 9, 9, 8, -7, 3, 1]))
+
+
+@pytest.mark.few(similarity="angles")
+@every_similarity
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+@pytest.mark.parametrize("targets", [None, LABELS], ids=["pairs", "labels"])
+def test_reductions(similarity, reduction, targets):
+    """Losses and gradients are those of the streaming implementation, of unequal weights too."""
+    x, y = (points(9, 20, torch.float32, seed=s).to(DEVICE) for s in (0, 1))
+    targets = tuple(z.to(DEVICE) for z in targets) if targets else None
+    weights, found = torch.linspace(-1, 2, 9), []
+    for dtype, impl in ((torch.float32, "triton"), (torch.float64, "streaming")):
+        leaves = [z.to(dtype).requires_grad_() for z in (x, y, torch.tensor([0.7, 5.0]))]
+        loss = contrastive_loss(
+            *leaves[:2], *leaves[2], **OPTIONS[similarity], targets=targets,
+            reduction=reduction, impl=impl,
+        )  # fmt: skip
+        if reduction == "none":
+            found += [[z.detach().double() for z in loss]]
+            loss = (weights * loss[0]).sum() + (weights.flip(0) * loss[1]).sum()
+        found += [[loss.double(), *(z.double() for z in torch.autograd.grad(loss, leaves))]]
+    half = len(found) // 2
+    for got, expected in zip(found[:half], found[half:], strict=True):
+        torch.testing.assert_close(got, expected, rtol=2e-5, atol=5e-6)
 
 
 def test_a_single_pair_has_no_loss():
@@ -212,13 +235,16 @@ def test_a_single_pair_has_no_loss():
     assert not any(by.any() for by in torch.autograd.grad(loss, (x, y)))
 
 
-def test_second_derivatives_of_the_mean_of_pairs():
+@pytest.mark.parametrize("targets", [None, torch.tensor([1, 1, 2, 3, 2])], ids=["pairs", "labels"])
+def test_second_derivatives(targets):
     x, y = (z.double() for z in clouds(5, 5, 40, origin=False))
-    found = []
+    targets, found = targets if targets is None else targets.to(DEVICE), []
     for dtype, impl in ((torch.float32, "triton"), (torch.float64, "reference")):
         leaf = x.to(dtype).clone().requires_grad_()
         (first,) = torch.autograd.grad(
-            contrastive_loss(leaf, y.to(dtype), impl=impl), leaf, create_graph=True
+            contrastive_loss(leaf, y.to(dtype), targets=targets, impl=impl),
+            leaf,
+            create_graph=True,
         )
         found.append(torch.autograd.grad(first.square().sum(), leaf)[0].double())
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)

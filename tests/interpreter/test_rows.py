@@ -47,13 +47,6 @@ def _kinds_are_ops(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def _few_programs(monkeypatch):
-    """The interpreter takes as long for a row as for a hundred of them."""
-    if DEVICE == "cpu":
-        monkeypatch.setattr(kernels, "_ROWS", 128)
-
-
-@pytest.fixture(autouse=True)
 def _on_the_device():
     with torch.device(DEVICE):
         yield

@@ -132,7 +132,7 @@ def test_logits_far_apart_keep_small_losses(similarity):
 
 
 @pytest.mark.parametrize("apex", ["x", "query"])
-def test_the_known_value_of_a_small_case(apex):
+def test_the_known_value_of_a_small_case(apex, device):
     """By mpmath, from the oracle's textbook definitions."""
     x, y, c, s = [[0.3, 0.1], [-0.2, 0.5]], [[0.9, 0.2], [-0.1, 1.5]], 0.7, 3.0
     with mpmath.workdps(50):
@@ -146,7 +146,7 @@ def test_the_known_value_of_a_small_case(apex):
                 column = [s * oracle.exterior_angle(q, p, mpmath.mpf(c)) for p in points_x]
             for line in (row, column):
                 total += mpmath.log(sum(mpmath.exp(v - line[i]) for v in line))
-    tensors = (torch.tensor(z, dtype=torch.float64) for z in (x, y))
+    tensors = (torch.tensor(z, dtype=torch.float64, device=device) for z in (x, y))
     loss = contrastive_loss(*tensors, c, s, apex=apex)
     assert loss.item() == pytest.approx(float(total / 4), rel=1e-14)
 

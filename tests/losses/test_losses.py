@@ -138,25 +138,26 @@ def in_float64(rows):
 
 
 @pytest.mark.parametrize("scale", [0.7, 1.2])
-def test_the_entailment_of_a_small_case(scale):
+def test_the_entailment_of_a_small_case(scale, device):
     c, far = mpmath.mpf(0.7), [[-1.5, -0.4], [1.0, -1.2]]
     with mpmath.workdps(50):
         pairs = zip(mpf_points(X), mpf_points(far), strict=True)
         how = {"aperture_scale": scale, "min_radius": 0.08}
         exact = [oracle.entailment_residual(p, q, c, **how) for p, q in pairs]
     assert min(exact) > 0
-    loss = entailment_loss(in_float64(X), in_float64(far), 0.7, **how)
+    loss = entailment_loss(*(in_float64(z).to(device) for z in (X, far)), 0.7, **how)
     assert loss.item() == pytest.approx(float(sum(exact) / 2), rel=1e-14)
 
 
-def test_the_centroids_of_a_small_case():
+def test_the_centroids_of_a_small_case(device):
     c, weights = mpmath.mpf(0.7), [mpmath.mpf(1)] * 2
     with mpmath.workdps(50):
         radii = [
             oracle.dist0(oracle.einstein_midpoint(mpf_points(z), weights, c), c) for z in (X, Y)
         ]
         exact = abs(radii[0] - mpmath.mpf(0.6)) + abs(radii[1] - mpmath.mpf(1.3))
-    loss = centroid_loss(text=in_float64(X), image=in_float64(Y), curv=0.7, **RADII)
+    x, y = (in_float64(z).to(device) for z in (X, Y))
+    loss = centroid_loss(text=x, image=y, curv=0.7, **RADII)
     assert loss.item() == pytest.approx(float(exact), rel=1e-13)
 
 

@@ -300,7 +300,7 @@ def planes(draw, dtype):
 GRADIENT = {torch.float32: 16, torch.float64: 32}
 
 
-@pytest.mark.usefixtures("_hyperplanes")
+@pytest.mark.usefixtures("_hyperplanes", "device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_logits_are_exact(dtype):
     @given(planes(dtype))

@@ -23,6 +23,7 @@ every_op_and_dtype = pytest.mark.parametrize(
 
 
 @every_op_and_dtype
+@pytest.mark.usefixtures("device")
 def test_values_are_exact(op, dtype):
     @examples(op)
     @given(st.data())
@@ -33,6 +34,7 @@ def test_values_are_exact(op, dtype):
 
 
 @every_op_and_dtype
+@pytest.mark.usefixtures("device")
 def test_gradients_are_exact(op, dtype):
     @examples(op)
     @given(st.data())
@@ -102,6 +104,19 @@ def test_the_measure_can_fail(dtype):
     args, curv = [x, x + torch.tensor([1e-4, -2e-4], dtype=dtype)], torch.tensor(1.0, dtype=dtype)
     assert value_error("dist", args, curv, function=naive_dist) > 100
     assert max(gradient_errors("dist", args, curv, function=naive_dist).values()) > 100
+
+
+def test_the_measure_computes_on_the_device(device):
+    seen = set()
+
+    def dist(x, y, curv):
+        seen.update(z.device.type for z in (x, y, curv))
+        return ops.dist(x, y, curv)
+
+    x, curv = torch.tensor([0.6, 0.8]), torch.tensor(1.0)
+    assert value_error("dist", [x, 2 * x], curv, function=dist) < 4
+    assert max(gradient_errors("dist", [x, x.flip(0)], curv, function=dist).values()) < 4
+    assert seen == {device}
 
 
 def test_the_measure_sees_one_ulp_and_not_less():

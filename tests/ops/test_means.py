@@ -62,6 +62,7 @@ def route(request, monkeypatch, many):
     return request.param
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_midpoint_of_many_points_is_exact(dtype, route):
     """At any radius, if it is not transformed; by pairs, if it is."""
@@ -70,6 +71,7 @@ def test_the_midpoint_of_many_points_is_exact(dtype, route):
     check_many("einstein_midpoint", dtype, radius, 1000 if (route, exact) == ("plain", 1.0) else 16)
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_frechet_mean_of_many_points(dtype, rows):
     """Of float32, exact within radius 10; of a type that none is wider than, gradients lose digits,

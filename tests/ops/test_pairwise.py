@@ -28,6 +28,7 @@ every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "float64"
 
 @every_op
 @every_dtype
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("impl", ["streaming", "reference"])
 def test_values_are_exact(op, dtype, impl):
     @given(st.data())
@@ -49,6 +50,7 @@ def test_values_are_exact(op, dtype, impl):
         ("reference", torch.float64),  # the specification is read in float64
     ],
 )
+@pytest.mark.usefixtures("device")
 def test_gradients_are_exact(op, impl, dtype):
     @given(st.data())
     def check(data):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from lorentzkit.fused.problems import (
     Search,
 )
 from lorentzkit.fused.triton.config import CHUNK, Config, config, programs
+from lorentzkit.fused.triton.devices import on_device
 from lorentzkit.fused.triton.kernels import (
     join_kernel,
     log_sums_kernel,
@@ -191,11 +191,6 @@ def _blocks(row_tiles: int, column_tiles: int, most: int) -> tuple[int, int]:
     return min(row_tiles, most // columns), columns
 
 
-def on_device(x: Tensor) -> AbstractContextManager[Any]:
-    """Triton launches on the current device."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
-
-
 # --- Gradients ------------------------------------------------------------------------------------
 
 
@@ -238,5 +233,5 @@ def _gradients(operands: Operands, launch: _Launch) -> LossGradients:
             of_columns += by_columns.sum(1)
     by_x = gradient(operands, slice(0, N), of_x, sums)
     by_y = gradient(operands, slice(N, None), of_y, of_columns)
-    by_c, by_scale = sums[2:].sum(1, dtype=torch.float64).float()
-    return LossGradients(by_x, by_y, by_c / operands.c, by_scale)
+    by_c, by_scale = sums[2:].sum(1, dtype=torch.float64)
+    return LossGradients(by_x, by_y, by_c / operands.c, by_scale.float())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
+from lorentzkit.fused.triton.devices import on_device
 from lorentzkit.fused.triton.row_apart import apart_kernel, apart_vjp_kernel
 from lorentzkit.fused.triton.row_kernels import rows_kernel, rows_vjp_kernel
 
@@ -177,7 +177,7 @@ def _launch(
     rows, block = _sizes(D, vectors)
     operands = [p for v in vectors for p in (v, *v.stride())] + [None, 0, 0] * (3 - len(vectors))
     numbers = [p for number in (c, t) for p in (number, _row_stride(number))]
-    with _device(vectors[0]):
+    with on_device(vectors[0]):
         kernel[(triton.cdiv(N, rows),)](
             *operands, *numbers, *_halves(2 * cone[0]), *_halves(cone[1]), *outputs, N, D,
             OP=op, VECTORS=signature.vectors, POINTS=signature.points, SCALAR=signature.scalar,
@@ -191,16 +191,11 @@ def _launch_apart(
 ) -> None:
     N, D = x.shape
     rows, block = _sizes(D)
-    with _device(x):
+    with on_device(x):
         kernel[(triton.cdiv(N, rows),)](
             x, *x.stride(), c, _row_stride(c), *outputs, N, D,
             OP=op, ONE_FOR_ALL=isinstance(c, float), ROWS=rows, BLOCK=block, num_warps=1,
         )  # fmt: skip
-
-
-def _device(x: Tensor) -> AbstractContextManager[Any]:
-    """Triton launches on the current one."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def _row_stride(number: Tensor | float | None) -> int:
