@@ -14,8 +14,9 @@ import torch
 import webdataset as wds
 from torch.utils.data import IterableDataset, get_worker_info
 
+from .augment import cropped, varied
 from .config import Config, UserError
-from .images import as_pixels, augmented, crop_box, jittered
+from .images import as_pixels, crop_box
 from .schema import Sample, with_keywords
 from .shards import IMAGE_ENDINGS, OnBroken, expand, raw_samples, read, samples
 
@@ -91,11 +92,11 @@ def collate(batch: list[Sample], config: Config, rngs: list[random.Random]) -> d
         box_entry["boxes"] = torch.tensor([box_texts, with_boxes], dtype=torch.int64)
         rngs = [*rngs, *(random.Random(rngs[i].random()) for i in with_boxes)]
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # PIL lets go of the interpreter
-        images = [*threads.map(augmented, originals, repeat(config), rngs)]
+        images = [*threads.map(cropped, originals, repeat(config), rngs)]
     labels = [[number(label) for label in level.labels] for level in levels]
     return {
         "keys": [sample.key for sample in batch],
-        "pixels": jittered(as_pixels(images), config, rngs),
+        "pixels": varied(as_pixels(images), config, rngs),
         "texts": list(text_index),
         "index": torch.tensor(index),
         "labels": torch.tensor(labels),

@@ -1,10 +1,9 @@
-"""Images: read upright and on white; a random view for training, the middle for evaluation."""
+"""Images: read upright and on white, fitted to the size of a tower."""
 
 from __future__ import annotations
 
 import io
 import math
-import random
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +11,6 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
-from .config import Config
 from .schema import Box
 
 
@@ -73,36 +71,9 @@ def fitted(image: Image.Image, size: int) -> Image.Image:
     )
 
 
-def augmented(image: Image.Image, config: Config, rng: random.Random) -> Image.Image:
-    """A random crop of a slightly turned image, at the size of the tower."""
-    if config.rotate:
-        angle = rng.uniform(-config.rotate, config.rotate)
-        image = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor="white")
-    width, height = image.size
-    area = rng.uniform(config.crop, 1.0) * width * height
-    ratio = rng.uniform(0.85, 1.18)
-    w, h = min((area * ratio) ** 0.5, width), min((area / ratio) ** 0.5, height)
-    left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
-    size = (config.image_size, config.image_size)
-    return image.resize(size, Image.Resampling.BICUBIC, (left, top, left + w, top + h))
-
-
 def crop_box(image: Image.Image, box: Box) -> Image.Image:
     left, top, right, bottom = box.edges
     return image.crop((math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)))
-
-
-def jittered(pixels: Tensor, config: Config, rngs: list[random.Random]) -> Tensor:
-    """A batch in [0, 1], each image's brightness, contrast and saturation changed a little."""
-    if not config.jitter:
-        return pixels
-    low, high = 1 - config.jitter, 1 + config.jitter
-    factors = [[rng.uniform(low, high) for _ in range(3)] for rng in rngs]
-    brightness, contrast, saturation = torch.tensor(factors).T[:, :, None, None, None]
-    grey = pixels.mean(dim=1, keepdim=True)
-    pixels = grey + saturation * (pixels - grey)
-    mean = pixels.mean(dim=(1, 2, 3), keepdim=True)
-    return (brightness * (mean + contrast * (pixels - mean))).clamp(0, 1)
 
 
 def as_pixels(images: list[Image.Image]) -> Tensor:

@@ -25,7 +25,7 @@ import interplay
 import page
 import usual
 
-ROWS = {"interplay": 6, "collapse": 3, "gap": 3, "centroid": 2, "curvature": 4}
+ROWS = {"interplay": 9, "collapse": 4, "gap": 4, "centroid": 2, "curvature": 6}
 
 
 @pytest.fixture(scope="module")
@@ -90,15 +90,17 @@ def test_usual_formulas_are_those_of_the_operations() -> None:
     torch.testing.assert_close(usual.radius_of_midpoint(x, c), midpoint_radius)
 
 
-@pytest.mark.parametrize("objective", ["meru", "atmg"])
-def test_usual_objective_is_the_examples(objective: str) -> None:
+@pytest.mark.parametrize(
+    ("objective", "apex"), [("meru", "text"), ("atmg", "text"), ("atmg", "query")]
+)
+def test_usual_objective_is_the_examples(objective: str, apex: str) -> None:
     x, y = torch.randn(2, 32, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    config = Config(objective=objective, shards=["none"])
+    config = Config(objective=objective, apex=apex, shards=["none"])
     labels = torch.arange(32)
     levels = torch.stack([labels % 20, labels % 5, labels % 2])
-    points = (x, y, torch.tensor(0.7).double(), torch.tensor(9.0).double())
+    numbers = {"curv": torch.tensor(0.7).double(), "logit_scale": torch.tensor(9.0).double()}
     loss, expected = (
-        kind(config)(*points, labels.expand(3, 32), levels)[0]
+        kind(config)(x, y, numbers, labels.expand(3, 32), levels)[0]
         for kind in (usual.UsualObjective, Objective)
     )
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
@@ -116,11 +118,11 @@ def test_spread_of_drawings() -> None:
     curv = torch.tensor(1.0)
     radii = torch.tensor([1.0, 1.5, 2.0])
     images = torch.eye(3)[:, None] * ops.expmap0(radii[:, None])[None]
-    hyperbolic = dynamics.spread_within_concepts(images.double(), curv.double(), True)
+    hyperbolic = dynamics.spread_within_concepts(images.double(), curv.double())
     assert hyperbolic["distance"] == pytest.approx((0.5 + 1.0 + 0.5) / 3)
     assert hyperbolic["angle"] == pytest.approx(0, abs=1e-4)
     assert hyperbolic["rank"] == pytest.approx(1, abs=1e-6)
-    euclidean = dynamics.spread_within_concepts(images.double(), curv.double(), False)
+    euclidean = dynamics.spread_within_concepts(images.double(), None)
     assert euclidean["distance"] != pytest.approx(hyperbolic["distance"], rel=0.1)
 
 
@@ -131,7 +133,7 @@ def test_gap_is_seen_where_there_is_one() -> None:
     two_clouds = dynamics.Points(images=x[:7] + 3, texts=x[8] - 3)
     two_radii = dynamics.Points(images=10 * normalize(x[:7], dim=-1), texts=normalize(x[8], dim=-1))
     one_cloud_gap, two_clouds_gap, two_radii_gap = (
-        dynamics.gap(p, torch.tensor(1.0), False) for p in (one_cloud, two_clouds, two_radii)
+        dynamics.gap(p, None) for p in (one_cloud, two_clouds, two_radii)
     )
     assert one_cloud_gap["separable"] < 0.8
     assert two_clouds_gap["separable"] == two_clouds_gap["separable by direction"] == 1
