@@ -71,6 +71,14 @@ def test_kernels_of_a_single_point_compile(sizes, function):
     assert compiled.launched(90, function, "highest", sizes=sizes, k=1)
 
 
+@pytest.mark.few(function="topk", capability=90)
+@pytest.mark.parametrize(("capability", "instruction"), [(90, "HGMMA"), (100, "UTCHMMA")])
+@pytest.mark.parametrize("function", compiled.FUNCTIONS)
+def test_products_are_taken_by_the_newest_tensor_cores(capability, instruction, function):
+    for kernel in compiled.of_pairs(capability, function, "highest"):
+        assert any(instruction in line.text for line in kernel.code()), kernel.name
+
+
 @pytest.mark.few(capability=90)
 @pytest.mark.parametrize("capability", compiled.CAPABILITIES)
 @pytest.mark.parametrize("labelled", [False, True], ids=["pairs", "labels"])

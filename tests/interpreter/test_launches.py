@@ -5,12 +5,20 @@ import torch
 from contrastive_calls import OPTIONS, SIMILARITIES
 from test_rows import count_launches, launched_by_torch
 
+from lorentzkit import ops
 from lorentzkit.fused.triton import anchors, launch, positives, prepare, products, rows, shares
+from lorentzkit.fused.triton.config import config
 from lorentzkit.losses import contrastive_loss
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="counts calls of the interpreter")
 KERNELS = {
-    launch: ["log_sums_kernel", "join_kernel", "log_sums_vjp_kernel"],
+    launch: [
+        "log_sums_kernel",
+        "join_kernel",
+        "log_sums_vjp_kernel",
+        "matrix_kernel",
+        "matrix_vjp_kernel",
+    ],
     anchors: ["anchors_kernel", "anchors_vjp_kernel"],
     positives: ["ranges_kernel", "pairs_kernel"],
     shares: ["merge_kernel", "merge_vjp_kernel"],
@@ -102,13 +110,31 @@ def test_launches_of_larger_ones(launches, targets, N):
 
 
 def test_launches_of_a_loss_that_takes_several_parts(launches, monkeypatch):
-    """For each part of the rows that are kept at a time, some launches more; forward, none."""
-    found = []
-    for chunk in (1000 * 1024, 1000 * 300):
+    """For each part of the rows that are kept at a time, some more backward: docs/kernels.md."""
+    N, found = 1000, []
+    for chunk in (N * 1024, N * 300):
         monkeypatch.setattr(launch, "CHUNK", chunk)
-        forward, backward = counts_of(launches, 1000, "pairs")
-        found.append((forward, backward, launches.count("log_sums_vjp_kernel")))
-    (forward, backward, one), (forward_in_parts, backward_in_parts, parts) = found
+        at_once = chunk // N // config("vjp").rows * config("vjp").rows
+        forward, backward = counts_of(launches, N, "pairs")
+        parts = -(-N // at_once)
+        assert launches.count("log_sums_vjp_kernel") == parts
+        assert backward <= BACKWARD + PART * (parts - 1)
+        found.append((parts, forward, backward))
+    (one, forward, backward), (parts, forward_in_parts, backward_in_parts) = found
     assert (one, parts) == (1, 4)
     assert forward == forward_in_parts
-    assert backward < backward_in_parts <= backward + PART * (parts - 1)
+    assert backward < backward_in_parts
+
+
+def test_launches_of_a_batch_of_matrices(launches):
+    """One set for each matrix: docs/kernels.md says why."""
+    found = []
+    for size in (2, 5):
+        leaves = [leaf.requires_grad_() for leaf in torch.zeros(2, size, 64, 20)]
+        matrices, forward = counted(launches, lambda z=leaves: ops.pairwise_dist(*z, impl="triton"))
+        at = torch.ones_like(matrices)
+        grad = lambda z=leaves, of=matrices, at=at: torch.autograd.grad(of, z, at)  # noqa: E731
+        found.append((forward, counted(launches, grad)[1]))
+    (forward, backward), (forward_of_5, backward_of_5) = found
+    assert (forward_of_5 - forward) / 3 <= 4
+    assert (backward_of_5 - backward) / 3 <= 14

@@ -105,6 +105,22 @@ def strips(tile):
 
 
 @triton.jit
+def _any_of_rows(counts, scratch, size, ROWS: tl.constexpr):
+    """Whether one is not 0; by way of memory.
+
+    For sm_100 Triton 3.7 gives a product's layout to all that follows from it, and to a sum of a
+    sum one that it rejects: `TritonNvidiaGPUOptimizeTMemLayoutsPass` fails with "parent layout must
+    have at least rank >= 2".
+    """
+    address = scratch + tl.program_id(0).to(tl.int64) * size + tl.arange(0, ROWS)
+    tl.store(address, counts)
+    tl.debug_barrier()  # other threads read what these have written
+    total = tl.sum(tl.load(address), 0)
+    tl.debug_barrier()  # and write there again
+    return total > 0
+
+
+@triton.jit
 def folded_cosines(
     XH, XL, YH, YL, x_scalars, y_scalars, mean, scratch, row_tile, column_tile,
     N, M, D, width, count, OPPOSITES: tl.constexpr, PARTS: tl.constexpr,
@@ -140,8 +156,7 @@ def folded_cosines(
         lost |= h > 2 - reach
     within = (indices(row_tile, ROWS) < N)[:, None] & (indices(column_tile, COLUMNS) < M)[None, :]
     lost &= within
-    # Not their maximum, of which Triton 3.7 fails to compile the code for sm_100.
-    if tl.sum(tl.sum(lost.to(tl.int32), 1), 0) > 0:
+    if _any_of_rows(tl.sum(lost.to(tl.int32), 1), scratch, 2 * ROWS * COLUMNS + ALIGNMENT, ROWS):
         h = _recomputed(
             h, lost, XH, XL, YH, YL, x_scalars, y_scalars, mean, scratch, row_tile, column_tile,
             N, M, D, width, count, OPPOSITES, PARTS, ROWS, COLUMNS,
