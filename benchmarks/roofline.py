@@ -45,7 +45,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 NAMES = {"usual": "usual formulas", "compiled": "the same, compiled", "auto": "lorentzkit"}
 COLOURS = {"usual": ORANGE, "compiled": GREEN, "auto": BLUE}
 PARTS = {"forward": "o", "backward": "v"}
-KINDS = {"angle": "o", "distance": "^", "cosine": "s"}
+KINDS = {"both angles": "o", "distance": "^", "cosine": "s"}
 BLOCK = 4 * streaming.ROWS * streaming.COLUMNS  # bytes
 # Of NVIDIA's data sheet for the H100 SXM, without sparsity: bytes and FLOP a second.
 # "highest" makes three products of one.
@@ -106,6 +106,7 @@ def traffic(row: Row, name: str, function: Callable[..., Tensor]) -> int:
 def blocks(kind: str, x: Tensor, y: Tensor, c: Tensor, scale: Tensor) -> LossGradients:
     """What `contrastive_loss` does with all pairs, in plain sight: its own ops are opaque."""
     c, ids = c.reshape(1), (torch.arange(len(x)),) * 2
+    kind = "angles" if kind == "both angles" else kind
     prepared = streaming.prepare(PairwiseProblem(x, y, c, kind, "highest"))
     problem = LossProblem(x, y, c, scale, *ids, *ids, kind, "highest", prepared)
     sums = streaming.log_sums(problem)

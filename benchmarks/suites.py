@@ -31,7 +31,7 @@ from rivals import (
     pairwise_geoopt_dist,
 )
 from torch import Tensor
-from usual_formulas import MERU, USUAL, usual_loss, usual_midpoint
+from usual_formulas import LOSSES, MERU, USUAL, usual_loss, usual_midpoint
 
 from lorentzkit import ops
 from lorentzkit.losses import centroid_loss, contrastive_loss
@@ -44,11 +44,11 @@ Call = tuple[Callable[..., Tensor], list[Tensor]]  # a function and what it is c
 OP_OF = {"angle": "exterior_angle", "distance": "dist", "inner": "inner"}  # of a similarity
 KINDS = {
     "elementwise": sorted(SIGNATURES),
-    "loss": ["angle", "distance", "cosine"],
-    "batches": ["angle", "distance", "cosine"],
+    "loss": [*LOSSES],
+    "batches": [*LOSSES],
     "pairwise": ["exterior_angle", "dist", "inner"],
     "topk": list(OP_OF),
-    "memory": ["angle", "distance", "cosine"],
+    "memory": [*LOSSES],
     "means": ["einstein_midpoint", "centroid_loss"],
     "optimiser": ["RiemannianAdam"],
     "import": ["import"],
@@ -64,7 +64,7 @@ SIZES = {  # where other than USUAL_SIZES
 USUAL_SIZES = [512, 2048, 4096]
 DIMENSIONS = {"batches": [64, 512, 1024], "import": [0]}  # where other than the usual
 USUAL_DIMENSIONS = [512]
-LOSSES = ("loss", "batches", "memory")
+OF_LOSSES = ("loss", "batches", "memory")
 ALSO = {
     # Short rows: of so few columns that the formulas between the sums count.
     ("elementwise", "dist"): [(65536, 32), (1_000_000, 2)],
@@ -152,16 +152,16 @@ class Row(NamedTuple):
         y = x + torch.randn(self.N, self.D, device=DEVICE)
         for z in (x, y):
             z *= 2 * torch.rand(self.N, 1, device=DEVICE) / z.norm(dim=1, keepdim=True)
-        scaled = self.suite in LOSSES or self.kind == "centroid_loss"
+        scaled = self.suite in OF_LOSSES or self.kind == "centroid_loss"
         scalars = [1.0, 14.0] if scaled else [1.0]
         points = [x] if self.kind == "einstein_midpoint" else [x, y]
         tensors = [*points, *(torch.tensor(s, device=DEVICE) for s in scalars)]
         return [t.requires_grad_() for t in tensors]
 
     def functions(self) -> dict[str, Callable[..., Tensor]]:
-        if self.suite in LOSSES:
-            usual = partial(usual_loss, similarity=self.kind)
-            ours = partial(contrastive_loss, similarity=self.kind)
+        if self.suite in OF_LOSSES:
+            usual = partial(usual_loss, **LOSSES[self.kind])
+            ours = partial(contrastive_loss, **LOSSES[self.kind])
             if self.suite == "batches":
                 return {"auto": ours, "auto_later": ours, "usual": usual}
         elif self.suite == "topk":
@@ -247,7 +247,7 @@ MEANS: dict[str, dict[str, Callable[..., Tensor]]] = {
     },
     "centroid_loss": {
         "auto": _centroids,
-        "contrastive": partial(contrastive_loss, similarity="angle"),
+        "contrastive": partial(contrastive_loss, **LOSSES["both angles"]),
     },
 }
 

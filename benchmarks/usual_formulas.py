@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,9 +93,21 @@ def usual_angle(x: Tensor, y: Tensor, c: Tensor) -> Tensor:
     return torch.acos((over / under).clamp(-1 + 1e-6, 1 - 1e-6))
 
 
-def usual_loss(x: Tensor, y: Tensor, c: Tensor, scale: Tensor, similarity: str) -> Tensor:
+# What `contrastive_loss` and `usual_loss` take, by the name of a row; "both angles" is ATMG's code.
+LOSSES: dict[str, Any] = {
+    "angle": {"similarity": "angle"},
+    "both angles": {"similarity": "angle", "apex": "query"},
+    "distance": {"similarity": "distance"},
+    "cosine": {"similarity": "cosine"},
+}
+
+
+def usual_loss(
+    x: Tensor, y: Tensor, c: Tensor, scale: Tensor, similarity: str, apex: str = "x"
+) -> Tensor:
     if similarity == "angle":
-        rows, columns = -usual_angle(x, y, c), usual_angle(y, x, c)
+        rows = -usual_angle(x, y, c)
+        columns = rows.mT if apex == "x" else usual_angle(y, x, c)
     elif similarity == "distance":
         rows = -usual_dist(x, y, c)
         columns = rows.mT

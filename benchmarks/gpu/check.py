@@ -15,9 +15,14 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+sys.path += [str(folder) for folder in Path(__file__).parents[:2]]
+
+from usual_formulas import LOSSES
 
 from lorentzkit import ops
 from lorentzkit.losses import contrastive_loss
@@ -28,7 +33,6 @@ OPS = {
     "dist": ops.pairwise_dist,
     "exterior_angle": ops.pairwise_exterior_angle,
 }
-SIMILARITIES = ("angle", "distance", "cosine")
 STEP = 2.0**-24  # a rounding of float32
 ROUNDINGS = 16  # docs/kernels.md
 SMALL = [(1, 1, 3), (1, 7, 40), (7, 1, 40), (70, 50, 33)]
@@ -99,10 +103,9 @@ def losses(small: bool) -> None:
     sizes = [(40, 18)] if small else [(1, 3), (130, 70), (513, 512)]
     precisions = {"highest": 3e-5} if small else {"highest": 3e-5, "high": 5e-3, "medium": 5e-3}
     for N, D in sizes:
-        for similarity in SIMILARITIES:
+        for similarity, options in LOSSES.items():
             for precision, relative in precisions.items():
                 tensors = points(N, D, 0), points(N, D, 1), *_numbers(20.0)
-                options = {"similarity": similarity}
                 outputs = results(
                     lambda *z, options=options, p=precision: contrastive_loss(
                         *z, **options, impl="triton", precision=p

@@ -24,16 +24,15 @@ import torch
 import triton
 from torch import Tensor, nn
 
-sys.path.append(str(Path(__file__).parents[1]))
+sys.path += [str(folder) for folder in Path(__file__).parents[:2]]
 
-from usual_formulas import MERU, USUAL, usual_loss
+from usual_formulas import LOSSES, MERU, USUAL, usual_loss
 
 from lorentzkit import __version__, ops
 from lorentzkit.fused.triton.config import CONFIGS, Config
 from lorentzkit.losses import contrastive_loss
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SIMILARITIES = ("angle", "distance", "cosine")
 MOST_USUAL = 32768  # pairs a side, of which a formula makes a dozen matrices of 4 GB
 # What `CONFIGS` may hold instead: timed with the rest, for a person to choose from.
 CANDIDATES = {
@@ -128,12 +127,12 @@ def step(loss: Callable[..., Tensor], inputs: list[Tensor]) -> object:
 def losses(clock: Clock, small: bool) -> None:
     D = 18 if small else 512
     for N in (40,) if small else (4096, 32768, 1024, 131072):
-        for similarity in ("angle",) if small or N == 131072 else SIMILARITIES:
+        for similarity in ("angle",) if small or N == 131072 else LOSSES:
             inputs = points_and_scalars(N, D)
-            usual = partial(usual_loss, similarity=similarity)
+            usual = partial(usual_loss, **LOSSES[similarity])
             runs: dict[str, Run] = {}
             for precision in ("highest",) if small else ("highest", "high"):
-                ours = partial(contrastive_loss, similarity=similarity, precision=precision)
+                ours = partial(contrastive_loss, precision=precision, **LOSSES[similarity])
                 runs[precision] = partial(step, ours, inputs)
             if small or N <= MOST_USUAL:
                 runs["usual"] = partial(step, usual, inputs)
@@ -235,9 +234,9 @@ def training(clock: Clock, small: bool) -> None:
         return value
 
     runs: dict[str, Run] = {"no loss": partial(train_step, None)}
-    for similarity in SIMILARITIES:
-        runs[similarity] = partial(train_step, partial(contrastive_loss, similarity=similarity))
-        usual = partial(usual_loss, similarity=similarity)
+    for similarity in LOSSES:
+        runs[similarity] = partial(train_step, partial(contrastive_loss, **LOSSES[similarity]))
+        usual = partial(usual_loss, **LOSSES[similarity])
         runs[f"{similarity}, usual"] = partial(train_step, usual)
     clock.row(f"ViT-B {batch}", runs, 6)
 

@@ -39,7 +39,11 @@ RIVALS = {  # and as which they are compiled
     "usual": ("MERU", "compiled"),
     "geoopt": ("geoopt", "geoopt_compiled"),
 }
-MEANS = {"floor": "x copies", "usual": "usual formula", "contrastive": "contrastive loss, angle"}
+MEANS = {
+    "floor": "x copies",
+    "usual": "usual formula",
+    "contrastive": "contrastive loss, both angles",
+}
 OPTIMISER = {"floor": "x copies", "auto_later": "later steps", "geoopt": "geoopt's Lorentz"}
 MEMORY = ["memory, MB: lorentzkit", "usual"]
 HEADS = {
