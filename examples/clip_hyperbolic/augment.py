@@ -42,7 +42,7 @@ def warped(pixels: Tensor, strength: float, rngs: list[random.Random]) -> Tensor
     """Images turned, scaled, stretched, sheared and shifted; white comes in at the edges."""
     turn, scale, stretch, shear, right, down = (strength * uniform(rngs, 6)).T
     cos, sin = (0.35 * turn).cos(), (0.35 * turn).sin()
-    size = (0.05 * strength + 0.25 * scale).exp()  # above 1: smaller than before
+    size = (0.2 * strength + 0.3 * scale).exp()  # above 1: smaller than before
     wide, high, slant = size * (0.15 * stretch).exp(), size / (0.15 * stretch).exp(), 0.25 * shear
     rows = [
         torch.stack([cos * wide, cos * slant - sin * high, 0.12 * right], 1),
