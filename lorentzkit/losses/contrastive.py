@@ -148,10 +148,12 @@ def contrastive_loss(
     2024 (ATMG), "Accept the Modality Gap", sec. 4; several positives: Khosla et al. 2020, eq. 2.
 
     >>> x = torch.tensor([[0.1, 0.0], [0.0, 0.1]])
-    >>> contrastive_loss(x, 2 * x, logit_scale=10.0)  # each y lies right behind its x
-    tensor(0.0049)
-    >>> contrastive_loss(x, 2 * x, logit_scale=10.0, targets=torch.tensor([0, 0]))
-    tensor(6.2649)
+    >>> contrastive_loss(x, 2 * x, logit_scale=3.0)  # each y lies right behind its x
+    tensor(0.0022)
+    >>> contrastive_loss(x, 2 * x, logit_scale=3.0, targets=torch.tensor([0, 0]))
+    tensor(3.0657)
+    >>> contrastive_loss(x, 2 * x, logit_scale=3.0, apex="query")
+    tensor(0.1128)
     """
     given = (x, y, curv, logit_scale, similarity, apex, impl, precision, reduction)
     anchors: Sequence[Anchors]

@@ -44,7 +44,7 @@ CONFIGS = {
 CONFIGS[100] = CONFIGS[90] | {
     "matrix": Config(128, 64, 32, 8, 3),
     "log_sums": Config(128, 32, 64, 8, 3),
-    "vjp": Config(32, 64, 32, 8, 3),  # of 128 rows, that of matrices spills
+    "vjp": Config(64, 32, 32, 8, 3),  # of 64 x 64 or 128 rows, that of matrices spills
 }
 
 WIDTH = 64  # a multiple of each depth: rows of directions are filled up to multiples of it
