@@ -38,15 +38,16 @@ def varied(pixels: Tensor, config: Config, rngs: list[random.Random]) -> Tensor:
     return restyled(pixels, config.restyle, rngs) if config.restyle else pixels
 
 
-def warped(pixels: Tensor, strength: float, rngs: list[random.Random]) -> Tensor:
-    """Images turned, scaled, stretched, sheared and shifted; white comes in at the edges."""
-    turn, scale, stretch, shear, right, down = (strength * uniform(rngs, 6)).T
-    cos, sin = (0.35 * turn).cos(), (0.35 * turn).sin()
-    size = (0.2 * strength + 0.3 * scale).exp()  # above 1: smaller than before
-    wide, high, slant = size * (0.15 * stretch).exp(), size / (0.15 * stretch).exp(), 0.25 * shear
+def warped(pixels: Tensor, share: float, rngs: list[random.Random]) -> Tensor:
+    """A share of the images turned, scaled, stretched, sheared and shifted; white comes in."""
+    chosen = torch.tensor([rng.random() < share for rng in rngs])[:, None]
+    turn, scale, stretch, shear, right, down = torch.where(chosen, uniform(rngs, 6), 0.0).T
+    cos, sin = (0.15 * turn).cos(), (0.15 * turn).sin()
+    size = (0.3 * scale + 0.2 * chosen[:, 0]).exp()  # above 1: smaller than before
+    wide, high, slant = size * (0.1 * stretch).exp(), size / (0.1 * stretch).exp(), 0.1 * shear
     rows = [
-        torch.stack([cos * wide, cos * slant - sin * high, 0.12 * right], 1),
-        torch.stack([sin * wide, sin * slant + cos * high, 0.12 * down], 1),
+        torch.stack([cos * wide, cos * slant - sin * high, 0.15 * right], 1),
+        torch.stack([sin * wide, sin * slant + cos * high, 0.15 * down], 1),
     ]
     grid = F.affine_grid(torch.stack(rows, 1), list(pixels.shape), align_corners=False)
     return 1 - F.grid_sample(1 - pixels, grid, align_corners=False)  # outside it is 0

@@ -51,7 +51,7 @@ class Config:
     image_size: int = option(48, "pixels")
     crop: float = option(0.8, "least share of an image's area in a random crop")
     rotate: float = option(0.0, "degrees an image is turned at most")
-    warp: float = option(0.0, "how far an image is turned, scaled, sheared, shifted; 1: 20 degrees")
+    warp: float = option(0.0, "share of the images that are scaled, turned, sheared, shifted")
     restyle: float = option(0.0, "share of the images redrawn in grey, lines, black, or shaded")
     jitter: float = option(0.3, "how much brightness, contrast and saturation vary")
     keywords: float = option(0.5, "how often a training caption is followed by some keywords")

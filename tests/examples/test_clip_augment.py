@@ -45,7 +45,7 @@ def test_an_image_changes_alike_in_any_batch(changes: dict[str, float]) -> None:
     torch.testing.assert_close(torch.cat(halves), whole)
 
 
-def test_a_warp_brings_white_in_and_moves_what_it_says() -> None:
+def test_a_warp_brings_white_in() -> None:
     black = torch.zeros(40, 3, 24, 24)
     warped = augment.warped(black, 1.0, rngs(40))
     shares = warped.mean((1, 2, 3))
@@ -62,8 +62,8 @@ def test_a_warp_brings_white_in_and_moves_what_it_says() -> None:
     smaller = augment.warped(black, 1.0, [Middle()] * 40)
     rows = (smaller[0, 0] < 0.5).any(1).sum().item()
     assert 19 <= rows <= 20
-    same = augment.warped(drawings(), 1e-9, rngs(40))
-    torch.testing.assert_close(same, drawings(), atol=1e-5, rtol=0)
+    some = (augment.warped(drawings(), 0.5, rngs(40)) - drawings()).abs().amax((1, 2, 3)) > 0.01
+    assert 12 <= some.sum() <= 28
 
 
 def test_styles() -> None:
