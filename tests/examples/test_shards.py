@@ -71,7 +71,7 @@ def model_of(shard: str) -> tuple[Towers, CaptionTokenizer]:
 def evaluated(shard: str) -> tuple[dict[str, Any], list[str]]:
     messages: list[str] = []
     stream = samples([shard], messages.append)
-    return evaluate(*model_of(shard), "atmg", 32, stream, "--shards"), messages
+    return evaluate(*model_of(shard), 32, stream, "--shards"), messages
 
 
 def files_with(**changes: Any) -> Files:
@@ -195,7 +195,7 @@ def test_equal_keys_of_two_shards_are_two_concepts(tmp_path: Path) -> None:
         batch = next(iter(Batches(config)))
         assert len(set(batch["labels"][0].tolist())) == 8
     result = evaluate(
-        *model_of(two_shards[0]), "atmg", 32, samples(two_shards, pytest.fail), "--shards"
+        *model_of(two_shards[0]), 32, samples(two_shards, pytest.fail), "--shards"
     )
     assert result["n_texts"] == 8
     # All pictures are alike: if a key were a concept, two of the eight would count as right.
