@@ -51,8 +51,8 @@ class Config:
     image_size: int = option(48, "pixels")
     crop: float = option(0.8, "least share of an image's area in a random crop")
     rotate: float = option(0.0, "degrees an image is turned at most")
-    warp: float = option(0.0, "share of the images that are scaled, turned, sheared, shifted")
-    restyle: float = option(0.0, "share of the images redrawn in grey, lines, black, or shaded")
+    warp: float = option(0.5, "share of the images that are scaled, turned, sheared, shifted")
+    restyle: float = option(0.3, "share of the images redrawn in grey, lines, black, or shaded")
     jitter: float = option(0.3, "how much brightness, contrast and saturation vary")
     keywords: float = option(0.5, "how often a training caption is followed by some keywords")
     ancestor_levels: int = option(2, "levels of ancestor texts trained on, nearest first")
@@ -80,7 +80,7 @@ class Config:
     )
     text_radius: float = option(0.5, "atmg: where the centroid of the texts belongs")
     image_radius: float = option(1.0, "atmg: where that of the images belongs")
-    centroid_weight: float = option(0.1, "atmg: the paper's lambda")
+    centroid_weight: float = option(0.01, "atmg: the paper's lambda")
     text_start: float = option(0.0, "where texts start, about (0: atmg at its radius, others at 1)")
     image_start: float = option(0.0, "where images start, likewise")
 
@@ -160,6 +160,8 @@ _production = {
     "image_size": 224,
     "crop": 0.5,
     "jitter": 0.0,
+    "warp": 0.0,
+    "restyle": 0.0,
     "keywords": 0.0,
     "ancestor_levels": 0,
     "vocab_size": 49408,
@@ -171,6 +173,7 @@ _production = {
     "lr": 5e-4,
     "warmup": 4000,
     "precision": "bf16",
+    "centroid_weight": 0.1,
     "save_every": 2000,
     "log_every": 20,
 }

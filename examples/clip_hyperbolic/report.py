@@ -109,10 +109,14 @@ class View:
         self.texts = {
             name: embed_texts(model, tokenizer, texts) for name, texts in self.levels.items()
         }
-        self.curv = model.model.curv().detach().cpu()
         self.shown = torch.randperm(
             len(self.samples), generator=torch.Generator().manual_seed(0)
         ).tolist()
+
+    @property
+    def curv(self) -> Tensor:
+        """Of a hyperbolic model."""
+        return self.model.model.curv().detach().cpu()
 
     def path_to_root(self, image: int, steps: int = 50) -> list[str]:
         """The nearest text, or the root, at each step from an image to the origin."""

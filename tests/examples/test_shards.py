@@ -194,9 +194,7 @@ def test_equal_keys_of_two_shards_are_two_concepts(tmp_path: Path) -> None:
         config.in_memory = in_memory
         batch = next(iter(Batches(config)))
         assert len(set(batch["labels"][0].tolist())) == 8
-    result = evaluate(
-        *model_of(two_shards[0]), 32, samples(two_shards, pytest.fail), "--shards"
-    )
+    result = evaluate(*model_of(two_shards[0]), 32, samples(two_shards, pytest.fail), "--shards")
     assert result["n_texts"] == 8
     # All pictures are alike: if a key were a concept, two of the eight would count as right.
     recalls = [result["retrieval"][direction]["R@1"] for direction in ("i2t", "t2i")]

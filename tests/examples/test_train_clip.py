@@ -233,6 +233,20 @@ def test_two_processes_train_like_one(shards: str, tmp_path: Path, objective: st
     torch.testing.assert_close(losses_of_two, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.few(objective="clip")
+@pytest.mark.parametrize("objective", ["atmg", "meru", "hycoclip", "clip"])
+def test_a_run_ends_with_measures_and_a_page(shards: str, tmp_path: Path, objective: str) -> None:
+    """Also where points are unit vectors, and there is no curvature."""
+    run = tmp_path / "run"
+    changes = {**SMALL, "steps": 1, "objective": objective}
+    train(*flags(changes), "--shards", shards, "--eval_shards", shards, "--output_dir", str(run))
+    (measures,) = json.loads((run / "evaluation.json").read_text("utf-8")).values()
+    assert measures["retrieval"]["t2i"]["queries"] > 0
+    assert ("captions" in measures["radius"]) == (objective != "clip")
+    page = (run / "report" / "index.html").read_text("utf-8")
+    assert ("Poincare" in page) == (objective != "clip")
+
+
 @pytest.mark.thorough
 def test_towers_of_a_folder_in_half_precision(shards: str, tmp_path: Path) -> None:
     size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
