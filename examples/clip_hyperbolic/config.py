@@ -106,6 +106,9 @@ class Config:
                 raise UserError(f"{flag}: expected at least {minimum}, got {value}")
         if not 0 < self.crop <= 1:
             raise UserError(f"--crop: expected a share in (0, 1], got {self.crop}")
+        for name in ("warp", "restyle"):
+            if not 0 <= (share := getattr(self, name)) <= 1:
+                raise UserError(f"--{name}: expected a share in [0, 1], got {share}")
         if self.stem_width < 8 or self.stem_width % 8:  # GroupNorm has 8 groups
             raise UserError(f"--stem-width: expected a multiple of 8, got {self.stem_width}")
         if self.preset.startswith("vit-") and not self.shards:
@@ -152,6 +155,7 @@ class Config:
 
 MINIMA = dict.fromkeys(("batch_size", "log_every", "save_every", "keep", "embed_dim"), 1) | (
     dict.fromkeys(("steps", "workers", "micro_batch", "ancestor_levels", "skip_nonfinite"), 0)
+    | dict.fromkeys(("text_start", "image_start"), 0)
 )
 
 _production = {

@@ -135,6 +135,10 @@ def test_wrong_fields_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--stepz" in capsys.readouterr().err
     with pytest.raises(UserError, match="--batch-size: expected at least 1, got 0"):
         parse("", ["--batch_size", "0"])
+    with pytest.raises(UserError, match=r"--warp: expected a share in \[0, 1\], got 7"):
+        Config(warp=7)
+    with pytest.raises(UserError, match="--image-start: expected at least 0, got -1"):
+        Config(image_start=-1)
     with pytest.raises(UserError, match="--stem-width: expected a multiple of 8, got 20"):
         parse("", ["--stem_width", "20"])
     with pytest.raises(UserError, match="leave other flags out"):
