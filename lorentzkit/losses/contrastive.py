@@ -235,7 +235,8 @@ def _checked_share(
             f"for one process that holds all columns"
         )
     kind = "pairs" if labels is None else "labels"
-    return [share.similarity, kind, *described(x, y)], (share, labels)
+    similarity, apex = given[4:6]
+    return [similarity, apex, kind, *described(x, y)], (share, labels)
 
 
 def _at_once(

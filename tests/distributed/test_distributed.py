@@ -266,6 +266,8 @@ def other_settings(rank):
     x, y, world = own(x, rank), own(y, rank), dist.group.WORLD
     with pytest.raises(ValueError, match=r"(?s)rank 0: \['angle'.*rank 1: \['distance'"):
         contrastive_loss(x, y, similarity=["angle", "distance"][rank], group=world)
+    with pytest.raises(ValueError, match=r"(?s)rank 0: .*'x'.*rank 1: .*'query'"):
+        contrastive_loss(x, y, apex=["x", "query"][rank], group=world)
     mine = (labels[0][:SHARE], labels[1][:SHARE]) if rank else None
     with pytest.raises(ValueError, match=r"(?s)rank 0: .*'pairs'.*rank 1: .*'labels'"):
         contrastive_loss(x, y, targets=mine, group=world)
