@@ -56,8 +56,7 @@ class Objective(nn.Module):
                 apex=config.apex,
                 group=group,
             )
-            apex: Any = "x" if config.apex == "text" else "query"
-            self.ancestor_loss = AngleContrast(apex=apex, group=group)
+            self.ancestor_loss = AngleContrast(apex=self.caption_loss.apex, group=group)
         elif config.objective in ("meru", "hycoclip"):
             meru = losses.MERULoss(entailment_weight=config.entailment_weight, group=group)
             self.caption_loss = self.ancestor_loss = meru

@@ -19,14 +19,7 @@ from lorentzkit._geometry.array_functions import Numbers, as_arrays, as_tensor, 
 from lorentzkit._geometry.compilation import earned
 from lorentzkit._geometry.invariants import ANGLES, Measures, measured
 from lorentzkit._geometry.special import TINY_LENGTH, values_at_hand
-from lorentzkit._geometry.triangle import (
-    Radial,
-    Triangle,
-    exact_triangle,
-    radial,
-    values,
-    vjp,
-)
+from lorentzkit._geometry.triangle import Radial, Triangle, exact_triangle, radial, values, vjp
 from lorentzkit._geometry.vectors import (
     eager,
     expand,

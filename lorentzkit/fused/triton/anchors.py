@@ -50,22 +50,11 @@ def anchors_kernel(
     of_row, within = k < N, k < N + M
     by_value = tl.where(of_row, ROW_SIGN, COLUMN_SIGN) * tl.load(scale).to(tl.float64)
     start, count = anchor_range(ends, offset, k, N, M, P, LISTED)
-    most = tl.max(count, 0)
-    largest = tl.full((BLOCK,), -float("inf"), tl.float64)
-    total, powers = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64)
-    for step in range(0, most):
-        place = place_of(by_column, start + step, of_row, step < count, COUNT, LISTED)
-        value = tl.load(values + place, mask=step < count, other=0.0)
-        logit = by_value * value.to(tl.float64)
-        largest = tl.where((step < count) & (logit > largest), logit, largest)
-        total += tl.where(step < count, logit, 0.0)
-    for step in range(0, most):
-        place = place_of(by_column, start + step, of_row, step < count, COUNT, LISTED)
-        value = tl.load(values + place, mask=step < count, other=0.0)
-        logit = by_value * value.to(tl.float64)
-        powers += tl.where(step < count, tl.exp(logit - largest), 0.0)
     some = count > 0
-    log_positive = tl.where(some, largest + tl.log(tl.where(some, powers, 1.0)), 0.0)
+    log_positive, total = sums_of_positives(
+        values, by_value, by_column, start, count, of_row, COUNT, LISTED, BLOCK
+    )
+    log_positive = tl.where(some, log_positive, 0.0)
     excess = others(row_sums, column_sums, k, N, M) - log_positive
     rest = log_positive - total / tl.where(some, count, 1).to(tl.float64)
     loss = tl.where(some, _softplus(excess) + rest, 0.0)
@@ -76,6 +65,37 @@ def anchors_kernel(
     tl.store(address + 1, tl.sum((of_row & some).to(tl.float64), 0))
     tl.store(address + 2, tl.sum(tl.where(of_row, 0.0, loss), 0))
     tl.store(address + 3, tl.sum(((of_row == 0) & some).to(tl.float64), 0))
+
+
+@triton.jit
+def sums_of_positives(
+    values, by_value, by_column, start, count, of_row,
+    COUNT: tl.constexpr, LISTED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Of each anchor's positives: the log-sum-exp of their logits, -inf of none, and the sum."""
+    most = tl.max(count, 0)
+    largest = tl.full((BLOCK,), -float("inf"), tl.float64)
+    total, powers = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64)
+    for step in range(0, most):
+        known = step < count
+        place = place_of(by_column, start + step, of_row, known, COUNT, LISTED)
+        logit = logit_at(by_value, values, place, known)
+        largest = tl.where(known & (logit > largest), logit, largest)
+        total += tl.where(known, logit, 0.0)
+    for step in range(0, most):
+        known = step < count
+        place = place_of(by_column, start + step, of_row, known, COUNT, LISTED)
+        logit = logit_at(by_value, values, place, known)
+        powers += tl.where(known, tl.exp(logit - largest), 0.0)
+    some = count > 0
+    return tl.where(some, largest + tl.log(tl.where(some, powers, 1.0)), -float("inf")), total
+
+
+@triton.jit
+def logit_at(by_value, values, place, known):
+    """In the precision of ``by_value``."""
+    value = tl.load(values + place, mask=known, other=0.0)
+    return (by_value * value).to(tl.float64)
 
 
 @triton.jit
@@ -245,8 +265,7 @@ def gradients(
             by_sums, by_values, by_scale, N, M, len(values),
             REDUCTION=reduction, BLOCK=_BLOCK, **settings(problem, positives),
         )  # fmt: skip
-    sums, grad_sums = (LogSums(found.row_sums, found.column_sums),
-                       LogSums(by_sums[:N], by_sums[N:]))  # fmt: skip
+    sums, grad_sums = LogSums(found.row_sums, found.column_sums), LogSums(by_sums[:N], by_sums[N:])
     by = launch.log_sums_gradients(problem, sums, grad_sums)
     by_c = add_gradients(problem, positives, by_values, by.x, by.y)
     return by._replace(c=by.c + by_c, scale=by.scale + by_scale.sum(dtype=torch.float32))
@@ -293,10 +312,12 @@ __all__ = [
     "add_gradients",
     "anchor_range",
     "gradients",
+    "logit_at",
     "losses",
     "others",
     "place_of",
     "reduced",
     "settings",
+    "sums_of_positives",
     "values_of",
 ]

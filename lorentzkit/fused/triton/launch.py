@@ -97,7 +97,7 @@ def log_sums(problem: LossProblem) -> LogSums:
 
 
 def log_sums_gradients(problem: LossProblem, sums: LogSums, grad_sums: LogSums) -> LossGradients:
-    """Derivatives of ``at.rows . rows + at.columns . columns``; `sums` are of `log_sums`."""
+    """See `problems.Backend`."""
     with on_device(problem.x):
         operands = prepared_operands(problem, problem.scale)
         # Of a sum, strides are 0.

@@ -17,9 +17,10 @@ from lorentzkit.fused.triton import launch
 from lorentzkit.fused.triton.anchors import (
     add_gradients,
     anchor_range,
+    logit_at,
     others,
-    place_of,
     settings,
+    sums_of_positives,
     values_of,
 )
 from lorentzkit.fused.triton.devices import on_device
@@ -39,12 +40,6 @@ def _joined(a, b):
 
 
 @triton.jit
-def _logit(by_value, values, place, known):
-    value = tl.load(values + place, mask=known, other=0.0)
-    return (by_value * value).to(tl.float64)
-
-
-@triton.jit
 def merge_kernel(
     row_sums, column_sums, values, scale, by_column, ends, of_rows, of_columns, N, M, P,
     ROW_SIGN: tl.constexpr, COLUMN_SIGN: tl.constexpr, COUNT: tl.constexpr,
@@ -55,34 +50,22 @@ def merge_kernel(
     of_row, within = k < N, k < N + M
     by_value = tl.where(of_row, ROW_SIGN, COLUMN_SIGN) * tl.load(scale)
     start, count = anchor_range(ends, 0, k, N, M, P, LISTED)
-    most = tl.max(count, 0)
-    largest = tl.full((BLOCK,), -float("inf"), tl.float64)
-    total, powers = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64)
-    for step in range(0, most):
-        known = step < count
-        place = place_of(by_column, start + step, of_row, known, COUNT, LISTED)
-        logit = _logit(by_value, values, place, known)
-        largest = tl.where(known & (logit > largest), logit, largest)
-        total += tl.where(known, logit, 0.0)
-    for step in range(0, most):
-        known = step < count
-        place = place_of(by_column, start + step, of_row, known, COUNT, LISTED)
-        powers += tl.where(known, tl.exp(_logit(by_value, values, place, known) - largest), 0.0)
-    some = count > 0
-    positives = tl.where(some, largest + tl.log(tl.where(some, powers, 1.0)), -float("inf"))
+    positives, total = sums_of_positives(
+        values, by_value, by_column, start, count, of_row, COUNT, LISTED, BLOCK
+    )
     address = tl.where(of_row, of_rows + k, of_columns + (k - N))
-    step_ = tl.where(of_row, N, M)
+    step = tl.where(of_row, N, M)
     negatives = _joined(
         tl.load(address, mask=within, other=0.0).to(tl.float64),
         others(row_sums, column_sums, k, N, M),
     )
-    positives = _joined(tl.load(address + step_, mask=within, other=0.0).to(tl.float64), positives)
-    total += tl.load(address + 2 * step_, mask=within, other=0.0)
-    number = tl.load(address + 3 * step_, mask=within, other=0.0) + count.to(tl.float32)
+    positives = _joined(tl.load(address + step, mask=within, other=0.0).to(tl.float64), positives)
+    total += tl.load(address + 2 * step, mask=within, other=0.0)
+    number = tl.load(address + 3 * step, mask=within, other=0.0) + count.to(tl.float32)
     tl.store(address, negatives.to(tl.float32), mask=within)
-    tl.store(address + step_, positives.to(tl.float32), mask=within)
-    tl.store(address + 2 * step_, total.to(tl.float32), mask=within)
-    tl.store(address + 3 * step_, number, mask=within)
+    tl.store(address + step, positives.to(tl.float32), mask=within)
+    tl.store(address + 2 * step, total.to(tl.float32), mask=within)
+    tl.store(address + 3 * step, number, mask=within)
 
 
 @triton.jit
@@ -112,7 +95,7 @@ def merge_vjp_kernel(
 @triton.jit
 def _by_logit(by_value, values, place, within, anchors, grads, anchor, number):
     """From the derivatives by the anchor's positives and their sum; 0 of pairs that are not."""
-    logit = _logit(by_value, values, place, within)
+    logit = logit_at(by_value, values, place, within)
     positives = tl.load(anchors + number + anchor, mask=within, other=0.0).to(tl.float64)
     by_positives = tl.load(grads + number + anchor, mask=within, other=0.0).to(tl.float64)
     by_total = tl.load(grads + 2 * number + anchor, mask=within, other=0.0).to(tl.float64)
