@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections import defaultdict
 from functools import reduce
 from pathlib import Path
@@ -44,11 +45,23 @@ def keep(run: Path) -> None:
         config.pop(name)
     last = json.loads((run / "metrics.jsonl").read_text("utf-8").splitlines()[-1])
     evaluation = json.loads((run / "evaluation.json").read_text("utf-8"))
-    test = "concepts" if config["unseen_concepts"] else "style"
-    file = TRAINING / f"{test}-{config['objective']}-{config['seed']}.json"
+    words = [test_of(config), *config["unseen_vendors"], objective_of(config), str(config["seed"])]
+    file = TRAINING / f"{re.sub('[ ,]+', '-', ' '.join(words))}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     content = {"config": config, "last": last, "evaluation": evaluation}
     file.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+
+
+def test_of(config: dict[str, Any]) -> str:
+    if config["unseen_concepts"]:
+        return "unseen concepts"
+    return "unseen style" if config["unseen_vendors"] == ["Twtr", "Goog"] else "left out"
+
+
+def objective_of(config: dict[str, Any]) -> str:
+    """What was minimised; of the angle loss also which of its two readings."""
+    reads_code = config["objective"] == "atmg" and config["apex"] == "query"
+    return config["objective"] + ", apex query" * reads_code
 
 
 def results() -> dict[tuple[str, str, int, str], list[dict[str, Any]]]:
@@ -57,9 +70,9 @@ def results() -> dict[tuple[str, str, int, str], list[dict[str, Any]]]:
     for file in sorted(TRAINING.glob("*.json")):
         content = json.loads(file.read_text("utf-8"))
         config = content["config"]
-        test = "unseen concepts" if config["unseen_concepts"] else "unseen style"
         for vendor, result in sorted(content["evaluation"].items()):
-            groups[test, vendor, config["steps"], config["objective"]].append(result)
+            row = test_of(config), vendor, config["steps"], objective_of(config)
+            groups[row].append(result)
     return dict(sorted(groups.items()))
 
 
@@ -103,7 +116,7 @@ def overview() -> str:
                 for (row_test, _, _, row_objective), group in groups.items()
                 if (row_test, row_objective) == (test, objective)
             ]
-            cells.append(f"{mean(means):.2f}")
+            cells.append(f"{mean(means):.2f}" if means else "")
         lines.append(f"| `{objective}` | {' | '.join(cells)} |")
     return "\n".join(lines)
 
