@@ -176,7 +176,7 @@ class ATMGLoss(Objective):
     ) -> None:
         super().__init__(group=group, impl=impl, precision=precision)
         if apex not in ("text", "query"):
-            raise ValueError(f"apex: expected text, query, got {apex!r}")
+            raise ValueError(f"apex: expected 'text' or 'query', got {apex!r}")
         self.apex: Apex = "x" if apex == "text" else "query"
         self.centroid_weight = check_weight("centroid_weight", centroid_weight)
         check_radii(text_radius, image_radius)

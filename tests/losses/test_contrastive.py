@@ -244,6 +244,12 @@ def test_memory_of_16384_pairs(tmp_path):
     ("change", "error", "message"),
     [
         ({"similarity": "dot"}, ValueError, "similarity: expected one of angle, distance, cosine"),
+        ({"apex": "y"}, ValueError, "apex: expected one of x, query, got 'y'"),
+        (
+            {"apex": "query", "similarity": "distance"},
+            ValueError,
+            "apex: 'query' is for similarity='angle', got similarity='distance'; leave it out",
+        ),
         ({"reduction": "max"}, ValueError, "reduction: expected"),
         ({"y": torch.ones(5, 3)}, ValueError, "targets: None pairs.*give an offset or labels"),
         ({"targets": 1}, ValueError, r"targets: an offset.*\[0, M - N\]"),

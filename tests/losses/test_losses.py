@@ -365,6 +365,10 @@ def test_texts_and_images_are_named(objective):
         ),
         (lambda: CLIPLoss(impl="fast"), "impl: expected"),
         (lambda: CLIPLoss(precision="low"), "precision: expected"),
+        (
+            lambda: ATMGLoss(apex="x", centroid_weight=0.1, **RADII),
+            "apex: expected 'text' or 'query', got 'x'",
+        ),
     ],
 )
 def test_errors_name_the_argument(call, message):

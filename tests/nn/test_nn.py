@@ -1,6 +1,7 @@
 """The modules: exact, within their bounds, and like any other `torch.nn.Module`."""
 
 import copy
+import math
 import pickle
 
 import condition
@@ -258,6 +259,17 @@ def test_lift_is_the_exponential_map_of_scaled_features():
     torch.testing.assert_close(lift(v, 0.7), ops.expmap0(v, 0.7))
 
 
+@pytest.mark.parametrize("radius", [0.5, 1.0, 8.0])
+def test_lift_puts_features_of_size_one_at_its_radius(radius):
+    features = torch.where(torch.randn(5, 64) > 0, 1.0, -1.0)
+    lift = Lift(64, radius=radius)
+    distances = ops.dist0(lift(features, 0.7), 0.7)
+    torch.testing.assert_close(distances, torch.full((5,), radius))
+    lift.scale.log_scale.data.fill_(-2.0)
+    lift.reset_parameters()
+    torch.testing.assert_close(ops.dist0(lift(features)), torch.full((5,), radius))
+
+
 # --- Hyperplanes ----------------------------------------------------------------------------------
 
 
@@ -372,6 +384,9 @@ def test_curvatures_broadcast():
         (lambda: Curvature(bounds=(2.0, 3.0)), "bounds: expected factors of init"),
         (lambda: LogitScale(200.0), "init: expected a positive number in"),
         (lambda: Lift(0), "dim: expected a positive int"),
+        (lambda: Lift(4, radius=0.0), r"radius: expected .* at most sqrt\(dim\) = 2, got 0.0"),
+        (lambda: Lift(4, radius=2.1), "radius: .*got 2.1; a larger one needs a scale above 1"),
+        (lambda: Lift(4, radius=math.nan), "radius: expected a positive number"),
         (lambda: Lift(3)(torch.ones(2, 4)), r"features: expected \(..., 3\)"),
         (lambda: LorentzMLR(0, 2), "dim: expected a positive int"),
         (lambda: LorentzMLR(3, -1), "classes: expected a positive int"),

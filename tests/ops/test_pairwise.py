@@ -372,6 +372,14 @@ def test_points_beyond_the_largest_radius_are_those_at_it():
             lambda x: ops.pairwise_topk(x, x, k=1, similarity="dist"),
             "similarity: expected one of distance, angle, inner, got 'dist'",
         ),
+        (
+            lambda x: ops.pairwise_topk(x, x, k=1, similarity="angle", apex="query"),
+            "apex: expected one of x, y, got 'query'",
+        ),
+        (
+            lambda x: ops.pairwise_topk(x, x, k=1, similarity="inner", apex="y"),
+            "apex: 'y' is for similarity='angle', got similarity='inner'; leave it out",
+        ),
         (lambda x: ops.pairwise_topk(x, x, k=1, chunk=0), "chunk: expected a positive int"),
         (lambda x: ops.pairwise_topk(x, x, k=1, impl="reference"), "impl: expected 'auto'"),
         (lambda x: ops.pairwise_topk(x[None], x, k=1), r"x: expected points \(N, D\)"),
