@@ -35,6 +35,8 @@ def varied(pixels: Tensor, config: Config, rngs: list[random.Random]) -> Tensor:
         pixels = warped(pixels, config.warp, rngs)
     if config.jitter:
         pixels = jittered(pixels, config.jitter, rngs)
+    if config.tint:
+        pixels = tinted(pixels, config.tint, rngs)
     return restyled(pixels, config.restyle, rngs) if config.restyle else pixels
 
 
@@ -61,6 +63,12 @@ def jittered(pixels: Tensor, strength: float, rngs: list[random.Random]) -> Tens
     pixels = grey + saturation * (pixels - grey)
     mean = pixels.mean(dim=(1, 2, 3), keepdim=True)
     return (brightness * (mean + contrast * (pixels - mean))).clamp(0, 1)
+
+
+def tinted(pixels: Tensor, strength: float, rngs: list[random.Random]) -> Tensor:
+    """Each image with more or less of red, green and blue taken out; white stays white."""
+    factors = (strength * uniform(rngs, 3)).exp()[:, :, None, None]
+    return (1 - factors * (1 - pixels)).clamp(0, 1)
 
 
 def restyled(pixels: Tensor, share: float, rngs: list[random.Random]) -> Tensor:

@@ -54,6 +54,7 @@ class Config:
     warp: float = option(0.5, "share of the images that are scaled, turned, sheared, shifted")
     restyle: float = option(0.3, "share of the images redrawn in grey, lines, black, or shaded")
     jitter: float = option(0.3, "how much brightness, contrast and saturation vary")
+    tint: float = option(0.2, "how much the strength of red, green and blue varies")
     keywords: float = option(0.5, "how often a training caption is followed by some keywords")
     ancestor_levels: int = option(2, "levels of ancestor texts trained on, nearest first")
     keyword_level: bool = option(False, "one keyword as the nearest ancestor, beside those levels")
@@ -164,6 +165,7 @@ _production = {
     "image_size": 224,
     "crop": 0.5,
     "jitter": 0.0,
+    "tint": 0.0,
     "warp": 0.0,
     "restyle": 0.0,
     "keywords": 0.0,

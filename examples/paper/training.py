@@ -51,7 +51,7 @@ def configuration(smoke: bool = False, *, objective: str, **changes: Any) -> Con
     if objective == ATMG_QUERY:
         objective, changes["apex"] = "atmg", "query"
     small: dict[str, Any] = {"image_size": 32, "crop": 0.6, "rotate": 12.0, "ancestor_weight": 0.3}
-    small |= {"warp": 0.0, "restyle": 0.0, "centroid_weight": 0.1}
+    small |= {"warp": 0.0, "restyle": 0.0, "tint": 0.0, "centroid_weight": 0.1}
     small |= {"stem_width": 32, "text_width": 128, "embed_dim": 64, "steps": 300, "warmup": 30}
     if smoke:
         # In 4 dimensions there is too little work for compiling, which would take longest.

@@ -24,14 +24,16 @@ def drawings(count: int = 40) -> Tensor:
 
 
 def config(**changes: float) -> Config:
-    return Config(**({"warp": 0.0, "jitter": 0.0, "restyle": 0.0} | changes))
+    return Config(**(dict.fromkeys(("warp", "jitter", "tint", "restyle"), 0.0) | changes))
 
 
 def test_nothing_changes_unless_asked_for() -> None:
     torch.testing.assert_close(augment.varied(drawings(), config(), rngs(40)), drawings())
 
 
-@pytest.mark.parametrize("changes", [{"warp": 1.0}, {"jitter": 0.5}, {"restyle": 0.5}])
+@pytest.mark.parametrize(
+    "changes", [{"warp": 1.0}, {"jitter": 0.5}, {"tint": 0.2}, {"restyle": 0.5}]
+)
 def test_an_image_changes_alike_in_any_batch(changes: dict[str, float]) -> None:
     pixels = drawings()
     whole = augment.varied(pixels, config(**changes), rngs(40))
@@ -64,6 +66,16 @@ def test_a_warp_brings_white_in() -> None:
     assert 19 <= rows <= 20
     some = (augment.warped(drawings(), 0.5, rngs(40)) - drawings()).abs().amax((1, 2, 3)) > 0.01
     assert 12 <= some.sum() <= 28
+
+
+def test_a_tint_changes_each_colour_by_a_factor_of_its_own() -> None:
+    pixels = drawings()
+    inks = 1 - augment.tinted(pixels, 0.2, rngs(40))
+    factors = inks[:, :, 12, 12] / (1 - pixels[:, :, 12, 12])
+    assert (factors.log().abs() <= 0.2 + 1e-5).all()
+    assert (factors.std(0) > 0.08).all()  # of equal draws from -0.2 to 0.2: 0.115
+    assert (factors.std(1) > 0.01).all()
+    assert (inks[:, :, 0, 0] == 0).all()  # white stays white
 
 
 def test_styles() -> None:

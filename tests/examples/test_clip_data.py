@@ -66,7 +66,9 @@ def red_and_blue(key: str = "a") -> Sample:
 def test_one_box_of_each_sample_is_drawn_at_random() -> None:
     without = Sample("b", Image.new("RGB", (40, 32), "lime"), ["b"], "b")
     batch_samples = [red_and_blue("a"), without, red_and_blue("c")]
-    config = Config(objective="hycoclip", warp=0.0, restyle=0.0, jitter=0.0, ancestor_levels=0)
+    config = Config(
+        objective="hycoclip", warp=0.0, restyle=0.0, tint=0.0, jitter=0.0, ancestor_levels=0
+    )
     seen = set()
     for seed in range(20):
         batch = collate(batch_samples, config, [random.Random(f"{seed}/{i}") for i in range(3)])
