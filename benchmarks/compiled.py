@@ -20,6 +20,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -155,11 +156,12 @@ def launched(
     x, y = torch.ones(N, D), torch.ones(M, D)
     ids = torch.arange(N, dtype=torch.int32), torch.arange(M, dtype=torch.int32)
     problem = PairwiseProblem(x, y, c, kind, precision)
+    batch = replace(problem, x=x[None], y=y[None], c=c[None])
     loss = LossProblem(x, y, c, scale, *ids, *ids, kind, precision)
     ones = LogSums(torch.ones(N), torch.ones(M))
     arguments = {
-        "matrix": (problem,),
-        "matrix_gradients": (problem, torch.ones(N, M)),
+        "matrix": (batch,),
+        "matrix_gradients": (batch, torch.ones(1, N, M)),
         "topk": (problem, Search(k, largest=False, apex="x", chunk=0)),
         "log_sums": (loss,),
         "log_sums_gradients": (loss, ones, ones),
