@@ -233,4 +233,4 @@ def _gradients(operands: Operands, launch: _Launch) -> LossGradients:
     by_y = gradient(operands, slice(N, None), of_y, of_columns)
     by_c, by_scale = sums[:, 2:].sum(2, dtype=torch.float64).float().unbind(1)
     c, scale = operands.c, operands.scale
-    return LossGradients(by_x, by_y, by_c.view_as(c) / c, by_scale.view_as(scale))
+    return LossGradients(by_x, by_y, by_c.view(c.shape) / c, by_scale.view(scale.shape))
