@@ -102,8 +102,8 @@ def matrix_vjp_kernel(
             )
             partials = vjp(KIND, h, g, triangle(h, x, y), x, y, c, root, of_pair, of_pair)
             of_h, of_a, of_c = _store_strip(
-                partials, x_of, y_of, weights + b * N * M, by_columns + b * 2 * row_tiles * M,
-                row_tile, row_tiles, i, j, N, M, count, PARTS,
+                partials, x_of, y_of, weights, by_columns + b * 2 * row_tiles * M,
+                row_tile, row_tiles, b * N, i, j, N, M, count, PARTS,
             )  # fmt: skip
             sums_h, sums_a, sums_c = sums_h + of_h, sums_a + of_a, sums_c + of_c
         of_b = by_rows + b * 4 * column_tiles * N
@@ -112,11 +112,12 @@ def matrix_vjp_kernel(
 
 @triton.jit
 def _store_strip(
-    partials, x_scalars, y_scalars, weights, by_columns, row_tile, row_tiles, i, j, N, M, count,
-    PARTS: tl.constexpr,
+    partials, x_scalars, y_scalars, weights, by_columns, row_tile, row_tiles, first, i, j,
+    N, M, count, PARTS: tl.constexpr,
 ):  # fmt: skip
     """Derivatives by h to ``weights (N, M)``; sums of h and b to ``by_columns (2, row tiles, M)``.
 
+    In ``weights`` the matrix has the rows from `first` on: a pointer to them would spill registers.
     Returns the row sums of h, a and c.
     """
     within = (i < N)[:, None] & (j < M)[None, :]
@@ -126,7 +127,7 @@ def _store_strip(
         y_rho = tl.load(y_scalars + count + j, mask=j < M, other=1.0)[None, :]
         # Before the sums: then the products' part along the mean goes with them exactly.
         weight = _rounded(weight / (x_rho * y_rho))
-    tl.store(weights + i[:, None] * M + j[None, :], weight, mask=within)
+    tl.store(weights + (first + i)[:, None] * M + j[None, :], weight, mask=within)
     column_at = by_columns + tl.cast(row_tile, tl.int64) * M + j
     tl.store(column_at, tl.sum(weight, 0), mask=j < M)
     column_at += tl.cast(row_tiles, tl.int64) * M
@@ -307,7 +308,7 @@ def log_sums_vjp_kernel(
                 grad_alpha += grad_beta
             partials = vjp(KIND, h, g, tri, x, y, c, root, grad_alpha, grad_beta)
             of_h, of_a, of_c = _store_strip(
-                partials, x_scalars, y_scalars, weights, by_columns, row_tile, row_tiles, i, j,
+                partials, x_scalars, y_scalars, weights, by_columns, row_tile, row_tiles, 0, i, j,
                 N, M, count, PARTS,
             )  # fmt: skip
             sums_h, sums_a, sums_c = sums_h + of_h, sums_a + of_a, sums_c + of_c
