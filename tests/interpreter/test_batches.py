@@ -74,24 +74,27 @@ def assert_like_single_ones(op, B, N, M, D, precision="highest", curv=CURVATURES
 @pytest.mark.parametrize("D", [3, 20, 70])
 def test_batches_are_what_their_matrices_are(op, D, precision):
     """Of several tiles each; a program goes through those of more than one."""
-    tensors, at, got = assert_like_single_ones(op, 3, 70, 75, D, precision)
+    tensors, at, got = assert_like_single_ones(op, 2, 70, 40, D, precision)
     if precision == "highest":
         exact = results(op, [z.double() for z in tensors], at, impl="reference")
         assert_near(got, exact, 1e-4)
 
 
-@pytest.mark.parametrize(("N", "M"), [(600, 3), (3, 600)])
+@pytest.mark.few(N=530)
+@pytest.mark.parametrize(("N", "M"), [(530, 3), (3, 530)])
 def test_products_that_are_split(monkeypatch, N, M):
     """And the rows of a matrix that several programs prepare."""
     monkeypatch.setattr(products, "programs", lambda _: 132)
     assert_like_single_ones("dist", 2, N, M, 20)
 
 
+@pytest.mark.thorough
 def test_parts_of_the_rows(monkeypatch):
     monkeypatch.setattr(launch, "CHUNK", 2 * 40 * 64)
     assert_like_single_ones("exterior_angle", 2, 150, 40, 20)
 
 
+@pytest.mark.few(size=[(3, 1, 1, 20)])
 @pytest.mark.parametrize("size", [(1, 5, 6, 20), (1, 1, 1, 3), (3, 1, 1, 20), (3, 1, 7, 3)])
 def test_small_batches_and_single_points(size):
     assert_like_single_ones("dist", *size)
@@ -106,6 +109,7 @@ SHAPES = [
 ]
 
 
+@pytest.mark.few(shapes=SHAPES[2:3])
 @pytest.mark.parametrize("shapes", SHAPES)
 def test_what_broadcasts(shapes):
     """Gradients are summed over the dimensions that an operand is expanded in."""
