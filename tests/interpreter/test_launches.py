@@ -7,6 +7,7 @@ from pairwise_calls import PAIRWISE, Allocated
 from test_rows import count_launches, launched_by_torch
 
 from lorentzkit import ops
+from lorentzkit.fused.problems import PairwiseProblem
 from lorentzkit.fused.triton import anchors, launch, positives, prepare, products, rows, shares
 from lorentzkit.fused.triton.config import config
 from lorentzkit.losses import contrastive_loss
@@ -159,18 +160,18 @@ def test_workspace_of_a_batch(launches, monkeypatch):
     """Besides the results, of each matrix some numbers a point, and W of few rows at a time."""
     N, M, D, width = 2048, 2048, 20, 64
     monkeypatch.setattr(launch, "CHUNK", N * M)
-    forward, backward = [], []
+    found = []
     for B in (1, 3):
-        leaves = [z.requires_grad_() for z in (torch.zeros(B, N, D), torch.zeros(B, M, D))]
-        with Allocated() as allocated:
-            matrices = ops.pairwise_dist(*leaves, impl="triton")
-        forward.append(allocated.bytes)
-        at = torch.ones(()).expand_as(matrices)
-        with Allocated() as allocated:
-            torch.autograd.grad(matrices, leaves, at)
-        backward.append(allocated.bytes)
+        x, y, c = torch.zeros(B, N, D), torch.zeros(B, M, D), torch.ones(B, 1)
+        problem = PairwiseProblem(x, y, c, "distance", "highest")
+        with Allocated() as forward:
+            launch.matrix(problem)
+        with Allocated() as backward:
+            launch.matrix_gradients(problem, torch.ones(()).expand(B, N, M))
+        found.append((forward.bytes, backward.bytes))
+    forward_of_2, backward_of_2 = (more - one for one, more in zip(*found, strict=True))
     of_points = 2 * (N + M) * 4 * width
-    assert forward[1] - forward[0] <= 2 * (4 * N * M + of_points)
-    # The sums of tiles' rows are a number for each of their rows, of all parts together
-    tiles = 4 * 4 * N * M // config("vjp").columns + 4 * 2 * N * M // config("vjp").rows
-    assert backward[1] - backward[0] <= 2 * (tiles + 2 * of_points)
+    assert 0 < forward_of_2 - 2 * 4 * N * M <= 2 * of_points
+    # A tile leaves numbers for each of its rows and columns; all parts are added up here.
+    of_tiles = 4 * 4 * N * M // config("vjp").columns + 4 * 2 * N * M // config("vjp").rows
+    assert 0 < backward_of_2 <= 2 * (of_tiles + 2 * of_points)
