@@ -64,7 +64,7 @@ def test_kernels_of_other_sizes_compile_and_spill_no_register(sizes):
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     ("capability", "sizes"),
-    [(80, LARGE), (90, LARGE), (100, LARGE), (90, RAGGED), (90, FEW), (90, (1, 1, 1))],
+    [(80, LARGE), (90, LARGE), (100, LARGE), (90, RAGGED), (90, (1, 1, 1))],
 )
 def test_kernels_of_a_batch_compile_and_spill_no_register(capability, sizes):
     """Of one matrix, their number is a constant."""
