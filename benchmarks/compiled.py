@@ -149,17 +149,21 @@ def launched(
     kind: str = "exterior",
     sizes: tuple[int, int, int] = (256, 512, D),
     k: int = 10,
+    batch: int = 1,
 ) -> list[Kernel]:
-    """The kernels of a function of `fused.triton`."""
+    """The kernels of a function of `fused.triton`; of matrices, for so many."""
     (N, M, D), c, scale = sizes, torch.ones(1), torch.tensor(10.0)
     x, y = torch.ones(N, D), torch.ones(M, D)
     ids = torch.arange(N, dtype=torch.int32), torch.arange(M, dtype=torch.int32)
     problem = PairwiseProblem(x, y, c, kind, precision)
+    matrices = PairwiseProblem(
+        x.repeat(batch, 1, 1), y.repeat(batch, 1, 1), c.repeat(batch, 1), kind, precision
+    )
     loss = LossProblem(x, y, c, scale, *ids, *ids, kind, precision)
     ones = LogSums(torch.ones(N), torch.ones(M))
     arguments = {
-        "matrix": (problem,),
-        "matrix_gradients": (problem, torch.ones(N, M)),
+        "matrix": (matrices,),
+        "matrix_gradients": (matrices, torch.ones(batch, N, M)),
         "topk": (problem, Search(k, largest=False, apex="x", chunk=0)),
         "log_sums": (loss,),
         "log_sums_gradients": (loss, ones, ones),

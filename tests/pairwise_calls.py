@@ -104,3 +104,15 @@ class Largest(TorchDispatchMode):
         sizes = [t.numel() for t in tensors if isinstance(t, torch.Tensor)]
         self.numel = max(self.numel, *sizes, 0)
         return out
+
+
+class Allocated(TorchDispatchMode):
+    """Bytes of all that is allocated: as much as is held at once, or more."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if "empty" in func.name():
+            self.bytes += out.numel() * out.element_size()
+        return out

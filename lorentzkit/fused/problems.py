@@ -24,11 +24,11 @@ class PairwiseProblem:
     """A function of all pairs of two sets of points."""
 
     x: Tensor
-    """``(N, D)``, in the working dtype; `registry.matrix` takes more leading dimensions"""
+    """``(N, D)``, in the working dtype; of a batch of matrices ``(B, N, D)``"""
     y: Tensor
-    """``(M, D)``"""
+    """``(M, D)``; ``(B, M, D)``"""
     c: Tensor
-    """The curvature, ``(1,)``"""
+    """The curvature, ``(1,)``; ``(B, 1)``"""
     kind: str
     """"inner", "distance", "exterior" (the angle at x); of a loss also "angles" (at x and at y),
     "cosine" """
@@ -185,7 +185,7 @@ class Backend(Protocol):
     """One implementation of the fused functions: the modules `reference`, `streaming`, `triton`."""
 
     def matrix(self, problem: PairwiseProblem) -> Tensor:
-        """``(N, M)``"""
+        """``(B, N, M)``, of a batch"""
 
     def matrix_gradients(self, problem: PairwiseProblem, grad_output: Tensor) -> Gradients:
         """Derivatives of ``(grad_output * matrix).sum()``."""

@@ -169,6 +169,7 @@ def half_chords(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _recomputed(h: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    u, v = (z.expand(*h.shape[:-2], *z.shape[-2:]) for z in (u, v))
     *batch, i, j = (h < recompute_below(u.shape[-1])).nonzero(as_tuple=True)
     d = u[(*batch, i)] - v[(*batch, j)]
     return h.index_put((*batch, i, j), dot(d, d)[..., 0] / 2)

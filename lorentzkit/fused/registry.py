@@ -7,7 +7,7 @@ of the reference: exact, with N x M matrices.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar, get_type_hints
 
@@ -123,7 +123,7 @@ def matrix(problem: PairwiseProblem, impl: Implementation) -> Tensor:
             return impl.backend().matrix(problem)
     batch = torch.broadcast_shapes(x.shape[:-2], y.shape[:-2], c.shape[:-1])  # type: ignore[no-untyped-call]
     x, y = (z.expand(*batch, *z.shape[-2:]).reshape(-1, *z.shape[-2:]).contiguous() for z in (x, y))
-    c = c.expand(*batch, 1).reshape(-1, 1)
+    c = c.expand(*batch, 1).reshape(-1, 1).contiguous()
     batched = PairwiseProblem(x, y, c, problem.kind, problem.precision)
     out: Tensor = _differentiable_matrix(batched, impl.name)
     return out.reshape(*batch, *out.shape[1:])
@@ -180,7 +180,9 @@ def selected_gradients(problem: SelectedPairs, grad_output: Tensor) -> Gradients
 class _Op(Generic[P, R]):
     """A custom op that is called with problems; it makes flat lists of them, as PyTorch needs."""
 
-    def __init__(self, function: Callable[P, R], fake: Callable[..., Any]) -> None:
+    def __init__(
+        self, function: Callable[P, R], fake: Callable[..., Any], batching: Callable[..., Any]
+    ) -> None:
         hints = get_type_hints(function)
         self._gives = hints.pop("return")
         self._takes = list(hints.values())
@@ -199,7 +201,7 @@ class _Op(Generic[P, R]):
         # Dynamo handles the op, but not its definition.
         self.flat: Callable[..., Any] = getattr(torch.ops.lorentzkit, name).default
         definition.register_vmap(
-            lambda info, dims, *leaves: _one_by_one(self.flat, info.batch_size, dims, leaves)
+            lambda info, dims, *leaves: batching(self.flat, info.batch_size, dims, leaves)
         )
 
     def __call__(self, *args: P.args, **_: P.kwargs) -> R:
@@ -217,30 +219,44 @@ class _Op(Generic[P, R]):
         return out if isinstance(out, Tensor) else tuple(out)
 
 
-def _op(fake: Callable[..., Any]) -> Callable[[Callable[P, R]], _Op[P, R]]:
-    """The op of a function; ``fake`` gives tensors of the same shapes."""
-    return lambda function: _Op(function, fake)
-
-
 _IN_SCHEMAS = {Tensor: "Tensor", str: "str", int: "int", bool: "bool"}
 
 
 def _one_by_one(
     op: Callable[..., Any], size: int, dims: tuple[int | None, ...], leaves: tuple[Any, ...]
 ) -> tuple[Any, Any]:
-    """The batching rule under vmap: one call for each; a matrix product fills the machine."""
+    """A batching rule under vmap: one call for each; a matrix product fills the machine."""
     results = [
         op(*(a if d is None else a.select(d, n) for a, d in zip(leaves, dims, strict=True)))
         for n in range(size)
     ]
     if isinstance(results[0], Tensor):
         return torch.stack(results), 0
-    stacked = _stacked(results)
+    stacked = tuple(torch.stack(column) for column in zip(*results, strict=True))
     return stacked, (0,) * len(stacked)
 
 
-def _stacked(results: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    return tuple(torch.stack(column) for column in zip(*results, strict=True))
+def _as_one_batch(
+    op: Callable[..., Any], size: int, dims: tuple[int | None, ...], leaves: tuple[Any, ...]
+) -> tuple[Any, Any]:
+    """That of ops whose tensors all have a batch dimension: one call."""
+    folded = [
+        (a.movedim(d, 0) if d is not None else a.expand(size, *a.shape)).flatten(0, 1)
+        if isinstance(a, Tensor)
+        else a
+        for a, d in zip(leaves, dims, strict=True)
+    ]
+    out = op(*folded)
+    if isinstance(out, Tensor):
+        return out.view(size, -1, *out.shape[1:]), 0
+    return tuple(z.view(size, -1, *z.shape[1:]) for z in out), (0,) * len(out)
+
+
+def _op(
+    fake: Callable[..., Any], batching: Callable[..., Any] = _one_by_one
+) -> Callable[[Callable[P, R]], _Op[P, R]]:
+    """The op of a function; ``fake`` gives tensors of the same shapes."""
+    return lambda function: _Op(function, fake, batching)
 
 
 def _like(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -257,28 +273,21 @@ def _values_like(problem: SelectedPairs) -> Tensor:
     return problem.x.new_empty(problem.i.shape[0], 2 if problem.kind == "angles" else 1)
 
 
-def _each(batch: PairwiseProblem) -> Iterator[PairwiseProblem]:
-    for xyc in zip(batch.x, batch.y, batch.c, strict=True):
-        yield PairwiseProblem(*xyc, batch.kind, batch.precision)
-
-
 def _backend(impl: str) -> Backend:
     return _IMPLEMENTATIONS[impl].backend()
 
 
-@_op(lambda problem, impl: problem.x.new_empty(*problem.x.shape[:-1], problem.y.shape[-2]))
+@_op(
+    lambda problem, impl: problem.x.new_empty(*problem.x.shape[:-1], problem.y.shape[-2]),
+    _as_one_batch,
+)
 def _matrix(problem: PairwiseProblem, impl: str) -> Tensor:
-    if len(problem.x) == 1:  # stacking would copy it
-        matrix: Tensor = _backend(impl).matrix(next(_each(problem)))
-        return matrix[None]
-    return torch.stack([_backend(impl).matrix(single) for single in _each(problem)])
+    return _backend(impl).matrix(problem)
 
 
-@_op(lambda problem, grad_output, impl: _like(problem.x, problem.y, problem.c))
+@_op(lambda problem, grad_output, impl: _like(problem.x, problem.y, problem.c), _as_one_batch)
 def _matrix_gradients(problem: PairwiseProblem, grad_output: Tensor, impl: str) -> Gradients:
-    run = _backend(impl).matrix_gradients
-    each = zip(_each(problem), grad_output, strict=True)
-    return Gradients(*_stacked([run(single, single_grad) for single, single_grad in each]))
+    return _backend(impl).matrix_gradients(problem, grad_output)
 
 
 @_op(

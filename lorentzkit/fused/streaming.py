@@ -8,6 +8,7 @@ and for gradients two more products. The pass is compiled where that pays and a 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -50,17 +51,30 @@ _REACH = 64.0  # logits within +-64: float32 holds their exponentials, and the s
 
 
 def matrix(problem: PairwiseProblem) -> Tensor:
-    """``(N, D), (M, D) -> (N, M)`` of inner products, distances or exterior angles."""
-    pairs, kind = _pairs(problem), problem.kind
-    value = pairs.fused(pointwise.matrix)
-    out = problem.x.new_empty(len(problem.x), len(problem.y))
-    for block in pairs:
-        out[block.rows, block.columns] = value(kind, block.folded, block.x, block.y, problem.c)
+    """``(B, N, D), (B, M, D) -> (B, N, M)``: inner products, distances or exterior angles."""
+    out = problem.x.new_empty(*problem.x.shape[:2], problem.y.shape[1])
+    for single, matrix in zip(_each(problem), out, strict=True):
+        pairs = _pairs(single)
+        value = pairs.fused(pointwise.matrix)
+        for block in pairs:
+            values = value(single.kind, block.folded, block.x, block.y, single.c)
+            matrix[block.rows, block.columns] = values
     return out
 
 
 def matrix_gradients(problem: PairwiseProblem, grad_output: Tensor) -> Gradients:
     """Derivatives of ``(grad_output * matrix).sum()``."""
+    each = zip(_each(problem), grad_output, strict=True)
+    columns = zip(*(_matrix_gradients(*single) for single in each), strict=True)
+    return Gradients(*(torch.stack(column) for column in columns))
+
+
+def _each(batch: PairwiseProblem) -> Iterator[PairwiseProblem]:
+    for x, y, c in zip(batch.x, batch.y, batch.c, strict=True):
+        yield replace(batch, x=x, y=y, c=c)
+
+
+def _matrix_gradients(problem: PairwiseProblem, grad_output: Tensor) -> Gradients:
     pairs, kind, c = _pairs(problem), problem.kind, problem.c
     vjp = pairs.fused(pointwise.matrix_vjp)
     totals = _Totals(pairs.operands)

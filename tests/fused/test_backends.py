@@ -44,9 +44,12 @@ def close(got, expected):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_matrices_and_their_gradients(kind):
-    problem = pairwise(kind)
+    single = pairwise(kind)
+    x, y = (torch.stack([z, z.flip(0)]) for z in (single.x, single.y))
+    problem = replace(single, x=x, y=y, c=torch.stack([single.c, 2 * single.c]))
     close(streaming.matrix(problem), reference.matrix(problem))
-    grad_output = torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    grad_output = torch.randn(2, 5, 7, dtype=torch.float64, generator=generator)
     close(
         streaming.matrix_gradients(problem, grad_output),
         reference.matrix_gradients(problem, grad_output),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from pairwise_calls import Allocated
 
 triton = pytest.importorskip("triton", reason="Triton's wheels are for Linux")
 if os.environ.get("TRITON_INTERPRET") == "1":
@@ -25,7 +25,7 @@ from lorentzkit.fused.triton.positives import of_labels, of_offset  # noqa: E402
 
 INTERPRETER = Path(__file__).parents[1] / "interpreter"
 PRECISIONS = ["highest", "high"]  # "medium" is compiled as "high"
-RAGGED, FEW = (100, 90, 40), (256, 512, 16)
+LARGE, RAGGED, FEW = (256, 512, 512), (100, 90, 40), (256, 512, 16)
 
 
 def spilled(kernels):
@@ -59,6 +59,17 @@ def test_other_kernels_compile_and_spill_no_register(kind):
 def test_kernels_of_other_sizes_compile_and_spill_no_register(sizes):
     for function in ["matrix", "log_sums", "log_sums_gradients", "topk"]:
         assert not spilled(compiled.launched(90, function, "highest", sizes=sizes))
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("capability", "sizes"),
+    [(80, LARGE), (90, LARGE), (100, LARGE), (90, RAGGED), (90, (1, 1, 1))],
+)
+def test_kernels_of_a_batch_compile_and_spill_no_register(capability, sizes):
+    """Of one matrix, their number is a constant."""
+    for function in ["matrix", "matrix_gradients"]:
+        assert not spilled(compiled.launched(capability, function, "highest", sizes=sizes, batch=3))
 
 
 @pytest.mark.few(sizes=[(1, 512, 20)], function="log_sums_gradients")
@@ -138,18 +149,6 @@ def test_no_kernel_has_become_worse(capability, function):
     now = [compiled.row(capability, "highest", kernel) for kernel in of_pairs]
     if triton.__version__ == known()["triton"]:
         assert compiled.worse(known()["rows"], now) == []
-
-
-class Allocated(TorchDispatchMode):
-    """Bytes of all that is allocated: as much as is held at once, or more."""
-
-    bytes = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if "empty" in func.name():
-            self.bytes += out.numel() * out.element_size()
-        return out
 
 
 @pytest.mark.thorough

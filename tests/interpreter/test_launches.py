@@ -3,9 +3,11 @@
 import pytest
 import torch
 from contrastive_calls import OPTIONS, SIMILARITIES
+from pairwise_calls import PAIRWISE, Allocated
 from test_rows import count_launches, launched_by_torch
 
 from lorentzkit import ops
+from lorentzkit.fused.problems import PairwiseProblem
 from lorentzkit.fused.triton import anchors, launch, positives, prepare, products, rows, shares
 from lorentzkit.fused.triton.config import config
 from lorentzkit.losses import contrastive_loss
@@ -126,15 +128,50 @@ def test_launches_of_a_loss_that_takes_several_parts(launches, monkeypatch):
     assert backward < backward_in_parts
 
 
-def test_launches_of_a_batch_of_matrices(launches):
-    """One set for each matrix: docs/kernels.md says why."""
+def counts_of_matrices(launches, op, x, y):
+    """Launches forward and backward, with one curvature."""
+    leaves = [leaf.requires_grad_() for leaf in (x, y, torch.tensor(1.0))]
+    matrices, forward = counted(launches, lambda: op(*leaves, impl="triton"))
+    at = torch.ones_like(matrices)
+    return forward, counted(launches, lambda: torch.autograd.grad(matrices, leaves, at))[1]
+
+
+@pytest.mark.parametrize("op", PAIRWISE.values())
+@pytest.mark.parametrize("size", [(8, 64, 70, 20), (70_000, 2, 3, 3)])
+def test_launches_of_a_batch_of_matrices(launches, op, size):
+    """As many as of one, but for a copy of what is expanded, forward, and a sum, backward."""
+    B, N, M, D = size
+    x, y, x_of_all = torch.zeros(B, N, D), torch.zeros(B, M, D), torch.zeros(N, D)
+    assert counts_of_matrices(launches, op, x[:1].detach(), y[:1].detach()) == (4, 14)
+    assert counts_of_matrices(launches, op, x, y) == (5, 14)
+    assert counts_of_matrices(launches, op, x_of_all, y) == (6, 15)
+
+
+def test_kernels_under_vmap_are_those_of_a_batch(launches):
+    x, y = torch.zeros(8, 64, 20, requires_grad=True), torch.zeros(8, 70, 20)
+    found = torch.vmap(lambda x, y: ops.pairwise_dist(x, y, impl="triton"))(x, y).sum()
+    assert launches == ["lengths_kernel", "split_kernel", "matrix_kernel"]
+    launches.clear()
+    found.backward()
+    assert len(launches) == 7
+
+
+def test_workspace_of_a_batch(launches, monkeypatch):
+    """Besides the results, of each matrix some numbers a point, and W of few rows at a time."""
+    N, M, D, width = 2048, 2048, 20, 64
+    monkeypatch.setattr(launch, "CHUNK", N * M)
     found = []
-    for size in (2, 5):
-        leaves = [leaf.requires_grad_() for leaf in torch.zeros(2, size, 64, 20)]
-        matrices, forward = counted(launches, lambda z=leaves: ops.pairwise_dist(*z, impl="triton"))
-        at = torch.ones_like(matrices)
-        grad = lambda z=leaves, of=matrices, at=at: torch.autograd.grad(of, z, at)  # noqa: E731
-        found.append((forward, counted(launches, grad)[1]))
-    (forward, backward), (forward_of_5, backward_of_5) = found
-    assert (forward_of_5 - forward) / 3 <= 4
-    assert (backward_of_5 - backward) / 3 <= 14
+    for B in (1, 3):
+        x, y, c = torch.zeros(B, N, D), torch.zeros(B, M, D), torch.ones(B, 1)
+        problem = PairwiseProblem(x, y, c, "distance", "highest")
+        with Allocated() as forward:
+            launch.matrix(problem)
+        with Allocated() as backward:
+            launch.matrix_gradients(problem, torch.ones(()).expand(B, N, M))
+        found.append((forward.bytes, backward.bytes))
+    forward_of_2, backward_of_2 = (more - one for one, more in zip(*found, strict=True))
+    of_points = 2 * (N + M) * 4 * width
+    assert 0 < forward_of_2 - 2 * 4 * N * M <= 2 * of_points
+    # A tile leaves numbers for each of its rows and columns; all parts are added up here.
+    of_tiles = 4 * 4 * N * M // config("vjp").columns + 4 * 2 * N * M // config("vjp").rows
+    assert 0 < backward_of_2 <= 2 * (of_tiles + 2 * of_points)

@@ -506,6 +506,8 @@ def count_launches(monkeypatch, kernels_of):
             self.name = name
 
         def __getitem__(self, grid):
+            assert grid[0] < 2**31, "more programs than CUDA has"
+            assert max(grid[1:], default=0) < 2**16, "more programs than CUDA has on this axis"
             return lambda *args, **kwargs: names.append(self.name)
 
     for module, kernel_names in kernels_of.items():

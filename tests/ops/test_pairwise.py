@@ -1,6 +1,8 @@
 """The pairwise ops: exact for every pair, in every implementation, and without the matrix."""
 
 import itertools
+import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -233,7 +235,7 @@ def test_topk_makes_no_matrix(monkeypatch):
         streaming.topk(problem, Search(5, largest=False, apex="x", chunk=0))
     assert largest.numel <= streaming.ROWS * streaming.COLUMNS
     with Largest() as largest:
-        streaming.matrix(problem)
+        streaming.matrix(replace(problem, x=x[None], y=y[None], c=c[None]))
     assert largest.numel == 1100 * 2500  # the result: the mode does see it
 
 
@@ -289,6 +291,22 @@ def test_leading_dimensions_and_curvatures_broadcast():
         assert got.shape == (2, 3, 6, 4)
         expected = ops.dist(x[..., :, None, :], y[..., None, :, :], curv[:, None, None])
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+@every_op
+@pytest.mark.parametrize("impl", ["streaming", "reference"])
+@pytest.mark.parametrize("leading", [((), (3,)), ((3,), ()), ((2, 1), (3,)), ((1,), (2, 3))])
+def test_close_pairs_of_leading_dimensions_that_broadcast(op, impl, leading):
+    """Which are computed again from differences, each from its own points."""
+    x, y = (
+        points(math.prod(of) * n, 20, seed=n).view(*of, n, 20)
+        for n, of in zip((5, 4), leading, strict=True)
+    )
+    y[..., :2, :] = x.expand(2, 3, 5, 20)[1, 2, :2] + 1e-6
+    got = PAIRWISE[op](x, y, 0.7, impl=impl)
+    expected = getattr(ops, op)(x[..., :, None, :], y[..., None, :, :], 0.7)
+    assert got.shape == (*torch.broadcast_shapes(*leading), 5, 4)
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_half_precision_and_autocast_are_computed_in_float32():

@@ -20,6 +20,7 @@ from lorentzkit.fused.triton.tiles import (
     STRIPS,
     folded_cosines,
     indices,
+    operands_of,
     place,
     strips,
     unfold,
@@ -33,79 +34,90 @@ _LN_2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def matrix_kernel(
-    XH, XL, YH, YL, x_scalars, y_scalars, mean, C, scratch, out, N, M, D, width, count,
+    XH, XL, YH, YL, x_scalars, y_scalars, means, C, scratch, out, batch, N, M, D, width, count,
     KIND: tl.constexpr, OPPOSITES: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     row_tiles, column_tiles = tl.cdiv(N, ROWS), tl.cdiv(M, COLUMNS)
-    c = tl.load(C)
-    root = tl.sqrt(c)
-    for tile in range(tl.program_id(0), row_tiles * column_tiles, tl.num_programs(0)):
-        row_tile, column_tile = place(tile, row_tiles, column_tiles)
+    tiles = row_tiles * column_tiles
+    for tile in range(tl.program_id(0), batch * tiles, tl.num_programs(0)):
+        b = (tile // tiles).to(tl.int64)
+        xh, xl, yh, yl, x_of, y_of, mean, c = operands_of(
+            b, XH, XL, YH, YL, x_scalars, y_scalars, means, C, D, width, count
+        )
+        root = tl.sqrt(c)
+        row_tile, column_tile = place(tile % tiles, row_tiles, column_tiles)
         parts = strips(
             folded_cosines(
-                XH, XL, YH, YL, x_scalars, y_scalars, mean, scratch, row_tile, column_tile,
+                xh, xl, yh, yl, x_of, y_of, mean, scratch, row_tile, column_tile,
                 N, M, D, width, count, OPPOSITES, PARTS, ROWS, COLUMNS, DEPTH,
             )
         )  # fmt: skip
         i = indices(row_tile, ROWS)
-        x = rows_of(load_radial(x_scalars, i, N, count))
+        x = rows_of(load_radial(x_of, i, N, count))
         for strip in tl.static_range(STRIPS):
             j = indices(column_tile * STRIPS + strip, COLUMNS // STRIPS)
-            y = columns_of(load_radial(y_scalars, j, M, count))
+            y = columns_of(load_radial(y_of, j, M, count))
             h, g = unfold(parts[strip], OPPOSITES)
             value = values(KIND, h, g, triangle(h, x, y), x, y, c, root)[0]
             within = (i < N)[:, None] & (j < M)[None, :]
-            tl.store(out + i[:, None] * M + j[None, :], value, mask=within)
+            tl.store(out + b * N * M + i[:, None] * M + j[None, :], value, mask=within)
 
 
 @triton.jit
 def matrix_vjp_kernel(
-    XH, XL, YH, YL, x_scalars, y_scalars, mean, C, scratch,
-    grad_output, grad_row, grad_column, weights, by_rows, by_columns, N, M, D, width, count,
+    XH, XL, YH, YL, x_scalars, y_scalars, means, C, scratch,
+    grad_output, grad_matrix, grad_row, grad_column, weights, by_rows, by_columns,
+    batch, N, M, D, width, count,
     KIND: tl.constexpr, OPPOSITES: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     row_tiles, column_tiles = tl.cdiv(N, ROWS), tl.cdiv(M, COLUMNS)
-    c = tl.load(C)
-    root = tl.sqrt(c)
-    for tile in range(tl.program_id(0), row_tiles * column_tiles, tl.num_programs(0)):
-        row_tile, column_tile = place(tile, row_tiles, column_tiles)
+    tiles = row_tiles * column_tiles
+    for tile in range(tl.program_id(0), batch * tiles, tl.num_programs(0)):
+        b = (tile // tiles).to(tl.int64)
+        xh, xl, yh, yl, x_of, y_of, mean, c = operands_of(
+            b, XH, XL, YH, YL, x_scalars, y_scalars, means, C, D, width, count
+        )
+        root = tl.sqrt(c)
+        row_tile, column_tile = place(tile % tiles, row_tiles, column_tiles)
         parts = strips(
             folded_cosines(
-                XH, XL, YH, YL, x_scalars, y_scalars, mean, scratch, row_tile, column_tile,
+                xh, xl, yh, yl, x_of, y_of, mean, scratch, row_tile, column_tile,
                 N, M, D, width, count, OPPOSITES, PARTS, ROWS, COLUMNS, DEPTH,
             )
         )  # fmt: skip
         i = indices(row_tile, ROWS)
-        x = rows_of(load_radial(x_scalars, i, N, count))
+        x = rows_of(load_radial(x_of, i, N, count))
         sums_h = tl.zeros((ROWS,), tl.float32)
         sums_a, sums_c = sums_h, sums_h
         for strip in tl.static_range(STRIPS):
             j = indices(column_tile * STRIPS + strip, COLUMNS // STRIPS)
-            y = columns_of(load_radial(y_scalars, j, M, count))
+            y = columns_of(load_radial(y_of, j, M, count))
             h, g = unfold(parts[strip], OPPOSITES)
             of_pair = tl.load(
-                grad_output + i[:, None] * grad_row + j[None, :] * grad_column,
+                grad_output + b * grad_matrix + i[:, None] * grad_row + j[None, :] * grad_column,
                 mask=(i < N)[:, None] & (j < M)[None, :],
                 other=0.0,
             )
             partials = vjp(KIND, h, g, triangle(h, x, y), x, y, c, root, of_pair, of_pair)
             of_h, of_a, of_c = _store_strip(
-                partials, x_scalars, y_scalars, weights, by_columns, row_tile, row_tiles, i, j,
-                N, M, count, PARTS,
+                partials, x_of, y_of, weights, by_columns + b * 2 * row_tiles * M,
+                row_tile, row_tiles, b * N, i, j, N, M, count, PARTS,
             )  # fmt: skip
             sums_h, sums_a, sums_c = sums_h + of_h, sums_a + of_a, sums_c + of_c
-        _store_sums(by_rows, column_tile, column_tiles, i, N, sums_h, sums_a, sums_c, 0 * sums_h)
+        of_b = by_rows + b * 4 * column_tiles * N
+        _store_sums(of_b, column_tile, column_tiles, i, N, sums_h, sums_a, sums_c, 0 * sums_h)
 
 
 @triton.jit
 def _store_strip(
-    partials, x_scalars, y_scalars, weights, by_columns, row_tile, row_tiles, i, j, N, M, count,
-    PARTS: tl.constexpr,
+    partials, x_scalars, y_scalars, weights, by_columns, row_tile, row_tiles, first, i, j,
+    N, M, count, PARTS: tl.constexpr,
 ):  # fmt: skip
     """Derivatives by h to ``weights (N, M)``; sums of h and b to ``by_columns (2, row tiles, M)``.
 
+    In ``weights`` the matrix has the rows from `first` on: a pointer to them would spill registers.
     Returns the row sums of h, a and c.
     """
     within = (i < N)[:, None] & (j < M)[None, :]
@@ -115,7 +127,7 @@ def _store_strip(
         y_rho = tl.load(y_scalars + count + j, mask=j < M, other=1.0)[None, :]
         # Before the sums: then the products' part along the mean goes with them exactly.
         weight = _rounded(weight / (x_rho * y_rho))
-    tl.store(weights + i[:, None] * M + j[None, :], weight, mask=within)
+    tl.store(weights + (first + i)[:, None] * M + j[None, :], weight, mask=within)
     column_at = by_columns + tl.cast(row_tile, tl.int64) * M + j
     tl.store(column_at, tl.sum(weight, 0), mask=j < M)
     column_at += tl.cast(row_tiles, tl.int64) * M
@@ -296,7 +308,7 @@ def log_sums_vjp_kernel(
                 grad_alpha += grad_beta
             partials = vjp(KIND, h, g, tri, x, y, c, root, grad_alpha, grad_beta)
             of_h, of_a, of_c = _store_strip(
-                partials, x_scalars, y_scalars, weights, by_columns, row_tile, row_tiles, i, j,
+                partials, x_scalars, y_scalars, weights, by_columns, row_tile, row_tiles, 0, i, j,
                 N, M, count, PARTS,
             )  # fmt: skip
             sums_h, sums_a, sums_c = sums_h + of_h, sums_a + of_a, sums_c + of_c

@@ -35,15 +35,15 @@ from lorentzkit.fused.triton.tiles import ALIGNMENT
 
 
 def matrix(problem: PairwiseProblem) -> Tensor:
-    """``(N, D), (M, D) -> (N, M)`` of inner products, distances or exterior angles."""
+    """``(B, N, D), (B, M, D) -> (B, N, M)``: inner products, distances or exterior angles."""
     with on_device(problem.x):
         operands, use = prepared_operands(problem), config("matrix")
-        N, M = operands.N, len(problem.y)
-        out = operands.scalars.new_empty(N, M)
-        grid = _programs(operands, triton.cdiv(N, use.rows) * triton.cdiv(M, use.columns))
+        B, N, M = *problem.x.shape[:2], problem.y.shape[1]
+        out = operands.scalars.new_empty(B, N, M)
+        grid = _programs(operands, B * triton.cdiv(N, use.rows) * triton.cdiv(M, use.columns))
         matrix_kernel[(grid,)](
             *_operands(operands), operands.c, _scratch(operands, grid, use), out,
-            *_sizes(operands, slice(0, N)),
+            B, *_sizes(operands, slice(0, N)),
             **_meta(problem.kind, operands, use),
         )  # fmt: skip
         return out
@@ -57,11 +57,11 @@ def matrix_gradients(problem: PairwiseProblem, grad_output: Tensor) -> Gradients
         operands = prepared_operands(problem)
 
         def launch(rows: slice, grid: int, scratch: Tensor, outputs: Any, use: Config) -> None:
-            grad_block = grad_output[rows]
+            grad_block = grad_output[:, rows]
             matrix_vjp_kernel[(grid,)](
                 *_operands(operands, rows), operands.c, scratch, grad_block, *grad_block.stride(),
                 *outputs,
-                *_sizes(operands, rows), **_meta(problem.kind, operands, use),
+                len(grad_output), *_sizes(operands, rows), **_meta(problem.kind, operands, use),
             )  # fmt: skip
 
         return Gradients(*_gradients(operands, launch)[:3])
@@ -113,7 +113,8 @@ def log_sums_gradients(problem: LossProblem, sums: LogSums, grad_sums: LogSums) 
                 **_meta(problem.similarity, operands, use),
             )  # fmt: skip
 
-        return _gradients(operands, launch)
+        by = _gradients(operands, launch)
+        return by._replace(x=by.x[0], y=by.y[0])
 
 
 def topk(problem: PairwiseProblem, search: Search) -> Tensor:
@@ -146,14 +147,14 @@ def topk(problem: PairwiseProblem, search: Search) -> Tensor:
 
 def _operands(operands: Operands, rows: slice = slice(None)) -> tuple[Tensor, ...]:
     """For some of the rows of x, and all of y."""
-    N, row_slice = operands.N, slice(rows.start or 0, operands.N)
-    spreads = operands.high[row_slice], operands.low[row_slice], operands.high[N:], operands.low[N:]
-    return (*spreads, operands.scalars[0, row_slice], operands.scalars[0, N:], operands.mean)
+    sides = slice(rows.start or 0, operands.N), slice(operands.N, None)
+    spreads = (z[:, side] for side in sides for z in (operands.high, operands.low))
+    return (*spreads, *(operands.scalars[:, 0, side] for side in sides), operands.mean)
 
 
 def _sizes(operands: Operands, rows: slice) -> tuple[int, ...]:
-    count, width = operands.high.shape
-    return rows.stop - rows.start, count - operands.N, len(operands.mean), width, count
+    count, width = operands.high.shape[1:]
+    return rows.stop - rows.start, count - operands.N, operands.mean.shape[1], width, count
 
 
 def _meta(kind: str, operands: Operands, use: Config) -> dict[str, Any]:
@@ -202,36 +203,34 @@ def _gradients(operands: Operands, launch: _Launch) -> LossGradients:
 
     The derivatives by h of some rows are kept at a time.
     """
-    use, N, M, D = config("vjp"), operands.N, len(operands.high) - operands.N, len(operands.mean)
-    height = min(N, max(1, CHUNK // M // use.rows) * use.rows)
+    use, N, (B, D) = config("vjp"), operands.N, operands.mean.shape
+    M = operands.high.shape[1] - N
+    height = min(N, max(1, CHUNK // (B * M) // use.rows) * use.rows)
     row_tiles, column_tiles = triton.cdiv(height, use.rows), triton.cdiv(M, use.columns)
-    grid = _programs(operands, row_tiles * column_tiles)
-    scratch, weights = _scratch(operands, grid, use), operands.scalars.new_empty(height, M)
-    of_x, of_y = operands.scalars.new_empty(N, D), operands.scalars.new_empty(M, D)
-    sums, of_columns = operands.scalars.new_empty(4, N), operands.scalars.new_empty(2, M)
+    grid = _programs(operands, B * row_tiles * column_tiles)
+    scratch, weights = _scratch(operands, grid, use), operands.scalars.new_empty(B * height * M)
+    of_x, of_y = operands.scalars.new_empty(B, N, D), operands.scalars.new_empty(B, M, D)
+    sums, of_columns = operands.scalars.new_empty(B, 4, N), operands.scalars.new_empty(B, 2, M)
     for start in range(0, N, height):
         rows = slice(start, min(start + height, N))
         number, first = rows.stop - start, start == 0
         row_tiles = triton.cdiv(number, use.rows)
-        by_rows = operands.scalars.new_empty(4, column_tiles, number)
-        by_columns = operands.scalars.new_empty(2, row_tiles, M)
-        launch(rows, grid, scratch, (weights, by_rows, by_columns), use)
-        weight_block = weights[:number]
-        product(of_x[rows], weight_block, operands.high[N:], operands.low[N:], operands.parts)
-        product(
-            of_y,
-            weight_block.mT,
-            operands.high[rows],
-            operands.low[rows],
-            operands.parts,
-            add=not first,
+        by_rows = operands.scalars.new_empty(B, 4, column_tiles, number)
+        by_columns = operands.scalars.new_empty(B, 2, row_tiles, M)
+        weight_block = weights[: B * number * M].view(B, number, M)
+        launch(rows, grid, scratch, (weight_block, by_rows, by_columns), use)
+        x_spreads, y_spreads = (
+            (operands.high[:, side], operands.low[:, side]) for side in (rows, slice(N, None))
         )
-        torch.sum(by_rows, 1, out=sums[:, rows])
+        product(of_x[:, rows], weight_block, *y_spreads, operands.parts)
+        product(of_y, weight_block.mT, *x_spreads, operands.parts, add=not first)
+        torch.sum(by_rows, 2, out=sums[:, :, rows])
         if first:
-            torch.sum(by_columns, 1, out=of_columns)
+            torch.sum(by_columns, 2, out=of_columns)
         else:
-            of_columns += by_columns.sum(1)
+            of_columns += by_columns.sum(2)
     by_x = gradient(operands, slice(0, N), of_x, sums)
     by_y = gradient(operands, slice(N, None), of_y, of_columns)
-    by_c, by_scale = sums[2:].sum(1, dtype=torch.float64)
-    return LossGradients(by_x, by_y, by_c / operands.c, by_scale.float())
+    by_c, by_scale = sums[:, 2:].sum(2, dtype=torch.float64).float().unbind(1)
+    c, scale = operands.c, operands.scale
+    return LossGradients(by_x, by_y, by_c.view(c.shape) / c, by_scale.view(scale.shape))

@@ -31,23 +31,33 @@ _ROWS, _BLOCK = 16, 64  # of a program at a time
 
 
 class Operands(NamedTuple):
-    """The rows of both, those of x first."""
+    """The rows of both, those of x first, of each of B matrices."""
 
     high: Tensor
-    """Directions less the mean, times `UNIT`, in float16, ``(N + M, width)``, zeros beyond D"""
+    """Directions less the mean, times `UNIT`, in float16, ``(B, N + M, width)``, zeros beyond D"""
     low: Tensor
     """What is left of them, the same; of one part, anything"""
     scalars: Tensor
-    """``(8, N + M)``: what the kernels read of each point, see `points.load_radial`"""
+    """``(B, 8, N + M)``: what the kernels read of each point, see `points.load_radial`"""
     length: Tensor
-    """``(N + M,)``, float64"""
+    """``(B, N + M)``, float64"""
     mean: Tensor
-    """``(D,)``"""
+    """``(B, D)``"""
     c: Tensor
+    """B numbers"""
     scale: Tensor
     N: int
     parts: int
     """Of which the spreads are sums; 0 where there is no product but differences"""
+
+
+@triton.jit
+def matrix_and_program(programs):
+    """Of so many programs a matrix: the matrix, and which of its programs this is.
+
+    On one axis of the grid, whose other two have at most 65,535.
+    """
+    return (tl.program_id(0) // programs).to(tl.int64), tl.program_id(0) % programs
 
 
 @triton.jit
@@ -62,10 +72,12 @@ def _entries(X, Y, i, k, N, M, D):
 
 @triton.jit
 def lengths_kernel(
-    X, Y, length, partials, N, M, D, share, ROWS: tl.constexpr, BLOCK: tl.constexpr
+    X, Y, length, partials, N, M, D, share, programs, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """``partials (programs, D)`` of the mean: a program has so large a share of the rows."""
-    first = tl.program_id(0).to(tl.int64) * share
+    """``partials (B, programs, D)`` of the mean: a program has so large a share of the rows."""
+    b, program = matrix_and_program(programs)
+    X, Y, length = X + b * N * D, Y + b * M * D, length + b * (N + M)
+    first = program.to(tl.int64) * share
     last = tl.minimum(first + share, N + M)
     for start in range(first, last, ROWS):
         i = start + tl.arange(0, ROWS)
@@ -86,7 +98,7 @@ def lengths_kernel(
                 * (tl.where(i < N, 0.5 / N, 0.5 / M) / or_one(norm))[:, None]
             )
             total += tl.sum(tl.where((norm < float("inf"))[:, None], unit, 0.0), 0)  # without NaN
-        tl.store(partials + tl.program_id(0) * D + k, total, mask=k < D)
+        tl.store(partials + (b * programs + program) * D + k, total, mask=k < D)
 
 
 @triton.jit
@@ -94,7 +106,11 @@ def split_kernel(
     X, Y, length, mean, C, high, low, scalars, N, M, D, width, reach,
     PARTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    i = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    b, program = matrix_and_program(tl.cdiv(N + M, ROWS))
+    X, Y, length = X + b * N * D, Y + b * M * D, length + b * (N + M)
+    mean, C, scalars = mean + b * D, C + b, scalars + b * 8 * (N + M)
+    high, low = high + b * (N + M) * width, low + b * (N + M) * width
+    i = program.to(tl.int64) * ROWS + tl.arange(0, ROWS)
     norm = tl.load(length + i, mask=i < N + M, other=1.0)
     half, square = tl.zeros((ROWS,), tl.float64), tl.zeros((ROWS,), tl.float64)
     for start in range(0, width, BLOCK):
@@ -147,28 +163,31 @@ def _block(width: int) -> int:
 def prepared_operands(
     problem: PairwiseProblem | LossProblem, scale: Tensor | None = None
 ) -> Operands:
-    """The operands of a problem, in three launches."""
+    """The operands of a problem, of one matrix or of a batch, in three launches."""
     for z in (problem.x, problem.y):
         if z.dtype == torch.float64:
             raise ValueError(
                 "impl: 'triton' computes in float32, got float64; use impl='streaming'"
             )
     x, y, c = (z.float().contiguous() for z in (problem.x, problem.y, problem.c))
-    (N, D), M = x.shape, len(y)
+    *batch, N, D = x.shape
+    B, M = math.prod(batch), y.shape[-2]
     few = D <= FEW_DIMENSIONS
     parts = 0 if few else 2 if problem.precision == "highest" else 1
     step = FEW_WIDTH if few else WIDTH
     width = -(-D // step) * step
-    length = x.new_empty(N + M, dtype=torch.float64)
+    length = x.new_empty(B, N + M, dtype=torch.float64)
     share = triton.cdiv(triton.cdiv(N + M, 4 * programs(x.device)), _ROWS) * _ROWS
-    partials = x.new_empty(triton.cdiv(N + M, share), D, dtype=torch.float64)
-    lengths_kernel[(len(partials),)](
-        x, y, length, partials, N, M, D, share, ROWS=_ROWS, BLOCK=_block(width), num_warps=4
-    )
-    mean = partials.sum(0, dtype=torch.float32)
-    spreads = x.new_empty(1 if parts == 1 else 2, N + M, width, dtype=torch.float16)
-    scalars = x.new_empty(8, N + M, dtype=torch.float32)
-    split_kernel[(triton.cdiv(N + M, _ROWS),)](
+    shares = triton.cdiv(N + M, share)
+    partials = x.new_empty(B, shares, D, dtype=torch.float64)
+    lengths_kernel[(B * shares,)](
+        x, y, length, partials, N, M, D, share, shares,
+        ROWS=_ROWS, BLOCK=_block(width), num_warps=4,
+    )  # fmt: skip
+    mean = partials.sum(1, dtype=torch.float32)
+    spreads = x.new_empty(1 if parts == 1 else 2, B, N + M, width, dtype=torch.float16)
+    scalars = x.new_empty(B, 8, N + M, dtype=torch.float32)
+    split_kernel[(B * triton.cdiv(N + M, _ROWS),)](
         x, y, length, mean, c, spreads[0], spreads[-1], scalars, N, M, D, width,
         math.sqrt(recompute_below(D, 1e-3)) / 1e-3,
         PARTS=parts, ROWS=_ROWS, BLOCK=_block(width), num_warps=4,
@@ -182,11 +201,16 @@ def prepared_operands(
 
 @triton.jit
 def gradient_kernel(
-    high, low, scalars, length, mean, C, sums, total, out, number, D, width, count,
+    high, low, scalars, length, mean, C, sums, sums_matrix, total, out, number, D, width, count,
     PARTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """``(sum_j W_ij (u_i cos - v_j)) / |x| + u_i da_i``; see `gradients`."""
-    i = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    """``(sum_j W_ij (u_i cos - v_j)) / |x| + u_i da_i``; see `gradient`."""
+    b, program = matrix_and_program(tl.cdiv(number, ROWS))
+    high, low = high + b * count * width, low + b * count * width
+    scalars, length = scalars + b * 8 * count, length + b * count
+    mean, C, sums = mean + b * D, C + b, sums + b * sums_matrix
+    total, out = total + b * number * D, out + b * number * D
+    i = program.to(tl.int64) * ROWS + tl.arange(0, ROWS)
     within = i < number
     norm = tl.load(length + i, mask=within, other=1.0)
     rho = tl.load(scalars + count + i, mask=within, other=1.0).to(tl.float64)
@@ -237,15 +261,15 @@ def gradient(operands: Operands, rows: slice, total: Tensor, sums: Tensor) -> Te
     """By the points ``rows`` of all, in the place of ``total``.
 
     Args:
-        total: ``(n, D)``, of each point the sum of W times the other side's spreads. W is the
+        total: ``(B, n, D)``, of each point the sum of W times the other side's spreads. W is the
             derivative by h, divided by the lengths rho of both directions.
-        sums: ``(2, n)``, of W and of the derivatives by the radius.
+        sums: ``(B, 2 or more, n)``, of W and of the derivatives by the radius.
     """
-    (number, D), (count, width) = total.shape, operands.high.shape
-    gradient_kernel[(triton.cdiv(number, _ROWS),)](
-        operands.high[rows], operands.low[rows], operands.scalars[0, rows], operands.length[rows],
-        operands.mean, operands.c,
-        sums, total, total, number, D, width, count,
+    (B, number, D), (count, width) = total.shape, operands.high.shape[1:]
+    gradient_kernel[(B * triton.cdiv(number, _ROWS),)](
+        operands.high[:, rows], operands.low[:, rows], operands.scalars[:, 0, rows],
+        operands.length[:, rows], operands.mean, operands.c,
+        sums, sums.stride(0), total, total, number, D, width, count,
         PARTS=operands.parts, ROWS=_ROWS, BLOCK=_block(width), num_warps=4,
     )  # fmt: skip
     return total

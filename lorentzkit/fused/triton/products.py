@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lorentzkit.fused.triton.config import config, programs
+from lorentzkit.fused.triton.prepare import matrix_and_program
 from lorentzkit.fused.triton.tiles import indices
 
 _MOST = tl.constexpr(14)  # the largest number of a row is brought to less than 2**15
@@ -16,12 +17,17 @@ _LEFT = tl.constexpr(2.0**11)  # by which what is left of it is made as large
 
 @triton.jit
 def product_kernel(
-    A, high, low, out, R, K, D, width, a_row, a_inner, share,
-    ADD: tl.constexpr, PARTS: tl.constexpr,
+    A, high, low, out, R, K, D, width, a_matrix, a_row, a_inner, b_matrix, out_split, out_matrix,
+    share, ADD: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """``out[s] (R, D) = A (R, K) (high + low) (K, width)`` over the s-th share of K, or added."""
-    i, j = indices(tl.program_id(0), ROWS), indices(tl.program_id(1), COLUMNS)
+    """``out[s] (R, D) = A (R, K) (high + low) (K, width)`` over the s-th share of K, or added.
+
+    Of each matrix of a batch.
+    """
+    matrix, row_tile = matrix_and_program(tl.cdiv(R, ROWS))
+    A, high, low = A + matrix * a_matrix, high + matrix * b_matrix, low + matrix * b_matrix
+    i, j = indices(row_tile, ROWS), indices(tl.program_id(1), COLUMNS)
     split = tl.program_id(2).to(tl.int64)
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     last = tl.minimum((split + 1) * share, K)
@@ -43,7 +49,7 @@ def product_kernel(
             part = tl.dot(a_high, tl.load(low + b_at, mask=within, other=0.0), part)
             part = tl.dot(a_high, b, part)
         total += part * power[:, None]
-    address = out + (split * R + i[:, None]) * D + j[None, :]
+    address = out + split * out_split + matrix * out_matrix + i[:, None] * D + j[None, :]
     within = (i < R)[:, None] & (j < D)[None, :]
     if ADD:
         total += tl.load(address, mask=within, other=0.0)
@@ -62,16 +68,16 @@ def _powers(largest):
 def product(
     out: Tensor, a: Tensor, high: Tensor, low: Tensor, parts: int, add: bool = False
 ) -> None:
-    """``out (R, D) = a (R, K) (high + low) (K, width)``, or added; a long K is split."""
+    """``out (B, R, D) = a (B, R, K) (high + low) (B, K, width)``, or added; a long K is split."""
     use = config("product")
-    (R, K), (D, width) = a.shape, (out.shape[1], high.shape[1])
-    tiles = triton.cdiv(R, use.rows), triton.cdiv(D, use.columns)
+    (B, R, K), (D, width) = a.shape, (out.shape[2], high.shape[2])
+    tiles = B * triton.cdiv(R, use.rows), triton.cdiv(D, use.columns)
     splits = max(1, min(programs(a.device) // (tiles[0] * tiles[1]), triton.cdiv(K, 8 * use.depth)))
     share = triton.cdiv(triton.cdiv(K, splits), use.depth) * use.depth
     splits = triton.cdiv(K, share)
-    into = out if splits == 1 else out.new_empty(splits, R, D)
+    into = out[None] if splits == 1 else out.new_empty(splits, *out.shape)
     product_kernel[(*tiles, splits)](
-        a, high, low, into, R, K, D, width, a.stride(0), a.stride(1), share,
+        a, high, low, into, R, K, D, width, *a.stride(), high.stride(0), *into.stride()[:2], share,
         ADD=add and splits == 1, PARTS=parts,
         ROWS=use.rows, COLUMNS=use.columns, DEPTH=use.depth,
         num_warps=use.warps, num_stages=use.stages,

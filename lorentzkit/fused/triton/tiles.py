@@ -28,6 +28,15 @@ def place(tile, row_tiles, column_tiles):
 
 
 @triton.jit
+def operands_of(b, XH, XL, YH, YL, x_scalars, y_scalars, mean, C, D, width, count):
+    """Where those of the b-th matrix begin, and its curvature."""
+    first = b * count
+    XH, XL, YH, YL = XH + first * width, XL + first * width, YH + first * width, YL + first * width
+    x_scalars, y_scalars = x_scalars + 8 * first, y_scalars + 8 * first
+    return XH, XL, YH, YL, x_scalars, y_scalars, mean + b * D, tl.load(C + b)
+
+
+@triton.jit
 def indices(tile, SIZE: tl.constexpr):
     """In 64 bits, for products with strides."""
     return (tl.arange(0, SIZE) + tile * SIZE).to(tl.int64)
