@@ -3,6 +3,7 @@
 import itertools
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -307,6 +308,21 @@ def test_close_pairs_of_leading_dimensions_that_broadcast(op, impl, leading):
     expected = getattr(ops, op)(x[..., :, None, :], y[..., None, :, :], 0.7)
     assert got.shape == (*torch.broadcast_shapes(*leading), 5, 4)
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("leading", [(3, 0), (3, 1), (3, 2)])
+def test_vmap_of_batches(leading):
+    x, y = (points(6 * n, 20, seed=n).view(6, n, 20)[: math.prod(leading)] for n in (5, 4))
+    x, y = x.view(*leading, 5, 20).requires_grad_(), y.view(*leading, 4, 20)
+    op = partial(ops.pairwise_dist, impl="streaming")
+    expected = op(x, y)
+    for dim in (0, 1):  # which of the two is mapped; none may be empty
+        if leading[dim]:
+            found = torch.vmap(op, dim, dim)(x, y)
+            torch.testing.assert_close(found, expected)
+            grads = [torch.autograd.grad(of.square().sum(), x)[0] for of in (found, expected)]
+            torch.testing.assert_close(*grads)
+            expected = op(x, y)
 
 
 def test_half_precision_and_autocast_are_computed_in_float32():
