@@ -37,7 +37,8 @@ from lorentzkit.fused.triton.tiles import ALIGNMENT
 def matrix(problem: PairwiseProblem) -> Tensor:
     """``(B, N, D), (B, M, D) -> (B, N, M)``: inner products, distances or exterior angles."""
     with on_device(problem.x):
-        operands, use = prepared_operands(problem), config("matrix")
+        operands = prepared_operands(problem)
+        use = config("matrix", operands.parts)
         B, N, M = *problem.x.shape[:2], problem.y.shape[1]
         out = operands.scalars.new_empty(B, N, M)
         grid = _programs(operands, B * triton.cdiv(N, use.rows) * triton.cdiv(M, use.columns))
@@ -70,7 +71,8 @@ def matrix_gradients(problem: PairwiseProblem, grad_output: Tensor) -> Gradients
 def log_sums(problem: LossProblem) -> LogSums:
     """log-sum-exp of the logits by rows ``(N,)`` and columns ``(M,)``, equal ids left out."""
     with on_device(problem.x):
-        operands, use = prepared_operands(problem, problem.scale), config("log_sums")
+        operands = prepared_operands(problem, problem.scale)
+        use = config("log_sums", operands.parts)
         N, M = operands.N, len(problem.y)
         tiles = triton.cdiv(N, use.rows), triton.cdiv(M, use.columns)
         blocks = _blocks(*tiles, programs(problem.x.device))
@@ -203,7 +205,7 @@ def _gradients(operands: Operands, launch: _Launch) -> LossGradients:
 
     The derivatives by h of some rows are kept at a time.
     """
-    use, N, (B, D) = config("vjp"), operands.N, operands.mean.shape
+    use, N, (B, D) = config("vjp", operands.parts), operands.N, operands.mean.shape
     M = operands.high.shape[1] - N
     height = min(N, max(1, CHUNK // (B * M) // use.rows) * use.rows)
     row_tiles, column_tiles = triton.cdiv(height, use.rows), triton.cdiv(M, use.columns)
