@@ -51,7 +51,7 @@ class Config:
     image_size: int = option(48, "pixels")
     crop: float = option(0.8, "least share of an image's area in a random crop")
     rotate: float = option(0.0, "degrees an image is turned at most")
-    warp: float = option(0.5, "share of the images that are scaled, turned, sheared, shifted")
+    warp: float = option(0.35, "share of the images that are scaled, turned, sheared, shifted")
     restyle: float = option(0.3, "share of the images redrawn in grey, lines, black, or shaded")
     jitter: float = option(0.3, "how much brightness, contrast and saturation vary")
     tint: float = option(0.2, "how much the strength of red, green and blue varies")
