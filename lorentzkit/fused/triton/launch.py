@@ -233,6 +233,7 @@ def _gradients(operands: Operands, launch: _Launch) -> LossGradients:
             of_columns += by_columns.sum(2)
     by_x = gradient(operands, slice(0, N), of_x, sums)
     by_y = gradient(operands, slice(N, None), of_y, of_columns)
-    by_c, by_scale = sums[:, 2:].sum(2, dtype=torch.float64).float().unbind(1)
+    by_c, by_scale = sums[:, 2:].sum(2, dtype=torch.float64).unbind(1)
     c, scale = operands.c, operands.scale
-    return LossGradients(by_x, by_y, by_c.view(c.shape) / c, by_scale.view(scale.shape))
+    by_c = torch.div(by_c.view(c.shape), c, out=torch.empty_like(c))
+    return LossGradients(by_x, by_y, by_c, by_scale.float().view(scale.shape))
