@@ -14,9 +14,9 @@ import torch
 
 from lorentzkit import losses, nn, ops
 
-# Tests have the first two on Linux only: Triton has no other wheels, and on macOS those of faiss and
-# of torch bring an OpenMP each, which may end the process (faiss-wheels/faiss-wheels#73). griffe
-# comes with what builds the site.
+# Tests have the first two on Linux only: Triton has no other wheels, and on macOS those of faiss
+# and of torch bring an OpenMP each, which may end the process (faiss-wheels/faiss-wheels#73).
+# griffe comes with what builds the site.
 NEEDED = {
     "triton": "lorentzkit/fused/triton",
     "faiss": "docs/tutorials/retrieval.md",
