@@ -14,15 +14,11 @@ import torch
 
 from lorentzkit import losses, nn, ops
 
-# Tests have the first two on Linux only: Triton has no other wheels, and on macOS those of faiss
-# and of torch bring an OpenMP each, which may end the process (faiss-wheels/faiss-wheels#73).
-# griffe comes with what builds the site.
-NEEDED = {
-    "triton": "lorentzkit/fused/triton",
-    "faiss": "docs/tutorials/retrieval.md",
-    "griffe": "docs/tools/docstrings.py",
-}
+# Tests have these on Linux only: Triton has no other wheels, and on macOS those of faiss and of
+# torch bring an OpenMP each, which may end the process (faiss-wheels/faiss-wheels#73).
+NEEDED = {"triton": "lorentzkit/fused/triton", "faiss": "docs/tutorials/retrieval.md"}
 collect_ignore = [path for name, path in NEEDED.items() if importlib.util.find_spec(name) is None]
+collect_ignore += ["docs/tools"]  # no tests; it imports what only builders of the site have
 THOROUGH_PAGES = ["multi-process.md"]  # it starts processes, as tests/distributed does
 
 
