@@ -15,3 +15,11 @@ def _quick_interpreter(monkeypatch):
         from interpreter import quicken
 
         quicken(monkeypatch.setattr)
+
+
+@pytest.fixture
+def uninitialised_memory_is_nan():
+    """What a kernel should have written, and did not, shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)

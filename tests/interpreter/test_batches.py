@@ -9,17 +9,11 @@ from pairwise_calls import PAIRWISE, points
 from lorentzkit import ops
 from lorentzkit.fused.triton import launch, products
 
+pytestmark = pytest.mark.usefixtures("uninitialised_memory_is_nan")
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CURVATURES = torch.tensor([0.3, 1.0, 2.5])
 every_op = pytest.mark.parametrize("op", PAIRWISE)
-
-
-@pytest.fixture(autouse=True)
-def _uninitialised_memory_is_nan():
-    """What a kernel should have written, and did not, shows."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def clouds(B, N, M, D):

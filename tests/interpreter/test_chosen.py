@@ -11,17 +11,11 @@ from lorentzkit.fused.problems import SelectedPairs
 from lorentzkit.fused.triton import chosen
 from lorentzkit.fused.triton import rows as kernels
 
+pytestmark = pytest.mark.usefixtures("uninitialised_memory_is_nan")
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 KINDS = ("angles", "exterior", "interior", "distance", "inner", "cosine")
 every_kind = pytest.mark.parametrize("kind", KINDS)
-
-
-@pytest.fixture(autouse=True)
-def _uninitialised_memory_is_nan():
-    """What a kernel should have written, and did not, shows."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(autouse=True)

@@ -16,18 +16,12 @@ from lorentzkit.fused.triton import launch
 from lorentzkit.fused.triton.config import CONFIGS, config
 from lorentzkit.losses import contrastive_loss
 
+pytestmark = pytest.mark.usefixtures("uninitialised_memory_is_nan")
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 RAGGED = [(1, 1, 3), (1, 7, 40), (7, 1, 40), (70, 1023, 33), (507, 9, 130)]
 every_op = pytest.mark.parametrize("op", PAIRWISE)
 every_similarity = pytest.mark.parametrize("similarity", SIMILARITIES)
-
-
-@pytest.fixture(autouse=True)
-def _uninitialised_memory_is_nan():
-    """What a kernel should have written, and did not, shows."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(autouse=True)

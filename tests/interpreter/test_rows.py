@@ -19,6 +19,8 @@ from lorentzkit.fused.triton import elementary
 from lorentzkit.fused.triton import rows as kernels
 from lorentzkit.fused.triton.rows import OPS
 
+pytestmark = pytest.mark.usefixtures("uninitialised_memory_is_nan")
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS = 2.0**-23
 KEYWORDS = {
@@ -30,14 +32,6 @@ KINDS = {"angles": "angles", "cosine": "cosine"}
 SIGNATURES = PUBLIC | {kind: ["x", "y"] for kind in KINDS}
 BALLS = ("to_klein", "to_poincare")
 every_op = pytest.mark.parametrize("op", OPS)
-
-
-@pytest.fixture(autouse=True)
-def _uninitialised_memory_is_nan():
-    """What a kernel should have written, and did not, shows."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(autouse=True)
