@@ -18,13 +18,12 @@ from typing import Any
 import common  # noqa: F401  (first: it lets the example be found)
 import torch
 from clip_hyperbolic.config import Config
-from clip_hyperbolic.data import Batches
 from clip_hyperbolic.model import Towers
 from clip_hyperbolic.tokenizer import CaptionTokenizer
 from common import ATMG_QUERY, BLUE, GREEN, ORANGE, Case, options, publish, spread
 from matplotlib.figure import Figure
 from torch import Tensor
-from training import configuration, train, trained
+from training import batches, configuration, train, trained
 
 from lorentzkit.losses import contrastive_loss, entailment_loss
 from lorentzkit.manifolds import Lorentz
@@ -113,7 +112,7 @@ def flat_gradient(loss: Tensor, parameters: list[Tensor]) -> Tensor:
 
 def train_and_compare(objective: str, seed: int, steps: int, smoke: bool) -> Case:
     config = configuration(smoke, objective=objective, seed=seed, steps=steps)
-    batch, records = next(iter(Batches(replace(config, seed=seed + 1000)))), []
+    batch, records = next(iter(batches(replace(config, seed=seed + 1000)))), []
 
     def probe(step: int, model: Towers, tokenizer: CaptionTokenizer) -> None:
         records.append({"step": step} | compare(config, model, tokenizer, batch))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain, islice
 from statistics import mean
@@ -65,6 +65,13 @@ def configuration(smoke: bool = False, *, objective: str, **changes: Any) -> Con
 def decoded(shard: str) -> list[Sample]:
     """The samples of a shard, decoded once for all cases of a process."""
     return [*samples([shard], print)]
+
+
+def batches(config: Config) -> Batches:
+    """The example's batches of a configuration, of samples that no other case decodes again."""
+    stream = Batches(replace(config, in_memory=False))
+    stream.memory = [*chain.from_iterable(map(decoded, stream.shards))]
+    return stream
 
 
 @dataclass
@@ -149,7 +156,7 @@ def train(
     model.train()
     if probe and 0 in probe_steps:
         probe(0, model, tokenizer)
-    for step, batch in enumerate(islice(Batches(config), config.steps), 1):
+    for step, batch in enumerate(islice(batches(config), config.steps), 1):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config)
         outputs = model(batch["pixels"], *tokenizer(batch["texts"]))
