@@ -83,7 +83,7 @@ def test_a_production_preset_runs_on_several_processes_and_goes_on(tmp_path: Pat
         "workers": 2,
         "batch_size": 4,
         "micro_batch": 1,
-        "steps": 12,
+        "steps": 30,
         "warmup": 2,
         "save_every": 1,
         "log_every": 1,
