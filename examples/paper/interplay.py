@@ -143,8 +143,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
         early, late = map(mean, cosines["images"])
         panels[0].set_title(
-            f"{objective}: {' and '.join(term_names)}: cosine at images\n"
-            f"{early:+.2f} in the first {warmup_steps} steps, then {late:+.2f}"
+            f"{objective}: {' and '.join(term_names)}\ncosine at images {early:+.2f} in the first "
+            f"{warmup_steps} steps, then {late:+.2f}"
         )
         for place in PLACES:
             row = [f"{objective}: {', '.join(term_names)}", place]
