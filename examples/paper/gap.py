@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         [objective, *(spread(final_values(cases, objective, name)) for name in names)]
         for objective in OBJECTIVES
     ]
-    figure = Figure(figsize=(13, 4.4), layout="constrained")
+    figure = Figure(figsize=(13, 4.6), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     for objective, (colour, marker) in OBJECTIVES.items():
         style = {"color": colour, "marker": marker, "ms": 4}
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     gaps = {o: mean(final_values(cases, o, "gap, of pairs'")) for o in OBJECTIVES}
     recalls = {o: mean(final_values(cases, o, "t2i R@1")) for o in OBJECTIVES}
     summary = ", ".join(f"{o} {gaps[o]:.2f} (R@1 {recalls[o]:.2f})" for o in OBJECTIVES)
-    figure.suptitle(f"The gap between texts and images, over the distance of pairs: {summary}")
+    figure.suptitle(f"The gap between texts and images, over the distance of pairs:\n{summary}")
     publish("gap", args, started, ["objective", *names], rows, figure, cases=cases)
 
 
