@@ -8,6 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from clip_hyperbolic.checkpoint import checkpoints_of
 from pictures import SMALL, shard
@@ -17,8 +18,10 @@ pytestmark = pytest.mark.thorough
 
 
 def kill(run: subprocess.Popen[str]) -> None:
-    """Ends a run and all its processes at once."""
-    os.killpg(run.pid, signal.SIGKILL)
+    """Ends a run and all its processes at once; its launcher's are sessions of their own."""
+    launcher = psutil.Process(run.pid)
+    for process in (launcher, *launcher.children(recursive=True)):
+        process.kill()
     run.communicate()
 
 
@@ -94,7 +97,7 @@ def test_a_production_preset_runs_on_several_processes_and_goes_on(tmp_path: Pat
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train(*argv, "--output_dir", str(whole), processes=2, timeout=900)
 
-    run = start(*argv, "--output_dir", str(killed), processes=2, start_new_session=True)
+    run = start(*argv, "--output_dir", str(killed), processes=2)
     while not checkpoints_of(killed):
         assert run.poll() is None, run.communicate()[0]
         time.sleep(0.1)
