@@ -67,10 +67,15 @@ def decoded(shard: str) -> list[Sample]:
     return [*samples([shard], print)]
 
 
+def drawings_in(shards: list[str]) -> list[Sample]:
+    """The samples of all shards of these patterns."""
+    return [*chain.from_iterable(map(decoded, expand(shards)))]
+
+
 def batches(config: Config) -> Batches:
     """The example's batches of a configuration, of samples that no other case decodes again."""
     stream = Batches(replace(config, in_memory=False))
-    stream.memory = [*chain.from_iterable(map(decoded, stream.shards))]
+    stream.memory = drawings_in(config.shards)
     return stream
 
 
@@ -89,7 +94,7 @@ class Drawings:
         samples_by_vendor: dict[str, list[Sample]] = {}
         for vendor in emoji.VENDORS:
             shards = [name.replace(emoji.TRAINING[0], vendor) for name in config.shards[:1]]
-            samples_by_vendor[vendor] = [*chain.from_iterable(map(decoded, expand(shards)))]
+            samples_by_vendor[vendor] = drawings_in(shards)
         self.concepts = samples_by_vendor[emoji.VENDORS[0]]
         self.pixels = torch.stack(
             [
@@ -149,8 +154,7 @@ def train(
     that is not finite ends the training before it changes the model.
     """
     torch.manual_seed(config.seed)
-    stream = chain.from_iterable(map(decoded, expand(config.shards)))
-    tokenizer = CaptionTokenizer.from_samples(config, stream)
+    tokenizer = CaptionTokenizer.from_samples(config, drawings_in(config.shards))
     model = modify_towers(Towers.from_config(config, len(tokenizer)))
     objective, optimizer = make_objective(config), optimizer_of(model, config)
     model.train()
