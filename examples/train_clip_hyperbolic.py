@@ -22,7 +22,7 @@ import torch
 from accelerate import Accelerator
 from clip_hyperbolic import checkpoint, emoji, report
 from clip_hyperbolic.checkpoint import Checkpoint, write_json
-from clip_hyperbolic.config import Config, UserError, load, parse
+from clip_hyperbolic.config import Config, UserError, parse
 from clip_hyperbolic.evaluate import evaluate
 from clip_hyperbolic.model import Towers
 from clip_hyperbolic.objective import Objective
@@ -156,7 +156,6 @@ def start(argv: list[str] | None) -> None:
     started, saved = time.perf_counter(), None
     if flags.resume:
         folder = Path(flags.resume)
-        config = load(folder / "config.json")
         if checkpoint.checkpoints_of(folder):  # a run killed before its first starts anew
             saved = Checkpoint.latest(folder)
     else:

@@ -203,7 +203,10 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
 
 
 def parse(description: str, argv: list[str] | None = None) -> tuple[Config, Any]:
-    """The configuration that a command line asks for, and the parsed flags with the others."""
+    """The configuration that a command line asks for, and the parsed flags with the others.
+
+    With --resume it is the one that the run has written.
+    """
     preset_parser = argparse.ArgumentParser(add_help=False)
     preset_parser.add_argument("--preset", default="emoji")
     preset = preset_parser.parse_known_args(argv)[0].preset
@@ -213,9 +216,11 @@ def parse(description: str, argv: list[str] | None = None) -> tuple[Config, Any]
     parser.add_argument("--dry-run", action="store_true", help="print the configuration and sizes")
     flags = parser.parse_args(argv)
     values = {f.name: getattr(flags, f.name) for f in fields(Config)}
-    if flags.resume and values != vars(Config()):
+    if not flags.resume:
+        return Config(**values), flags
+    if values != vars(Config()):
         raise UserError("--resume goes on with the run's own configuration: leave other flags out")
-    return Config(**values), flags
+    return load(Path(flags.resume) / "config.json"), flags
 
 
 def load(file: Path) -> Config:

@@ -16,7 +16,7 @@ import torch
 import train_clip_hyperbolic
 import traverse_clip_hyperbolic
 from accelerate import Accelerator
-from clip_hyperbolic.checkpoint import Checkpoint, write_atomically
+from clip_hyperbolic.checkpoint import Checkpoint, write_atomically, write_json
 from clip_hyperbolic.config import Config, UserError, from_json, parse
 from clip_hyperbolic.evaluate import embed_texts, hierarchy, midpoints, retrieval
 from clip_hyperbolic.model import Towers
@@ -149,6 +149,15 @@ def test_wrong_fields_are_named(capsys: pytest.CaptureFixture[str]) -> None:
         from_json('{"colour": 3}', Path("config.json"))
 
 
+def test_a_run_goes_on_with_its_own_configuration(tmp_path: Path) -> None:
+    config = Config(precision="bf16", batch_size=64, seed=3)
+    write_json(tmp_path / "config.json", vars(config))
+    resumed, _ = parse("", ["--resume", str(tmp_path)])
+    assert resumed == config
+    with pytest.raises(UserError, match="is no run"):
+        parse("", ["--resume", str(tmp_path / "none")])
+
+
 def test_shards_to_evaluate_on_have_a_name_each() -> None:
     patterns = Config(eval_shards=["coco=a/{0..3}.tar", "b/lang=en/flickr.tar"]).eval_patterns
     assert patterns == {"coco": "a/{0..3}.tar", "flickr": "b/lang=en/flickr.tar"}
@@ -172,9 +181,10 @@ def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.thorough
-def test_a_killed_run_goes_on_bit_for_bit(shards: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_a_killed_run_goes_on_bit_for_bit(shards: str, tmp_path: Path, precision: str) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    argv = ["--shards", shards, *flags(SMALL)]
+    argv = ["--shards", shards, *flags(SMALL | {"precision": precision})]
     first, second = (start(*argv, "--output_dir", str(run)) for run in (whole, killed))
     while not [*killed.glob("checkpoints/step-*")] and second.poll() is None:
         time.sleep(0.01)
