@@ -25,7 +25,7 @@ import interplay
 import page
 import usual
 
-ROWS = {"interplay": 9, "collapse": 4, "gap": 4, "centroid": 2, "curvature": 6}
+ROWS = {"interplay": 9, "collapse": 4, "gap": 4, "centroid": 4, "curvature": 6}
 
 
 @pytest.fixture(scope="module")
