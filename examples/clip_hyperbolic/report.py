@@ -171,8 +171,9 @@ class View:
                 viz.cones(apex[None], self.curv, alpha=0.07, **style)
                 viz.points(apex[None], self.curv, s=90, edgecolors="white", label=name, **style)
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, title="cones, images")
-        # the horizon may be far off
+        # The horizon may be far off: it is left out, or shown whole.
         limit = 1.3 * abs(viz.coordinates(project(self.images), self.curv)).max()
+        limit = limit if limit < 0.7 else 1.02
         axes.set(xlim=(-limit, limit), ylim=(-limit, limit))
         return figure
 
