@@ -18,6 +18,7 @@ from report.markers import filled
 
 PAGE, IMAGES = report.DOCS / "paper.md", report.DOCS / "images" / "paper"
 RESULTS = report.RESULTS / "paper"
+NBSP = "\N{NO-BREAK SPACE}"
 
 
 def table(file: Path) -> str:
@@ -30,8 +31,9 @@ def table(file: Path) -> str:
         f"{environment['torch']}, {environment['machine']}"
     )
     cells = [heading, ["---"] * len(heading), *rows]
-    lines = [" | ".join(cell.replace("|", "\\|") for cell in line) for line in cells]
-    return "".join(f"| {line} |\n" for line in lines) + f"\n{source}."
+    # A number does not part from its range.
+    escaped = [[c.replace("|", "\\|").replace("± ", f"±{NBSP}") for c in line] for line in cells]
+    return "".join(f"| {' | '.join(line)} |\n" for line in escaped) + f"\n{source}."
 
 
 def written(page: str) -> str:
