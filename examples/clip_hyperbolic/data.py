@@ -112,7 +112,7 @@ class Batches(IterableDataset):
     samples, so that the batches of several processes together are those of one.
 
     Every batch says how far its worker has read. `positions`, one number per worker, makes the
-    stream go on from there.
+    stream go on from there. `memory` has all samples of the shards, if they are read already.
     """
 
     def __init__(
@@ -122,14 +122,15 @@ class Batches(IterableDataset):
         processes: int = 1,
         step: int = 0,
         positions: list[int] | None = None,
+        memory: list[Sample] | None = None,
     ) -> None:
         self.config, self.rank, self.processes, self.step = config, rank, processes, step
         self.batch_size = config.batch_size // processes
         self.shards = expand(config.shards)
         self.positions = positions or [0] * max(config.workers, 1)
-        self.memory: list[Sample] | None = None
+        self.memory = memory
         self.broken: list[str] = []  # messages that the next batch will have
-        if config.in_memory:
+        if memory is None and config.in_memory:
             stream = samples(self.shards, self.broken.append, config.ancestor_levels)
             self.memory = list(stream)
             if not self.memory:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from itertools import chain, islice
 from statistics import mean
@@ -74,9 +74,7 @@ def drawings_in(shards: list[str]) -> list[Sample]:
 
 def batches(config: Config) -> Batches:
     """The example's batches of a configuration, of samples that no other case decodes again."""
-    stream = Batches(replace(config, in_memory=False))
-    stream.memory = drawings_in(config.shards)
-    return stream
+    return Batches(config, memory=drawings_in(config.shards))
 
 
 @dataclass
