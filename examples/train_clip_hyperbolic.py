@@ -23,7 +23,7 @@ from accelerate import Accelerator
 from clip_hyperbolic import checkpoint, emoji, report
 from clip_hyperbolic.checkpoint import Checkpoint, write_json
 from clip_hyperbolic.config import Config, UserError, parse
-from clip_hyperbolic.evaluate import evaluate
+from clip_hyperbolic.evaluate import evaluate, no_pair
 from clip_hyperbolic.model import Towers
 from clip_hyperbolic.objective import Objective
 from clip_hyperbolic.run import Log, Run, signals
@@ -54,6 +54,18 @@ def prepare(config: Config, accelerator: Accelerator) -> None:
     config.eval_shards = config.eval_shards or [
         f"{vendor}={folder}/{vendor}-{test_fold}.tar" for vendor in config.unseen_vendors
     ]
+
+
+def eval_flag(name: str, pattern: str) -> str:
+    return f"--eval-shards {name}={pattern}"
+
+
+def check_eval_shards(config: Config) -> None:
+    """An error before training, not after it, if there will be nothing to evaluate on."""
+    for name, pattern in config.eval_patterns.items():
+        messages: list[str] = []
+        if next(samples(expand([pattern]), messages.append), None) is None:
+            raise no_pair(eval_flag(name, pattern), messages)
 
 
 def learning_rate(step: int, config: Config) -> float:
@@ -140,7 +152,7 @@ def finish(config: Config, folder: Path, model: Towers, tokenizer: CaptionTokeni
     for name, pattern in config.eval_patterns.items():
         messages: list[str] = []
         stream = samples(expand([pattern]), messages.append)
-        source = f"--eval-shards {name}={pattern}"
+        source = eval_flag(name, pattern)
         results[name] = evaluate(model, tokenizer, config.image_size, stream, source)
         for message in messages:
             console.print(f"skipped: {message}", markup=False)
@@ -165,7 +177,7 @@ def start(argv: list[str] | None) -> None:
     if flags.dry_run:
         describe(config)
         return
-    expand(config.eval_patterns.values())  # an error for a missing shard now, not after training
+    check_eval_shards(config)
     if not flags.resume and accelerator.is_main_process:
         if (folder / "config.json").exists():
             raise UserError(

@@ -108,8 +108,9 @@ class Batches(IterableDataset):
     """An endless stream of one process's batches, in an order that seed and positions fix.
 
     Every worker of every process is a consumer. With as many shards as consumers, each reads shards
-    of its own. Otherwise, and in memory, all read the same samples and take turns of `batch_size`
-    samples, so that the batches of several processes together are those of one.
+    of its own, if they hold a whole sample. Otherwise, and in memory, all read the same samples and
+    take turns of `batch_size` samples, so that the batches of several processes together are those
+    of one.
 
     Every batch says how far its worker has read. `positions`, one number per worker, makes the
     stream go on from there. `memory` has all samples of the shards, if they are read already.
@@ -127,7 +128,8 @@ class Batches(IterableDataset):
         self.config, self.rank, self.processes, self.step = config, rank, processes, step
         self.batch_size = config.batch_size // processes
         self.shards = expand(config.shards)
-        self.positions = positions or [0] * max(config.workers, 1)
+        self.workers = max(config.workers, 1)
+        self.positions = positions or [0] * self.workers
         self.memory = memory
         self.broken: list[str] = []  # messages that the next batch will have
         if memory is None and config.in_memory:
@@ -137,16 +139,44 @@ class Batches(IterableDataset):
                 raise no_sample(self.shards, self.broken)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        info = get_worker_info()
         # A loader always asks its first worker first, and the others in turn. After `step` batches
         # the worker whose turn it is has to take that place.
-        workers = max(self.config.workers, 1)
-        info = get_worker_info()
-        worker = ((info.id if info else 0) + self.step) % workers
+        worker = ((info.id if info else 0) + self.step) % self.workers
         broken, self.broken = self.broken, []
+        try:
+            yield from self._batches(worker, broken)
+        except UserError as error:
+            if info is None:
+                raise
+            # Of an exception, a loader would pass on the type and a traceback as text.
+            yield {"error": str(error)}
+
+    def _batches(self, worker: int, broken: list[str]) -> Iterator[dict[str, Any]]:
+        """The batches of one worker, from shards of its own if there are enough that can be read.
+
+        Messages go to `broken`, and on to the next batch.
+        """
+        consumers = self.processes * self.workers
+        consumer = self.rank * self.workers + worker
+        own_shards = self.shards[consumer::consumers]
+        if self.memory is None and len(self.shards) >= consumers > 1:
+            try:
+                items = self._items(own_shards, f"{consumer}", self.positions[worker], broken)
+                yield from self._collated(items, worker, broken)
+            except NoSample:
+                broken.append(f"{', '.join(own_shards)}: no whole sample; others are read instead")
+        items = self._items(self.shards, "", self.positions[worker], broken)
+        in_turn = (i for i in items if i.position // self.batch_size % consumers == consumer)
+        yield from self._collated(in_turn, worker, broken)
+
+    def _collated(
+        self, items: Iterator[Item], worker: int, broken: list[str]
+    ) -> Iterator[dict[str, Any]]:
         batch: list[Sample] = []
         rngs: list[random.Random] = []
         is_first_batch, read_count = True, 0
-        for item in self._items(self.rank * workers + worker, self.positions[worker], broken):
+        for item in items:
             sample = item.content
             if not isinstance(sample, Sample):
                 read_count += 1
@@ -167,20 +197,18 @@ class Batches(IterableDataset):
                 yield collate(batch, self.config, rngs) | progress
                 batch, rngs = [], []
 
-    def _items(self, consumer: int, start: int, broken: list[str]) -> Iterator[Item]:
-        """This consumer's samples from its position `start` on; messages go to `broken`."""
-        consumers = self.processes * max(self.config.workers, 1)
-        has_own_shards = self.memory is None and len(self.shards) >= consumers > 1
-        shards = self.shards[consumer::consumers] if has_own_shards else self.shards
-        seed = f"{self.config.seed}/{consumer if has_own_shards else ''}"
+    def _items(
+        self, shards: list[str], order: str, start: int, broken: list[str]
+    ) -> Iterator[Item]:
+        """The samples of shards from position `start` on, shuffled by the seed and `order`."""
+        seed = f"{self.config.seed}/{order}"
         contents = (
             content
             for epoch in count()
             for content in self._epoch(shards, random.Random(f"{seed}/{epoch}"), broken.append)
         )
         for position, content in islice(enumerate(contents), start, None):
-            if has_own_shards or position // self.batch_size % consumers == consumer:
-                yield Item(position, random.Random(f"{seed}/at {position}"), content)
+            yield Item(position, random.Random(f"{seed}/at {position}"), content)
 
     def _epoch(self, shards: list[str], rng: random.Random, on_broken: OnBroken) -> Iterator[Any]:
         """Each sample once, in random order.
@@ -195,16 +223,20 @@ class Batches(IterableDataset):
         for raw in wds.shuffle(SHUFFLE_BUFFER, rng=rng)(stream):
             sample_count += 1
             yield raw
-        if not sample_count:
-            raise no_sample(shards, messages)
         for message in messages:
             on_broken(message)
+        if not sample_count:
+            raise no_sample(shards, messages)
 
 
-def no_sample(shards: list[str], messages: list[str]) -> UserError:
+class NoSample(UserError):
+    """Shards hold no sample to train on."""
+
+
+def no_sample(shards: list[str], messages: list[str]) -> NoSample:
     """The error that shards hold no sample to train on; it says what was wrong with the first."""
     reason = f"; the first of {len(messages)} errors: {messages[0]}" if messages else ""
-    return UserError(
+    return NoSample(
         f"the dataset is empty: no whole KEY.{{{','.join(IMAGE_ENDINGS)}}} with KEY.txt or "
         f"KEY.json in {len(shards)} shards, {shards[0]} the first{reason}"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
@@ -274,6 +274,14 @@ def texts_of_samples(
     )
 
 
+def no_pair(source: str, messages: Sequence[str] = ()) -> UserError:
+    """The error that the flags `source` chose no sample; it says what was wrong with the first."""
+    reason = f"; the first of {len(messages)} errors: {messages[0]}" if messages else ""
+    return UserError(
+        f"{source}: no pair of an image and a text to evaluate on; give others{reason}"
+    )
+
+
 def evaluate(
     model: Towers,
     tokenizer: CaptionTokenizer,
@@ -289,7 +297,7 @@ def evaluate(
     images, embedded = embed_images(model, samples, image_size)
     result: dict[str, Any] = {"n_images": len(embedded)}
     if not embedded:
-        raise UserError(f"{source}: no pair of an image and a text to evaluate on; give others")
+        raise no_pair(source)
     image_concepts = [sample.concept for sample in embedded]
     has_keywords = any(sample.keywords for sample in embedded)
     for measure in TEXTS if has_keywords else ["retrieval"]:

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from .schema import Box
+from .schema import Box, BrokenSample
 
 
 class Picture(NamedTuple):
@@ -34,7 +34,11 @@ class Picture(NamedTuple):
 
 def read(content: bytes) -> Picture:
     """An image of any mode and orientation as RGB; what is transparent comes on white."""
-    with Image.open(io.BytesIO(content)) as opened:
+    try:
+        opening = Image.open(io.BytesIO(content))
+    except UnidentifiedImageError:  # whose message names a buffer
+        raise BrokenSample("its image is in no format that Pillow reads") from None
+    with opening as opened:
         stored_mode = opened.tile[0].args if opened.tile else ""
         opened.load()
         clear = opened.info.get("transparency")
@@ -44,6 +48,8 @@ def read(content: bytes) -> Picture:
         try:
             upright = ImageOps.exif_transpose(opened)
             orientation = opened.getexif().get(ExifTags.Base.Orientation, 1)
+            if orientation not in range(1, 9):  # Pillow leaves such an image as it is
+                orientation = 1
         except Exception:  # whatever damaged EXIF makes its reader raise: the image itself is whole
             upright, orientation = opened, 1
         return Picture(on_white(upright), opened.size, orientation)

@@ -7,6 +7,8 @@ import html
 import io
 import json
 import math
+import textwrap
+from collections import Counter
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import matplotlib
 import torch
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -34,6 +37,7 @@ from matplotlib.figure import Figure
 
 from lorentzkit import viz
 
+matplotlib.rcParams["text.parse_math"] = False  # captions may have dollars
 ROOT = "[ROOT]"
 COLOURS = ("#2f6fb5", "#e07b27", "#3a9a4c", "#c23b3b", "#7d5bb0", "#8c5a3c", "#d1609f", "#6b7a87")
 STYLE = (
@@ -85,7 +89,7 @@ def table(results: dict[str, Any]) -> Table:
     for name in heading[1:]:
         printed.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True)
     for row in body:
-        printed.add_row(*row)
+        printed.add_row(escape(row[0]), *row[1:])
     return printed
 
 
@@ -126,15 +130,17 @@ class View:
         t = torch.linspace(0, 1, steps)
         path = ops.geodesic(t, self.images[image], origin[0], self.curv)
         nearest = ops.pairwise_topk(path, points, self.curv, k=1)[1][:, 0]
-        return [names[i] for i in nearest.tolist()]
+        return [_shortened(names[i], 40) for i in nearest.tolist()]
 
     def traversals(self, count: int = 4) -> Figure:
+        count = min(count, len(self.shown))
         figure = Figure(figsize=(4 * count, 5), layout="constrained")
         panels = figure.subplots(1, count, squeeze=False)[0]
-        for axes, image in zip(panels, self.shown, strict=False):
+        for axes, image in zip(panels, self.shown[:count], strict=True):
             nearest, *texts_above = self.path_to_root(image)
             viz.traversal([(nearest, self.pictures[image]), *texts_above], ax=axes)
-            axes.set_title(self.samples[image].caption, loc="left", fontweight="bold")
+            title = _shortened(self.samples[image].caption, 30)
+            axes.set_title(title, loc="left", fontweight="bold")
         return figure
 
     def radii(self) -> Figure:
@@ -159,18 +165,24 @@ class View:
             return ops.expmap0(unit * v.norm(dim=-1, keepdim=True), self.curv)
 
         broadest = next(iter(self.levels))
-        colours = dict(zip(self.levels[broadest], COLOURS * 99, strict=False))
+        # The commonest have a colour and a cone; others would not be told apart.
+        commonest = Counter(s.ancestors[0] for s in self.samples if s.ancestors)
+        shown = [name for name, _ in commonest.most_common(len(COLOURS))]
+        colours = dict(zip(shown, COLOURS, strict=False))
         image_colours = [
             colours.get(s.ancestors[0], "k") if s.ancestors else "k" for s in self.samples
         ]
         viz.points(project(self.images), self.curv, ax=axes, s=3, c=image_colours, alpha=0.5)
         viz.points(project(self.texts["captions"]), self.curv, ax=axes, s=3, c="#9aa1a8")
         for name, apex in zip(self.levels[broadest], project(self.texts[broadest]), strict=True):
-            if broadest != "captions":
+            if name in colours:
                 style = {"ax": axes, "color": colours[name]}
                 viz.cones(apex[None], self.curv, alpha=0.07, **style)
-                viz.points(apex[None], self.curv, s=90, edgecolors="white", label=name, **style)
-        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, title="cones, images")
+                style |= {"edgecolors": "white", "label": _shortened(name, 40)}
+                viz.points(apex[None], self.curv, s=90, **style)
+        if colours:
+            legend = {"bbox_to_anchor": (1, 1), "frameon": False, "title": "cones, images"}
+            axes.legend(loc="upper left", **legend)
         # The horizon may be far off: it is left out, or shown whole.
         limit = 1.3 * abs(viz.coordinates(project(self.images), self.curv)).max()
         limit = limit if limit < 0.7 else 1.02
@@ -179,6 +191,7 @@ class View:
 
     def grid(self, count: int = 10) -> Figure:
         """For some captions the five best images: right ones framed green, wrong ones red."""
+        count = min(count, len(self.shown))
         figure = Figure(figsize=(9, 1.25 * count), layout="constrained")
         chosen = [self.samples[i] for i in self.shown[:count]]
         queries = self.texts["captions"][[self.captions.index(s.caption) for s in chosen]]
@@ -186,13 +199,19 @@ class View:
         panels = figure.subplots(count, 6, squeeze=False)
         for row, sample, best in zip(panels, chosen, ranked[:, :5].tolist(), strict=True):
             row[0].axis("off")
-            row[0].text(1, 0.5, sample.caption, ha="right", va="center", wrap=True)
+            # Wrapped here: matplotlib's `wrap` reads dollars as math.
+            lines = textwrap.fill(_shortened(sample.caption, 75), 25)
+            row[0].text(1, 0.5, lines, ha="right", va="center")
             for axes, i in zip(row[1:], best, strict=False):
                 is_right = self.samples[i].concept == sample.concept
                 _show(axes, self.pictures[i], "#3a9a4c" if is_right else "#c23b3b")
             for axes in row[1 + len(best) :]:
                 axes.axis("off")
         return figure
+
+
+def _shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def _show(axes: Axes, picture: Any, frame: str) -> None:
@@ -224,9 +243,10 @@ def draw(
         figures["Texts and their five best images"] = view.grid()
         if model.hyperbolic:
             figures["Distance from the origin, by level"] = view.radii()
-            figures[
-                "In the Poincare disk: images, captions in grey, cones of the broadest texts"
-            ] = view.disk()
+            if len(view.captions) > 2:  # which span a plane
+                figures[
+                    "In the Poincare disk: images, captions in grey, cones of the broadest texts"
+                ] = view.disk()
             figures["From an image to the root: the nearest texts"] = view.traversals()
     return figures
 

@@ -93,6 +93,8 @@ class Run:
         if self.saved:  # only now: making the towers and the loader drew random numbers too
             torch.set_rng_state(self.saved.tensors["random"])
         for batch in loader:
+            if "error" in batch:
+                raise UserError(batch["error"])
             self.own_positions[batch["worker"]] = batch["position"]
             self.state.broken += len(batch["broken"])
             batch["tokens"] = self.tokenizer(batch["texts"])

@@ -25,11 +25,16 @@ class Box(NamedTuple):
     caption: str
 
 
+def printable(text: str) -> str:
+    """A text, its lone surrogates written out. A json may have some, no tokenizer takes them."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 # A field's value in the json, checked and without surrounding spaces; TypeError if it is wrong.
 
 
 def as_text(value: Any) -> str:
-    if not isinstance(value, str):
+    if not (isinstance(value, str) and value == printable(value)):
         raise TypeError
     return value.strip()
 
@@ -134,18 +139,19 @@ def checked_boxes(
         if not (is_list_of_four and all(type(edge) in (int, float) for edge in edges)):
             got = shortened_json(edges)
             on_broken(f"boxes[{i}]: expected four numbers [x0, y0, x1, y1], got {got}")
-        elif not (isinstance(caption, str) and caption.strip()):
-            on_broken(f"boxes[{i}]: no caption")
+        elif not (isinstance(caption, str) and caption.strip() and caption == printable(caption)):
+            on_broken(f"boxes[{i}]: expected a caption, got {shortened_json(caption)}")
         elif not all(
             0 <= low <= high - 1 and high <= length
             for low, high, length in zip(edges[:2], edges[2:], size, strict=True)
         ):
-            on_broken(f"boxes[{i}]: expected a part of {size[0]} x {size[1]} pixels, got {edges}")
+            got = shortened_json(edges)
+            on_broken(f"boxes[{i}]: expected a part of {size[0]} x {size[1]} pixels, got {got}")
         else:
             yield Box(tuple(edges), caption.strip())
 
 
 def shortened_json(value: Any) -> str:
     """A value of a json for a message, cut where it is long."""
-    written = json.dumps(value, ensure_ascii=False)
+    written = printable(json.dumps(value, ensure_ascii=False))
     return written if len(written) <= 80 else f"{written[:77]}..."

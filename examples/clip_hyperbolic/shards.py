@@ -7,27 +7,34 @@ caption, or `KEY.json` with the fields of `schema.Sample`; the text counts where
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import braceexpand
-import webdataset as wds
 
-from . import images
+from . import archive, images
+from .archive import OnBroken
 from .config import UserError
 from .schema import BrokenSample, Sample, checked_boxes, parse_json, sample_arguments
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
 RawSample = dict[str, Any]  # the contents of its files by their endings, and __key__, __url__
-OnBroken = Callable[[str], None]  # takes the message about what is skipped
 
 
 def expand(patterns: Iterable[str]) -> list[str]:
     """The files that patterns with braces and wildcards name; an error if any is missing."""
     files: list[str] = []
     for pattern in patterns:
-        for name in braceexpand.braceexpand(str(pattern)):
-            matches = sorted(glob.glob(name))
+        try:
+            names = [*braceexpand.braceexpand(str(pattern))]
+        except braceexpand.UnbalancedBracesError:
+            raise UserError(
+                f"shards {pattern!r}: a brace opens or closes without the other; write "
+                "{00000..00099}, or \\{ for a brace in a name"
+            ) from None
+        for name in names:
+            matches = [name] if Path(name).exists() else sorted(glob.glob(name))
             if not matches:
                 raise UserError(
                     f"shard {name} is missing (from {pattern!r}); correct the pattern, or bring "
@@ -43,16 +50,8 @@ def raw_samples(shards: list[str], on_broken: OnBroken) -> Iterator[RawSample]:
     `__before__` has the files of the same key that came earlier in the shard, not next to these.
     """
     for shard in shards:
-
-        def skip(error: Exception, shard: str = shard) -> bool:
-            reason = error.args[0] if error.args else error
-            on_broken(f"{shard}: {type(error).__name__}: {reason}")
-            return True
-
         endings_of_key: dict[str, list[str]] = {}
-        for raw in wds.DataPipeline(
-            wds.SimpleShardList([shard]), wds.tarfile_to_samples(handler=skip)
-        ):
+        for raw in archive.raw_samples(shard, on_broken):
             before = endings_of_key.setdefault(raw["__key__"], [])
             yield raw | {"__before__": before.copy()}
             before += file_endings(raw)
@@ -87,9 +86,11 @@ def decode(raw: RawSample, on_broken: OnBroken, levels: int) -> Sample:
     arguments.setdefault("concept", own_concept)
     if caption := raw.get("txt", b"").decode("utf-8-sig").strip():
         arguments["captions"] = [caption]
-    image_ending = next((ending for ending in IMAGE_ENDINGS if ending in raw), None)
-    if image_ending is None:
+    image_endings = [ending for ending in IMAGE_ENDINGS if ending in raw]
+    if not image_endings:
         raise BrokenSample(f"no image among its files: {described_files(raw)}")
+    if len(image_endings) > 1:
+        raise BrokenSample(f"more than one image among its files: {described_files(raw)}")
     if "captions" not in arguments:
         raise BrokenSample(
             f"no caption, neither in a txt nor in a json, among its files: {described_files(raw)}"
@@ -99,7 +100,7 @@ def decode(raw: RawSample, on_broken: OnBroken, levels: int) -> Sample:
         raise BrokenSample(
             f"ancestors: training asks for {levels} (--ancestor-levels), got {ancestor_count}"
         )
-    picture = images.read(raw[image_ending])
+    picture = images.read(raw[image_endings[0]])
     entries = [] if metadata.get("boxes") is None else metadata["boxes"]
     boxes = map(picture.upright_box, checked_boxes(entries, picture.stored_size, on_broken))
     return Sample(raw["__key__"], picture.image, boxes=[*boxes], **arguments)
@@ -107,11 +108,14 @@ def decode(raw: RawSample, on_broken: OnBroken, levels: int) -> Sample:
 
 def described_files(raw: RawSample) -> str:
     """The files of a raw sample, for a message, and those that do not lie next to them."""
+    endings = ", ".join(file_endings(raw))
+    if "." in endings:
+        endings += "; a key ends at its first dot"
     if not raw["__before__"]:
-        return ", ".join(file_endings(raw))
+        return endings
     return (
-        f"{', '.join(file_endings(raw))}; not next to these lie {', '.join(raw['__before__'])} of "
-        "the same key: write the files of a key one after the other"
+        f"{endings}; not next to these lie {', '.join(raw['__before__'])} of the same key: write "
+        "the files of a key one after the other"
     )
 
 

@@ -54,7 +54,13 @@ class CaptionTokenizer:
         encoding = self.pretrained(
             texts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         )
-        return encoding["input_ids"], encoding["attention_mask"]
+        ids, mask = encoding["input_ids"], encoding["attention_mask"]
+        if not ids.shape[1]:  # none of the texts has a token
+            ids, mask = (
+                ids.new_full((len(texts), 1), self.pretrained.pad_token_id),
+                mask.new_zeros(len(texts), 1),
+            )
+        return ids, mask
 
 
 def _trained_bpe(config: Config, texts: Iterable[str]) -> Tokenizer:

@@ -116,4 +116,4 @@ def text_feature(tower: Any, input_ids: Tensor, attention_mask: Tensor | None) -
         end = input_ids.argmax(-1)
         return states[torch.arange(len(end), device=end.device), end]
     weight = attention_mask.unsqueeze(-1).to(states.dtype)
-    return (states * weight).sum(1) / weight.sum(1)
+    return (states * weight).sum(1) / weight.sum(1).clamp(min=1)  # a text may have no token

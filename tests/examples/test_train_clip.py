@@ -27,7 +27,14 @@ from clip_hyperbolic.tokenizer import CaptionTokenizer
 from pictures import SMALL, small_config, take_batches
 from PIL import Image
 from runs import SCRIPT, assert_same_runs, flags, losses, start, train
-from transformers import BertConfig, BertModel, CLIPVisionConfig, CLIPVisionModel
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    BertConfig,
+    BertModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    PreTrainedTokenizerFast,
+)
 
 # --- measures -------------------------------------------------------------------------------------
 
@@ -175,6 +182,18 @@ def test_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"--{field.name}" in output
         assert field.metadata["help"].replace("%%", "%") in output
     assert "pairs in a step, over all processes: contrasted all with all (default: 2048)" in output
+
+
+def test_a_text_without_a_token_has_a_point(shards: str) -> None:
+    """A tokenizer of a folder may have no special tokens, and find no token in a text."""
+    words = Tokenizer(models.WordLevel({"[PAD]": 0, "red": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    pretrained = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]")
+    tokenizer = CaptionTokenizer(pretrained, 77)
+    torch.manual_seed(0)
+    model = Towers.from_config(small_config(shards, text_layers=0), len(tokenizer))
+    for texts in (["red", " "], [" ", ""]):
+        assert embed_texts(model, tokenizer, texts).isfinite().all()
 
 
 # --- runs -----------------------------------------------------------------------------------------
