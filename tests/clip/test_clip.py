@@ -364,6 +364,10 @@ def test_other_towers(tmp_path: Path) -> None:
     assert torch.equal(loaded(ids, pixels, mask).logits_per_text, found.logits_per_text)
     with pytest.raises(ValueError, match="attention_mask: expected one for text_pooling="):
         loaded(ids, pixels)
+    # A text without a token has the point of no feature.
+    nothing = loaded.get_text_features(ids, mask * torch.tensor([[1], [0], [1]]))
+    assert torch.equal(nothing[1], loaded.text_lift(torch.zeros(16), curv))
+    torch.testing.assert_close(nothing[[0, 2]], found.text_embeds[[0, 2]])
 
 
 def test_pretrained_towers(tmp_path: Path, batch: Any) -> None:
