@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import tarfile
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import IO, Any
 
 from webdataset.tariterators import base_plus_ext, group_by_keys
 
 OnBroken = Callable[[str], None]  # takes the message about what is skipped
+# What opens a file that starts so. Unlike tarfile's own, these read all parts of a file that was
+# compressed in parts, and check their sums.
+OPENERS: dict[bytes, Any] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ": lzma.open,
+    b"\x5d\x00\x00": lzma.open,
+}
 
 
 class Header(tarfile.TarInfo):
@@ -16,16 +27,17 @@ class Header(tarfile.TarInfo):
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> Header:
+        start = archive.fileobj.tell()
         try:
             return super().fromtarfile(archive)
         except tarfile.EOFHeaderError:  # where the archive does end
             raise
         except tarfile.EmptyHeaderError:
-            reason = "the file ends before the archive: it is cut off"
-            raise tarfile.ReadError(reason if archive.offset else "empty file") from None
+            reason = "it ends without the end mark of a tar: cut off, or not closed"
+            raise tarfile.ReadError(reason if start else "empty file") from None
         except tarfile.HeaderError as error:
-            place = f"damaged at byte {archive.offset:,}; what follows is lost"
-            raise tarfile.ReadError(f"{place if archive.offset else 'no tar'} ({error})") from None
+            reason = f"damaged at byte {start:,}; what follows is lost" if start else "no tar"
+            raise tarfile.ReadError(f"{reason} ({error})") from None
 
 
 def raw_samples(shard: str, on_broken: OnBroken) -> Iterator[dict[str, Any]]:
@@ -42,12 +54,17 @@ def raw_samples(shard: str, on_broken: OnBroken) -> Iterator[dict[str, Any]]:
 
 
 def _files(shard: str, on_broken: OnBroken) -> Iterator[dict[str, Any]]:
-    """Each file's name and content, as webdataset has them."""
+    """Each file's name and content, as webdataset has them.
+
+    Webdataset's own reader passes over links, other names and damage in silence.
+    """
     is_empty = True
+    text = {"encoding": "utf-8", "errors": "backslashreplace"}
     try:
-        # Not by webdataset, which passes over links, other names and damage in silence.
-        text = {"encoding": "utf-8", "errors": "backslashreplace"}
-        with tarfile.open(shard, "r|*", tarinfo=Header, **text) as archive:
+        with (
+            _opened(shard) as stream,
+            tarfile.open(fileobj=stream, mode="r|", tarinfo=Header, **text) as archive,
+        ):
             for member in archive:
                 archive.members = []  # else it keeps all of them
                 if member.isdir():
@@ -57,10 +74,10 @@ def _files(shard: str, on_broken: OnBroken) -> Iterator[dict[str, Any]]:
                     on_broken(f"{member.name}: {reason} (in {shard})")
                 elif content := archive.extractfile(member):
                     yield {"fname": member.name, "data": content.read(), "__url__": shard}
-            if rest := _bytes_after(archive):
+            if _is_followed(archive):
                 raise tarfile.ReadError(
-                    f"{rest:,} bytes follow the archive's end and are not read: it is damaged, or "
-                    "two archives in one file"
+                    "something follows the archive's end and is not read: it is damaged, or two "
+                    "archives in one file"
                 )
             if is_empty:
                 raise tarfile.ReadError("no file in it")
@@ -68,19 +85,29 @@ def _files(shard: str, on_broken: OnBroken) -> Iterator[dict[str, Any]]:
         on_broken(f"{shard}: {type(error).__name__}: {error}")
 
 
+def _opened(shard: str) -> IO[bytes]:
+    """The content of a file, decompressed."""
+    with open(shard, "rb") as file:
+        start = file.read(6)
+    opener = next((o for magic, o in OPENERS.items() if start.startswith(magic)), open)
+    return opener(shard, "rb")
+
+
 def _reason_to_skip(member: tarfile.TarInfo) -> str:
     """Why a member of an archive belongs to no sample; "" if it does."""
     if not member.isreg():
-        return "a link or a device, not a file: write its content"
+        return "a link, a device or an unknown kind, not a file: write its content"
     key, ending = base_plus_ext(member.name)
-    if key is None or ending.startswith("__"):
+    if key is None:
         return "its name is not KEY.ENDING"
+    if ending.startswith("__"):
+        return "webdataset keeps endings with __ for itself"
     return ""
 
 
-def _bytes_after(archive: tarfile.TarFile) -> int:
-    """How much there is after the end of an archive that was read to its end, but for zeros."""
-    count, stream = 0, archive.fileobj
-    while stream and (chunk := stream.read(1 << 20)):
-        count += len(chunk) if chunk.strip(b"\0") else 0
-    return count
+def _is_followed(archive: tarfile.TarFile) -> bool:
+    """Whether anything but zeros follows the end of an archive that was read to its end."""
+    while chunk := archive.fileobj.read(1 << 20):
+        if chunk.strip(b"\0"):
+            return True
+    return False

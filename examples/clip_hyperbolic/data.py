@@ -18,7 +18,7 @@ from .augment import cropped, varied
 from .config import Config, UserError
 from .images import as_pixels, crop_box
 from .schema import Sample, with_keywords
-from .shards import IMAGE_ENDINGS, OnBroken, expand, raw_samples, read, samples
+from .shards import IMAGE_ENDINGS, expand, raw_samples, read, samples
 
 # So many samples, two large shards' worth, may be broken before the first whole one.
 MAX_BROKEN_AT_START = 20_000
@@ -135,8 +135,8 @@ class Batches(IterableDataset):
         if memory is None and config.in_memory:
             stream = samples(self.shards, self.broken.append, config.ancestor_levels)
             self.memory = list(stream)
-            if not self.memory:
-                raise no_sample(self.shards, self.broken)
+        if self.memory == []:
+            raise no_sample(self.shards, self.broken)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         info = get_worker_info()
@@ -153,20 +153,20 @@ class Batches(IterableDataset):
             yield {"error": str(error)}
 
     def _batches(self, worker: int, broken: list[str]) -> Iterator[dict[str, Any]]:
-        """The batches of one worker, from shards of its own if there are enough that can be read.
-
-        Messages go to `broken`, and on to the next batch.
-        """
+        """The batches of one worker; messages go to `broken`, and on to the next batch."""
         consumers = self.processes * self.workers
         consumer = self.rank * self.workers + worker
-        own_shards = self.shards[consumer::consumers]
+        shards, start = self.shards[consumer::consumers], self.positions[worker]
         if self.memory is None and len(self.shards) >= consumers > 1:
-            try:
-                items = self._items(own_shards, f"{consumer}", self.positions[worker], broken)
-                yield from self._collated(items, worker, broken)
-            except NoSample:
-                broken.append(f"{', '.join(own_shards)}: no whole sample; others are read instead")
-        items = self._items(self.shards, "", self.positions[worker], broken)
+            errors: list[str] = []
+            if next(samples(shards, errors.append, self.config.ancestor_levels), None) is None:
+                if start == 0:
+                    broken.append(f"{no_sample(shards, errors)}. Others are read instead")
+                shards = self.shards
+            yield from self._collated(
+                self._items(shards, f"{consumer}", start, broken), worker, broken
+            )
+        items = self._items(self.shards, "", start, broken)
         in_turn = (i for i in items if i.position // self.batch_size % consumers == consumer)
         yield from self._collated(in_turn, worker, broken)
 
@@ -205,12 +205,15 @@ class Batches(IterableDataset):
         contents = (
             content
             for epoch in count()
-            for content in self._epoch(shards, random.Random(f"{seed}/{epoch}"), broken.append)
+            for content in self._epoch(shards, random.Random(f"{seed}/{epoch}"), broken)
         )
-        for position, content in islice(enumerate(contents), start, None):
+        numbered = enumerate(contents)
+        for _ in islice(numbered, start):
+            broken.clear()  # earlier batches had these messages
+        for position, content in numbered:
             yield Item(position, random.Random(f"{seed}/at {position}"), content)
 
-    def _epoch(self, shards: list[str], rng: random.Random, on_broken: OnBroken) -> Iterator[Any]:
+    def _epoch(self, shards: list[str], rng: random.Random, broken: list[str]) -> Iterator[Any]:
         """Each sample once, in random order.
 
         Samples in memory are shuffled as a whole; else the shards are, and samples in a buffer.
@@ -218,26 +221,20 @@ class Batches(IterableDataset):
         if self.memory is not None:
             yield from rng.sample(self.memory, len(self.memory))
             return
-        sample_count, messages = 0, []
-        stream = raw_samples(rng.sample(shards, len(shards)), messages.append)
+        sample_count = 0
+        stream = raw_samples(rng.sample(shards, len(shards)), broken.append)
         for raw in wds.shuffle(SHUFFLE_BUFFER, rng=rng)(stream):
             sample_count += 1
             yield raw
-        for message in messages:
-            on_broken(message)
         if not sample_count:
-            raise no_sample(shards, messages)
+            raise no_sample(shards, broken)
 
 
-class NoSample(UserError):
-    """Shards hold no sample to train on."""
-
-
-def no_sample(shards: list[str], messages: list[str]) -> NoSample:
+def no_sample(shards: list[str], messages: list[str]) -> UserError:
     """The error that shards hold no sample to train on; it says what was wrong with the first."""
     reason = f"; the first of {len(messages)} errors: {messages[0]}" if messages else ""
-    return NoSample(
-        f"the dataset is empty: no whole KEY.{{{','.join(IMAGE_ENDINGS)}}} with KEY.txt or "
+    return UserError(
+        f"no sample to train on: no whole KEY.{{{','.join(IMAGE_ENDINGS)}}} with KEY.txt or "
         f"KEY.json in {len(shards)} shards, {shards[0]} the first{reason}"
     )
 

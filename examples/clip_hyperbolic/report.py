@@ -37,8 +37,8 @@ from matplotlib.figure import Figure
 
 from lorentzkit import viz
 
-matplotlib.rcParams["text.parse_math"] = False  # captions may have dollars
 ROOT = "[ROOT]"
+plain_text = matplotlib.rc_context({"text.parse_math": False})  # captions may have dollars
 COLOURS = ("#2f6fb5", "#e07b27", "#3a9a4c", "#c23b3b", "#7d5bb0", "#8c5a3c", "#d1609f", "#6b7a87")
 STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}"
@@ -132,6 +132,7 @@ class View:
         nearest = ops.pairwise_topk(path, points, self.curv, k=1)[1][:, 0]
         return [_shortened(names[i], 40) for i in nearest.tolist()]
 
+    @plain_text
     def traversals(self, count: int = 4) -> Figure:
         count = min(count, len(self.shown))
         figure = Figure(figsize=(4 * count, 5), layout="constrained")
@@ -148,6 +149,7 @@ class View:
         viz.radius_histogram(self.texts | {"images": self.images}, self.curv, ax=figure.subplots())
         return figure
 
+    @plain_text
     def disk(self) -> Figure:
         """All points in the plane of the two directions in which captions differ most.
 
@@ -180,6 +182,8 @@ class View:
                 viz.cones(apex[None], self.curv, alpha=0.07, **style)
                 style |= {"edgecolors": "white", "label": _shortened(name, 40)}
                 viz.points(apex[None], self.curv, s=90, **style)
+        if len(commonest) > len(colours):
+            axes.scatter([], [], color="k", label="others")
         if colours:
             legend = {"bbox_to_anchor": (1, 1), "frameon": False, "title": "cones, images"}
             axes.legend(loc="upper left", **legend)
@@ -189,6 +193,7 @@ class View:
         axes.set(xlim=(-limit, limit), ylim=(-limit, limit))
         return figure
 
+    @plain_text
     def grid(self, count: int = 10) -> Figure:
         """For some captions the five best images: right ones framed green, wrong ones red."""
         count = min(count, len(self.shown))
@@ -211,7 +216,9 @@ class View:
 
 
 def _shortened(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[: length - 3]}..."
+    """A text, without its middle if it is longer."""
+    end = (length - 3) // 2
+    return text if len(text) <= length else f"{text[:end]}...{text[-end:]}"
 
 
 def _show(axes: Axes, picture: Any, frame: str) -> None:

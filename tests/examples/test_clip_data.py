@@ -179,7 +179,7 @@ def test_missing_and_empty_shards_say_what_to_do(shards: str, tmp_path: Path) ->
     tarfile.open(tmp_path / "empty.tar", "w").close()
     for in_memory in (True, False):
         config = small_config(str(tmp_path / "empty.tar"), in_memory=in_memory)
-        with pytest.raises(UserError, match="the dataset is empty"):
+        with pytest.raises(UserError, match="no sample to train on"):
             take_batches(config, 1)
 
 

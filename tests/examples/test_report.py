@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import pytest
 import torch
 from clip_hyperbolic import report
@@ -60,8 +61,9 @@ def test_many_ancestors_have_a_page(tmp_path: Path) -> None:
     view = report.View(config, Towers.from_config(config, len(tokenizer)), tokenizer, [shard])
     legend = view.disk().axes[0].get_legend()
     labels = [text.get_text() for text in legend.get_texts()]
-    assert "common" in labels
-    assert len(labels) == len(report.COLOURS)
+    assert labels.count("common") == labels.count("others") == 1
+    assert len(labels) == len(report.COLOURS) + 1
+    assert matplotlib.rcParams["text.parse_math"]  # for log axes of others
 
 
 @pytest.mark.parametrize("name", ["Twtr", "redcaps-validation-2021"])
