@@ -465,8 +465,9 @@ def test_trainer(tmp_path: Path, processor: HyperbolicCLIPProcessor) -> None:
     first = trainer.evaluate()["eval_loss"]
     trainer.train()
     assert trainer.evaluate()["eval_loss"] < first
-    changed = {n for n, x in model.state_dict().items() if not torch.equal(x, before[n])}
-    assert set(before) - changed == {"vision_model.embeddings.position_embeddings"}
+    unchanged = {n for n, x in model.state_dict().items() if torch.equal(x, before[n])}
+    bounds = {n for n in unchanged if n.endswith("_extra_state")}  # of the curvature and the scales
+    assert unchanged - bounds == {"vision_model.embeddings.position_embeddings"}
     saved = HyperbolicCLIPModel.from_pretrained(tmp_path / "run" / "checkpoint-3")
     assert all(torch.equal(x, saved.state_dict()[n]) for n, x in model.state_dict().items())
 
