@@ -10,9 +10,7 @@ from typing import Any
 import torch
 from common import (
     ATMG_QUERY,
-    BLUE,
-    GREEN,
-    ORANGE,
+    OBJECTIVES,
     Case,
     half_range,
     options,
@@ -27,9 +25,9 @@ from training import Drawings, configuration, train, trained
 from lorentzkit import ops
 
 READINGS = ["atmg", ATMG_QUERY]
-WEIGHTS = [0.01, 0.1, 1.0]
-DEFAULT_RADII = (0.5, 1.0)  # of texts and of images
-RADII = {(0.25, 0.5): (ORANGE, "^"), DEFAULT_RADII: (BLUE, "o"), (1.0, 2.0): (GREEN, "s")}
+WEIGHT, RADII = 0.1, (0.5, 1.0)  # the radii of texts and of images
+WEIGHTS = [(weight, *RADII) for weight in (0.0, 0.01, WEIGHT, 1.0)]
+OTHER_RADII = [(WEIGHT, 0.25, 0.5), (WEIGHT, 1.0, 2.0)]
 NAMES = ["t2i R@1", "i2t R@1", "i2t TIE", "captions", "images", "curvature"]
 
 
@@ -50,42 +48,44 @@ def train_and_measure(seed: int, steps: int, smoke: bool, **settings: Any) -> Ca
     return scores | {"taken": steps_taken, "curvature": curv.item()}
 
 
-def figure_of(cases: list[Case]) -> Figure:
-    """R@1 against the weight, for each reading of the angle and each pair of radii."""
-    figure = Figure(figsize=(12, 4.6), layout="constrained")
-    panels = figure.subplots(1, len(READINGS), sharey=True)
-    for axes, reading in zip(panels, READINGS, strict=True):
-        own_cases = [case for case in cases if case["objective"] == reading]
-        plain = mean(case["t2i R@1"] for case in own_cases if not case["centroid_weight"])
-        axes.axhline(plain, color="#777777", ls="--", label="without the regulariser")
-        for radii, (colour, marker) in RADII.items():
-            same_radii = [c for c in own_cases if (c["text_radius"], c["image_radius"]) == radii]
-            groups = over_seeds([c for c in same_radii if c["centroid_weight"]], "centroid_weight")
-            recalls = [[case["t2i R@1"] for case in group] for group in groups.values()]
+def figure_of(groups: dict[tuple[Any, ...], list[Case]]) -> Figure:
+    """R@1 by the weight, and by the radii, for each reading of the angle."""
+    figure = Figure(figsize=(12, 4.4), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    by_radii = sorted([(WEIGHT, *RADII), *OTHER_RADII])
+    for axes, settings in zip(panels, (WEIGHTS, by_radii), strict=True):
+        for reading in READINGS:
+            recalls = {
+                place: [case["t2i R@1"] for case in groups[(reading, *setting)]]
+                for place, setting in enumerate(settings)
+                if (reading, *setting) in groups
+            }
+            colour, marker = OBJECTIVES[reading]
             axes.errorbar(
-                [weight for (weight,) in groups],
-                [mean(values) for values in recalls],
-                [half_range(values) for values in recalls],
+                list(recalls),
+                [mean(values) for values in recalls.values()],
+                [half_range(values) for values in recalls.values()],
                 color=colour,
                 marker=marker,
                 capsize=3,
-                label=f"texts {radii[0]:g}, images {radii[1]:g}",
+                label=reading,
             )
-        axes.set(xscale="log", xlabel="weight of the regulariser, lambda", title=reading)
-    panels[0].set(ylabel="text to image R@1, unseen vendors")
-    figure.legend(
-        *panels[0].get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=4,
-        title="distance of the centroids from the origin",
+    weights = [f"{weight:g}" for weight, *_ in WEIGHTS]
+    panels[0].set_xticks(range(len(WEIGHTS)), weights)
+    panels[0].set(
+        xlabel=f"weight lambda, with radii of {RADII[0]:g} and {RADII[1]:g}",
+        ylabel="text to image R@1, unseen vendors",
     )
+    radii = [f"{texts:g}, {images:g}" for _, texts, images in by_radii]
+    panels[1].set_xticks(range(len(by_radii)), radii)
+    panels[1].set(xlabel=f"radii of texts and images, with lambda = {WEIGHT:g}")
+    panels[0].legend(frameon=False)
     return figure
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     started, args = time.perf_counter(), options(__doc__ or "", argv)
-    regularised = [(weight, *radii) for weight in WEIGHTS for radii in RADII]
-    settings = [(0.0, *DEFAULT_RADII), *args.pick(regularised[:1], regularised, regularised)]
+    settings = args.pick(WEIGHTS[:2], WEIGHTS + OTHER_RADII, WEIGHTS + OTHER_RADII)
     cases = [
         {
             "objective": reading,
@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     heading = ["objective", "lambda", "radius of texts, images", *NAMES[:3]]
     heading += ["captions at", "images at", "curvature"]
-    publish("centroid", args, started, heading, rows, figure_of(cases), cases=cases)
+    publish("centroid", args, started, heading, rows, figure_of(groups), cases=cases)
 
 
 if __name__ == "__main__":
