@@ -155,20 +155,18 @@ class Batches(IterableDataset):
     def _batches(self, worker: int, broken: list[str]) -> Iterator[dict[str, Any]]:
         """The batches of one worker; messages go to `broken`, and on to the next batch."""
         consumers = self.processes * self.workers
-        consumer = self.rank * self.workers + worker
-        shards, start = self.shards[consumer::consumers], self.positions[worker]
+        consumer, start = self.rank * self.workers + worker, self.positions[worker]
         if self.memory is None and len(self.shards) >= consumers > 1:
-            errors: list[str] = []
+            shards, errors = self.shards[consumer::consumers], []
             if next(samples(shards, errors.append, self.config.ancestor_levels), None) is None:
                 if start == 0:
                     broken.append(f"{no_sample(shards, errors)}. Others are read instead")
                 shards = self.shards
-            yield from self._collated(
-                self._items(shards, f"{consumer}", start, broken), worker, broken
-            )
-        items = self._items(self.shards, "", start, broken)
-        in_turn = (i for i in items if i.position // self.batch_size % consumers == consumer)
-        yield from self._collated(in_turn, worker, broken)
+            items = self._items(shards, f"{consumer}", start, broken)
+        else:
+            shared = self._items(self.shards, "", start, broken)
+            items = (i for i in shared if i.position // self.batch_size % consumers == consumer)
+        yield from self._collated(items, worker, broken)
 
     def _collated(
         self, items: Iterator[Item], worker: int, broken: list[str]
