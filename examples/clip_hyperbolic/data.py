@@ -18,7 +18,7 @@ from .augment import cropped, varied
 from .config import Config, UserError
 from .images import as_pixels, crop_box
 from .schema import Sample, with_keywords
-from .shards import IMAGE_ENDINGS, expand, raw_samples, read, samples
+from .shards import IMAGE_ENDINGS, expand, first_of, raw_samples, read, samples
 
 # So many samples, two large shards' worth, may be broken before the first whole one.
 MAX_BROKEN_AT_START = 20_000
@@ -230,10 +230,9 @@ class Batches(IterableDataset):
 
 def no_sample(shards: list[str], messages: list[str]) -> UserError:
     """The error that shards hold no sample to train on; it says what was wrong with the first."""
-    reason = f"; the first of {len(messages)} errors: {messages[0]}" if messages else ""
     return UserError(
         f"no sample to train on: no whole KEY.{{{','.join(IMAGE_ENDINGS)}}} with KEY.txt or "
-        f"KEY.json in {len(shards)} shards, {shards[0]} the first{reason}"
+        f"KEY.json in {len(shards)} shards, {shards[0]} the first{first_of(messages)}"
     )
 
 

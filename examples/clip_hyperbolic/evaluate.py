@@ -16,6 +16,7 @@ from .config import UserError
 from .images import as_pixels, fitted
 from .model import Towers
 from .schema import Sample, with_keywords
+from .shards import first_of
 from .tokenizer import CaptionTokenizer
 
 DEPTH = 1000  # a ranking has so many places at most
@@ -276,9 +277,8 @@ def texts_of_samples(
 
 def no_pair(source: str, messages: Sequence[str] = ()) -> UserError:
     """The error that the flags `source` chose no sample; it says what was wrong with the first."""
-    reason = f"; the first of {len(messages)} errors: {messages[0]}" if messages else ""
     return UserError(
-        f"{source}: no pair of an image and a text to evaluate on; give others{reason}"
+        f"{source}: no pair of an image and a text to evaluate on; give others{first_of(messages)}"
     )
 
 

@@ -30,11 +30,15 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def is_text(value: Any) -> bool:
+    return isinstance(value, str) and value == printable(value)
+
+
 # A field's value in the json, checked and without surrounding spaces; TypeError if it is wrong.
 
 
 def as_text(value: Any) -> str:
-    if not (isinstance(value, str) and value == printable(value)):
+    if not is_text(value):
         raise TypeError
     return value.strip()
 
@@ -139,7 +143,7 @@ def checked_boxes(
         if not (is_list_of_four and all(type(edge) in (int, float) for edge in edges)):
             got = shortened_json(edges)
             on_broken(f"boxes[{i}]: expected four numbers [x0, y0, x1, y1], got {got}")
-        elif not (isinstance(caption, str) and caption.strip() and caption == printable(caption)):
+        elif not (is_text(caption) and caption.strip()):
             on_broken(f"boxes[{i}]: expected a caption, got {shortened_json(caption)}")
         elif not all(
             0 <= low <= high - 1 and high <= length

@@ -7,7 +7,7 @@ caption, or `KEY.json` with the fields of `schema.Sample`; the text counts where
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,11 @@ def raw_samples(shards: list[str], on_broken: OnBroken) -> Iterator[RawSample]:
             before = endings_of_key.setdefault(raw["__key__"], [])
             yield raw | {"__before__": before.copy()}
             before += file_endings(raw)
+
+
+def first_of(messages: Sequence[str]) -> str:
+    """What an error about shards adds: the first of the messages about what is broken in them."""
+    return f"; the first of {len(messages)} errors: {messages[0]}" if messages else ""
 
 
 def file_endings(raw: RawSample) -> list[str]:

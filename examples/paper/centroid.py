@@ -34,8 +34,8 @@ NAMES = ["t2i R@1", "i2t R@1", "i2t TIE", "captions", "images", "curvature"]
 def train_and_measure(seed: int, steps: int, smoke: bool, **settings: Any) -> Case:
     """Trains with one weight and radii, and measures what the model reaches."""
     # Whatever the radii, texts and images start at the same ones.
-    starts = {"text_start": 0.5, "image_start": 1.0}
-    config = configuration(smoke, seed=seed, steps=steps, **starts, **settings)
+    settings |= dict(zip(("text_start", "image_start"), RADII, strict=True))
+    config = configuration(smoke, seed=seed, steps=steps, **settings)
     model, tokenizer, steps_taken = train(config)
     drawings = Drawings(config)
     points, curv = drawings.points(model, tokenizer), model.model.curv().detach()
