@@ -40,7 +40,7 @@ class Header(tarfile.TarInfo):
             raise tarfile.ReadError(f"{reason} ({error})") from None
 
 
-def raw_samples(shard: str, on_broken: OnBroken) -> Iterator[dict[str, Any]]:
+def files_of_keys(shard: str, on_broken: OnBroken) -> Iterator[dict[str, Any]]:
     """The contents of the files of each key by their endings, with __key__ and __url__.
 
     Files of one key are taken together where they lie next to each other.

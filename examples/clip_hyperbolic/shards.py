@@ -51,7 +51,7 @@ def raw_samples(shards: list[str], on_broken: OnBroken) -> Iterator[RawSample]:
     """
     for shard in shards:
         endings_of_key: dict[str, list[str]] = {}
-        for raw in archive.raw_samples(shard, on_broken):
+        for raw in archive.files_of_keys(shard, on_broken):
             before = endings_of_key.setdefault(raw["__key__"], [])
             yield raw | {"__before__": before.copy()}
             before += file_endings(raw)
